@@ -1,0 +1,47 @@
+"""visionpos: any position encoding in any timm vision transformer, exact, in one line."""
+
+from . import bias, input, none, rotary
+from .bias.alibi import alibi_slopes
+from .encoding import BiasEncoding, InputEncoding, PositionEncoding, RotaryEncoding
+from .input.sincos2d import sincos_2d
+from .input.sinusoidal import sincos_1d
+from .models import create_model, get_encoding, set_encoding, supported_hosts
+from .positions import Positions
+from .registry import create_encoding, discover, encoding_info, list_encodings, register_encoding
+from .resize import resize_position_table, resize_relative_table
+from .rotary.rope_axial import rope_angles_axial
+from .rotary.rotation import apply_rotary
+from .testing import check_encoding
+from .windows import relative_position_index, shifted_window_mask
+
+__version__ = "0.1.0"
+
+for _folder in (input, rotary, bias):
+    discover(_folder)
+del _folder, bias, input, none, rotary
+
+__all__ = [
+    "BiasEncoding",
+    "InputEncoding",
+    "PositionEncoding",
+    "Positions",
+    "RotaryEncoding",
+    "alibi_slopes",
+    "apply_rotary",
+    "check_encoding",
+    "create_encoding",
+    "create_model",
+    "encoding_info",
+    "get_encoding",
+    "list_encodings",
+    "register_encoding",
+    "relative_position_index",
+    "resize_position_table",
+    "resize_relative_table",
+    "rope_angles_axial",
+    "set_encoding",
+    "shifted_window_mask",
+    "sincos_1d",
+    "sincos_2d",
+    "supported_hosts",
+]

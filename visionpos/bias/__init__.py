@@ -1,0 +1,1 @@
+"""Encodings that add a number to each attention logit, one per file."""

@@ -1,0 +1,53 @@
+"""ALiBi over the flat token index: "Train Short, Test Long" (Press et al. 2021, arXiv 2108.12409)."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..encoding import BiasEncoding
+from ..frequencies import flat_index
+from ..positions import Positions
+from ..registry import register_encoding
+
+
+def alibi_slopes(num_heads: int, *, device=None, dtype: torch.dtype | None = None) -> Float[Tensor, " heads"]:
+    """One slope per head, (heads,).
+
+    For a power of two: 2 ** (-8 (i + 1) / heads), i = 0 .. heads - 1. Otherwise the slopes of the next lower power of
+    two, then every other one of the next higher: the order is not monotone.
+
+    Raises:
+        ValueError: `num_heads` is not positive.
+    """
+    if num_heads < 1:
+        raise ValueError(f"num_heads must be positive, got {num_heads}")
+    lower = 2 ** (num_heads.bit_length() - 1)
+
+    def powers(count: int) -> list[float]:
+        return [2.0 ** (-8 * (i + 1) / count) for i in range(count)]
+
+    slopes = powers(lower) + powers(2 * lower)[0::2][: num_heads - lower]
+    return torch.tensor(slopes, device=device, dtype=dtype)
+
+
+@register_encoding("alibi")
+class Alibi(BiasEncoding):
+    """b = -m_h |i - j| on flat row-major indices i = y W + x, slopes m_h by `alibi_slopes`.
+
+    The symmetric form for attention in both directions. It falls with every step of distance and is unbounded.
+
+    Args:
+        num_heads: attention heads.
+    """
+
+    paper = "Press et al. 2021, arXiv 2108.12409"
+    translation_invariant = True
+
+    def encode(self, queries: Positions, keys: Positions) -> Tensor:
+        q = flat_index(queries.coords, queries.feat_shape)
+        k = flat_index(keys.coords, keys.feat_shape)
+        distance = (q[..., :, None] - k[..., None, :]).abs()
+        slopes = alibi_slopes(self.num_heads, device=q.device, dtype=q.dtype)
+        return -slopes[:, None, None] * distance.unsqueeze(-3)

@@ -1,0 +1,31 @@
+"""Two-dimensional ALiBi: CROMA (Fuller et al. 2023, arXiv 2311.00566)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..encoding import BiasEncoding
+from ..positions import Positions
+from ..registry import register_encoding
+from .alibi import alibi_slopes
+
+
+@register_encoding("alibi2d")
+class Alibi2D(BiasEncoding):
+    """b = -m_h ||p - p'||, the Euclidean distance in units of one grid step, slopes m_h by `alibi_slopes`.
+
+    Isotropic: it knows how far, never in which direction.
+
+    Args:
+        num_heads: attention heads.
+    """
+
+    paper = "Fuller et al. 2023, arXiv 2311.00566"
+    translation_invariant = True
+
+    def encode(self, queries: Positions, keys: Positions) -> Tensor:
+        delta = queries.coords[..., :, None, :] - keys.coords[..., None, :, :]
+        distance = torch.linalg.vector_norm(delta, dim=-1)  # ([B,] Nq, Nk)
+        slopes = alibi_slopes(self.num_heads, device=distance.device, dtype=distance.dtype)
+        return -slopes[:, None, None] * distance.unsqueeze(-3)

@@ -1,0 +1,89 @@
+"""Fixed two-dimensional sinusoid: MAE (He et al. 2021, arXiv 2111.06377) and its dialects."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..encoding import InputEncoding
+from ..frequencies import flat_index, geometric_frequencies, require_multiple, wide
+from ..positions import Positions
+from ..registry import register_encoding
+
+Preset = Literal["mae", "mocov3", "big_vision", "timm"]
+PRESETS = ("mae", "mocov3", "big_vision", "timm")
+
+
+def _encode(coords: Tensor, feat_shape: tuple[int, int], dim: int, temperature: float, preset: str) -> Tensor:
+    """The formula, on coordinates (..., 2) of (y, x); in float64."""
+    if preset not in PRESETS:
+        raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
+    require_multiple("dim", dim, 4, "a sine and a cosine for each frequency of each axis")
+    y, x = wide(coords).unbind(-1)
+    height, width = feat_shape
+    if preset == "mocov3" and height != width:  # column by column; see the class
+        index = flat_index(coords, feat_shape)
+        x = torch.div(index, height, rounding_mode="floor")
+        y = index - x * height
+    elif preset == "mocov3":
+        y, x = x, y
+    omega = geometric_frequencies(dim // 4, temperature, inclusive=preset == "big_vision", device=coords.device)
+    ay, ax = y[..., None] * omega, x[..., None] * omega
+    if preset == "timm":
+        return torch.cat([ay.sin(), ax.sin(), ay.cos(), ax.cos()], dim=-1)
+    return torch.cat([ax.sin(), ax.cos(), ay.sin(), ay.cos()], dim=-1)
+
+
+def sincos_2d(
+    feat_shape: tuple[int, int],
+    dim: int,
+    temperature: float = 10000.0,
+    preset: Preset = "mae",
+    *,
+    device=None,
+    dtype: torch.dtype | None = None,
+) -> Float[Tensor, "n dim"]:
+    """The table of a whole grid, (H * W, dim), without a row for a class token; the formula is `SinCos2D`'s.
+
+    Computed in float64 and rounded once, to `dtype` (by default torch's default dtype).
+
+    Raises:
+        ValueError: `dim` is not a multiple of 4, an unknown preset, or a temperature that is not positive.
+    """
+    coords = Positions.grid(tuple(feat_shape), device=device).coords
+    return _encode(coords, tuple(feat_shape), dim, temperature, preset).to(dtype or torch.get_default_dtype())
+
+
+@register_encoding("sincos2d")
+class SinCos2D(InputEncoding):
+    """Half of the channels are a sinusoid of the column, half of the row; fixed, with zeros for prefix tokens.
+
+    x += [sin(x w) | cos(x w) | sin(y w) | cos(y w)], w_i = temperature ** (-i / (dim / 4)), i < dim / 4.
+
+    Presets, each as its reference code computes it:
+        mae: as above; x (the column) fills the first half.
+        mocov3: equal to mae with the halves swapped on square grids. On others its code lists the table column by
+            column while the tokens come row by row; this is reproduced, since weights were trained with it.
+        big_vision: exponent i / (dim / 4 - 1), so that the slowest frequency is exactly 1 / temperature.
+        timm: channel blocks sin y, sin x, cos y, cos x (`build_sincos2d_pos_embed`).
+
+    Args:
+        dim: channels of a token, a multiple of 4.
+        temperature: 10000 in all four.
+        preset: "mae", "mocov3", "big_vision" or "timm".
+    """
+
+    paper = "He et al. 2021, arXiv 2111.06377"
+
+    def __init__(self, dim: int, temperature: float = 10000.0, preset: Preset = "mae", **frame):
+        super().__init__(dim, **frame)
+        require_multiple("dim", dim, 4, "a sine and a cosine for each frequency of each axis")
+        if preset not in PRESETS:
+            raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
+        self.temperature, self.preset = temperature, preset
+
+    def encode(self, positions: Positions) -> Tensor:
+        return _encode(positions.coords, positions.feat_shape, self.dim, self.temperature, self.preset)

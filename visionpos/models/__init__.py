@@ -1,0 +1,119 @@
+"""timm models with a chosen encoding."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import timm
+from torch import nn
+
+from ..encoding import PositionEncoding
+from ..registry import Spec, constructor_parameters, create_encoding, get_encoding_class, parse_spec
+from .host import Facts, Host, find_host, register_host, supported_hosts
+
+__all__ = ["Host", "create_model", "get_encoding", "register_host", "set_encoding", "supported_hosts"]
+
+
+def create_model(name: str, encoding: Spec | None = None, **kwargs: Any) -> nn.Module:
+    """`timm.create_model`, then `set_encoding`.
+
+    Args:
+        name: a timm model name.
+        encoding: an encoding spec; None keeps the model's own.
+        kwargs: everything that `timm.create_model` takes: pretrained, img_size, patch_size, num_classes ...
+
+    Raises:
+        ValueError: an unknown encoding or option, or a model that is no host. Checked before the model is built.
+    """
+    spec = None if encoding is None else parse_spec(encoding)
+    model = timm.create_model(name, **kwargs)
+    return model if spec is None else _set_encoding(model, spec)
+
+
+def set_encoding(model: nn.Module, encoding: Spec) -> nn.Module:
+    """Replace what encodes position in a timm model, in place.
+
+    An encoding that the model has already, asked for by its name alone, stays as it is, weights and all; with options
+    it is built anew. All other weights stay.
+
+    Args:
+        model: a timm model of a supported family, converted or not.
+        encoding: a name, names joined by "+", a dict {"name": ..., **options}, an encoding, or a list of those;
+            "none" removes every position. An encoding given as an instance serves all layers.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: an unknown encoding or option, dimensions that do not fit, or a model that is no host.
+    """
+    return _set_encoding(model, parse_spec(encoding))
+
+
+def get_encoding(model: nn.Module) -> list[PositionEncoding]:
+    """What encodes position in a model: input encodings first, then those of the attention layers in order.
+
+    A model that was not converted yet is prepared for encodings, which changes neither its output nor its names.
+
+    Raises:
+        ValueError: the model is no host.
+    """
+    host = find_host(model)
+    host.prepare(model)
+    inputs, layers = host.encodings(model)
+    return list(dict.fromkeys([*inputs, *(encoding for layer in layers for encoding in layer)]))
+
+
+def _set_encoding(model: nn.Module, spec: list) -> nn.Module:
+    host = find_host(model)
+    host.prepare(model)
+    old_inputs, old_layers = host.encodings(model)
+    input_facts, layer_facts = host.input_facts(model), host.layer_facts(model)
+    inputs: list[PositionEncoding] = []
+    layers: list[list[PositionEncoding]] = [[] for _ in layer_facts]
+    for item in spec:
+        place = item.place if isinstance(item, PositionEncoding) else get_encoding_class(item[0]).place
+        if place == "input":
+            inputs.append(_build(item, [input_facts], [old_inputs])[0])
+        elif place != "none":
+            for layer, encoding in zip(layers, _build(item, layer_facts, old_layers), strict=True):
+                layer.append(encoding)
+    reference = next(model.parameters())
+    for encoding in {*inputs, *(encoding for layer in layers for encoding in layer)}:
+        encoding.to(device=reference.device, dtype=reference.dtype).train(model.training)
+    host.install(model, inputs, layers)
+    return model
+
+
+def _build(item, facts: list[Facts], old: list[list[PositionEncoding]]) -> list[PositionEncoding]:
+    """One encoding for each place in the model that `facts` describes; the same module where it can be shared."""
+    if isinstance(item, PositionEncoding):
+        for fact in facts:
+            _check_fit(item, fact)
+        return [item] * len(facts)
+    name, options = item
+    cls = get_encoding_class(name)
+    built: list[PositionEncoding] = []
+    for fact, present in zip(facts, old, strict=True):
+        kept = [] if options else [encoding for encoding in present if type(encoding) is cls]
+        if kept:
+            built.append(kept[0])
+        elif cls.shared and built and all(getattr(built[-1], k, v) == v for k, v in fact.items() if k != "layer"):
+            built.append(built[-1])
+        else:
+            accepted = constructor_parameters(cls)
+            fact = {"reference_shape": fact["feat_shape"], **fact}
+            known = {key: value for key, value in fact.items() if key in accepted}
+            built.append(create_encoding(name, **{**known, **options}))
+    return built
+
+
+def _check_fit(encoding: PositionEncoding, facts: Facts) -> None:
+    for key in ("dim", "num_heads", "head_dim"):
+        if key in facts and getattr(encoding, key, facts[key]) != facts[key]:
+            raise ValueError(
+                f"{encoding.name} was built with {key}={getattr(encoding, key)}, but the model has {facts[key]}"
+            )
+
+
+from . import swin, vit  # noqa: E402, F401  registers the hosts

@@ -1,0 +1,72 @@
+"""How a timm family becomes a host: the short contract that `set_encoding` works through."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+from torch import nn
+
+from ..encoding import PositionEncoding
+
+Facts = dict[str, Any]  # constructor arguments that the model itself knows: dim, num_heads, head_dim, feat_shape ...
+
+
+class Host(ABC):
+    """One timm family. An adapter is a subclass with these methods, added by `register_host`."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def accepts(self, model: nn.Module) -> bool:
+        """Whether this adapter is for the model, converted or not."""
+
+    @abstractmethod
+    def prepare(self, model: nn.Module) -> None:
+        """Swap classes, and wrap the positions that the model has into encodings; changes no output. Idempotent.
+
+        Raises:
+            ValueError: the model has a part that cannot be converted.
+        """
+
+    @abstractmethod
+    def input_facts(self, model: nn.Module) -> Facts:
+        """What an input encoding needs to know of the model."""
+
+    @abstractmethod
+    def layer_facts(self, model: nn.Module) -> list[Facts]:
+        """What a rotary or bias encoding needs to know, for each attention layer in order."""
+
+    @abstractmethod
+    def encodings(self, model: nn.Module) -> tuple[list[PositionEncoding], list[list[PositionEncoding]]]:
+        """What a prepared model has: its input encodings, and those of each attention layer."""
+
+    @abstractmethod
+    def install(self, model: nn.Module, inputs: list[PositionEncoding], layers: list[list[PositionEncoding]]) -> None:
+        """Put encodings into a prepared model, in place of all that it has. A module in every layer is a shared one."""
+
+
+_HOSTS: list[Host] = []
+
+
+def register_host(host: Host) -> Host:
+    """Make a family known to `set_encoding`."""
+    _HOSTS.append(host)
+    return host
+
+
+def supported_hosts() -> list[str]:
+    """Names of the timm families that take encodings."""
+    return [host.name for host in _HOSTS]
+
+
+def find_host(model: nn.Module) -> Host:
+    """The adapter of a model.
+
+    Raises:
+        ValueError: no family fits; names the supported ones.
+    """
+    for host in _HOSTS:
+        if host.accepts(model):
+            return host
+    raise ValueError(f"{type(model).__name__} is not a supported host; supported: {', '.join(supported_hosts())}")

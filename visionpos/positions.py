@@ -1,0 +1,119 @@
+"""Where the tokens are: points on the image plane, not indices in a sequence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from .windows import window_partition
+
+
+def _check_shape(name: str, shape: tuple[int, ...], axes: int) -> tuple[int, ...]:
+    shape = tuple(int(size) for size in shape)
+    if len(shape) != axes or min(shape) < 1:
+        raise ValueError(f"{name} must be {axes} positive integers, got {shape}")
+    return shape
+
+
+@dataclass(frozen=True, eq=False)
+class Positions:
+    """The coordinates of a model's patch tokens, in units of one grid step, first axis first: (y, x).
+
+    Args:
+        coords: (N, A), or (B, N, A) where every sample has its own. Kept in float32 (or float64) whatever the model's
+            dtype. Token order is free: coordinates, not order, say where a token is.
+        feat_shape: the grid that the coordinates live on, (H, W) for A = 2. It is never guessed from the coordinates.
+        num_prefix_tokens: class and register tokens in front of the patch tokens. They have no coordinates.
+
+    Raises:
+        ValueError: coordinates of another rank or number of axes, or an empty grid.
+    """
+
+    coords: Float[Tensor, "*batch n axes"]
+    feat_shape: tuple[int, ...]
+    num_prefix_tokens: int = 0
+    is_grid: bool = False  # every cell of `feat_shape` once, in row-major order
+
+    def __post_init__(self):
+        coords = self.coords if self.coords.dtype == torch.float64 else self.coords.float()
+        if coords.ndim not in (2, 3):
+            raise ValueError(f"coords must have shape (N, axes) or (B, N, axes), got {tuple(coords.shape)}")
+        if self.num_prefix_tokens < 0:
+            raise ValueError(f"num_prefix_tokens must be 0 or more, got {self.num_prefix_tokens}")
+        object.__setattr__(self, "coords", coords)
+        object.__setattr__(self, "feat_shape", _check_shape("feat_shape", self.feat_shape, coords.shape[-1]))
+
+    @classmethod
+    def grid(
+        cls, feat_shape: tuple[int, ...], num_prefix_tokens: int = 0, device: torch.device | str | None = None
+    ) -> Positions:
+        """All cells of a grid in row-major order; the cell in row y and column x has the coordinates (y, x)."""
+        feat_shape = _check_shape("feat_shape", feat_shape, len(feat_shape))
+        axes = [torch.arange(size, dtype=torch.float32, device=device) for size in feat_shape]
+        coords = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, -2)  # (N, A)
+        return cls(coords, feat_shape, num_prefix_tokens, is_grid=True)
+
+    @property
+    def num_patches(self) -> int:
+        """N, the number of patch tokens of one sample."""
+        return self.coords.shape[-2]
+
+    @property
+    def num_tokens(self) -> int:
+        """Prefix and patch tokens of one sample."""
+        return self.num_prefix_tokens + self.num_patches
+
+    @property
+    def is_batched(self) -> bool:
+        """Whether every sample has its own coordinates."""
+        return self.coords.ndim == 3
+
+    def keep(self, index: Int[Tensor, "*batch k"]) -> Positions:
+        """The positions of a subset of the patch tokens: masked autoencoders, patch dropout.
+
+        Args:
+            index: (B, K) or (K,) indices into the patch tokens (prefix tokens not counted), in any order.
+        """
+        coords = self.coords
+        if index.ndim == 1:
+            coords = coords.index_select(-2, index)
+        else:
+            coords = coords.expand(index.shape[0], -1, -1)
+            coords = coords.gather(1, index.unsqueeze(-1).expand(-1, -1, coords.shape[-1]))
+        return replace(self, coords=coords, is_grid=False)
+
+    def windows(self, window_size: tuple[int, int], shift: tuple[int, int] = (0, 0)) -> Positions:
+        """Partitioned exactly as Swin partitions tokens: rolled up and left by `shift`, then cut into windows.
+
+        Returns:
+            Positions with coords (windows, wh * ww, 2), windows and the tokens of a window in row-major order, in the
+            coordinates of the whole grid.
+
+        Raises:
+            ValueError: the positions are not a whole two-axis grid, or the grid is not a multiple of the window.
+        """
+        if not self.is_grid or len(self.feat_shape) != 2:
+            raise ValueError("windows() needs the positions of a whole two-axis grid: Positions.grid((H, W))")
+        coords = self.coords.unflatten(0, self.feat_shape).roll((-shift[0], -shift[1]), (0, 1))
+        coords = window_partition(coords.unsqueeze(0), window_size)
+        return Positions(coords, self.feat_shape)
+
+    def rescale(self, feat_shape: tuple[int, ...]) -> Positions:
+        """The same tokens in the coordinates of another grid, end to end: coords * (new - 1) / (old - 1) per axis.
+
+        The corner tokens of a whole grid keep their places at the corners, so a larger grid stays inside the
+        coordinates of the smaller one. An axis of one cell has only the coordinate 0.
+        """
+        feat_shape = _check_shape("feat_shape", feat_shape, len(self.feat_shape))
+        if feat_shape == self.feat_shape:
+            return self
+        ratio = [(new - 1) / max(old - 1, 1) for new, old in zip(feat_shape, self.feat_shape, strict=True)]
+        coords = torch.stack([axis * r for axis, r in zip(self.coords.unbind(-1), ratio, strict=True)], dim=-1)
+        return replace(self, coords=coords, feat_shape=feat_shape, is_grid=False)
+
+    def to(self, device: torch.device | str) -> Positions:
+        """On another device."""
+        return replace(self, coords=self.coords.to(device))

@@ -1,0 +1,211 @@
+"""Names to encodings: registration, specs, and errors that say what would have been right."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import importlib
+import inspect
+import pkgutil
+import types
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from .encoding import PositionEncoding
+
+PLACES = ("input", "rotary", "bias", "conditional", "none")
+CLAIMS = ("learnable", "shared", "translation_invariant", "content_dependent", "continuous", "extrapolation")
+
+Spec = str | Mapping[str, Any] | PositionEncoding | Iterable[Any]  # a list holds specs
+
+_REGISTRY: dict[str, type[PositionEncoding]] = {}
+
+
+def register_encoding(name: str) -> Callable[[type[PositionEncoding]], type[PositionEncoding]]:
+    """Class decorator: from now on `name` works in `create_encoding`, `create_model`, configs and the command line.
+
+    Raises:
+        ValueError: another class has the name already, or the class does not say its place.
+    """
+
+    def register(cls: type[PositionEncoding]) -> type[PositionEncoding]:
+        known = _REGISTRY.get(name, cls)
+        if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise ValueError(f"the encoding name {name!r} is taken by {known.__module__}.{known.__qualname__}")
+        if getattr(cls, "place", None) not in PLACES:
+            raise ValueError(f"{cls.__qualname__}.place must be one of {', '.join(PLACES)}")
+        cls.name = name
+        _REGISTRY[name] = cls
+        return cls
+
+    return register
+
+
+def discover(package: types.ModuleType) -> None:
+    """Import every module of a folder of encodings, so that adding a file is all it takes."""
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{package.__name__}.{module.name}")
+
+
+def closest(word: str, valid: Iterable[str]) -> str:
+    """The hint of an error message: a similar valid word, or nothing."""
+    match = difflib.get_close_matches(word, list(valid), n=1, cutoff=0.5)
+    return f"; did you mean {match[0]!r}?" if match else ""
+
+
+def list_encodings(pattern: str = "*", *, place: str | None = None) -> list[str]:
+    """Names of the encodings, sorted by place and name.
+
+    Args:
+        pattern: shell-style filter, such as "rope*".
+        place: only those of "input", "rotary", "bias", "conditional" or "none".
+    """
+    if place is not None and place not in PLACES:
+        raise ValueError(f"place must be one of {', '.join(PLACES)}, got {place!r}{closest(place, PLACES)}")
+    found = [n for n, c in _REGISTRY.items() if fnmatch.fnmatch(n, pattern) and place in (None, c.place)]
+    return sorted(found, key=lambda name: (PLACES.index(_REGISTRY[name].place), name))
+
+
+def get_encoding_class(name: str) -> type[PositionEncoding]:
+    """The class of a name.
+
+    Raises:
+        ValueError: no encoding has it; lists the valid names.
+    """
+    if name not in _REGISTRY:
+        raise ValueError(f"unknown encoding {name!r}{closest(name, _REGISTRY)} Valid: {', '.join(list_encodings())}")
+    return _REGISTRY[name]
+
+
+def constructor_parameters(cls: type) -> dict[str, inspect.Parameter]:
+    """The named constructor parameters of a class, those that it passes on to its bases included."""
+    found: dict[str, inspect.Parameter] = {}
+    for base in cls.__mro__:
+        if "__init__" not in vars(base):
+            continue
+        parameters = list(inspect.signature(base.__init__).parameters.values())[1:]
+        for parameter in parameters:
+            if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+                found.setdefault(parameter.name, parameter)
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+            break
+    return found
+
+
+def _hints(cls: type) -> dict[str, Any]:
+    hints: dict[str, Any] = {}
+    for base in reversed(cls.__mro__):
+        if "__init__" in vars(base) and issubclass(base, PositionEncoding):
+            hints.update(get_type_hints(base.__init__))
+    return hints
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return value in args
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, arg) for arg in args)
+    if origin is tuple:
+        return isinstance(value, (tuple, list)) and len(value) == len(args) and all(map(_fits, value, args))
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return not isinstance(hint, type) or isinstance(value, hint)
+
+
+def _describe(hint: Any) -> str:
+    if get_origin(hint) is Literal:
+        return "one of " + ", ".join(map(repr, get_args(hint)))
+    if get_origin(hint) in (Union, types.UnionType):
+        return " or ".join(map(_describe, get_args(hint)))
+    if hint is types.NoneType:
+        return "None"
+    return {int: "an integer", float: "a number", bool: "true or false"}.get(hint, str(hint))
+
+
+def check_options(cls: type[PositionEncoding], options: Mapping[str, Any]) -> None:
+    """Every option exists and has a value of its type.
+
+    Raises:
+        ValueError: one line that names the option, what was given and what is accepted.
+    """
+    parameters, hints = constructor_parameters(cls), _hints(cls)
+    for key, value in options.items():
+        if key not in parameters:
+            raise ValueError(
+                f"{cls.name} has no option {key!r}{closest(key, parameters)} Valid: {', '.join(parameters) or 'none'}"
+            )
+        if key in hints and not _fits(value, hints[key]):
+            raise ValueError(f"{cls.name}: {key} must be {_describe(hints[key])}, got {value!r}")
+
+
+def create_encoding(name: str | Mapping[str, Any], **options: Any) -> PositionEncoding:
+    """Build one encoding: `create_encoding("sincos2d", dim=192, preset="mae")`.
+
+    Args:
+        name: a registered name, or a dict {"name": ..., **options}.
+        options: the constructor's arguments; see `encoding_info(name)["options"]`.
+
+    Raises:
+        ValueError: an unknown name or option, a wrong or a missing value. Lists what is valid.
+    """
+    if isinstance(name, Mapping):
+        ((name, given),) = parse_spec(name)
+        options = {**given, **options}
+    cls = get_encoding_class(name)
+    check_options(cls, options)
+    required = [p.name for p in constructor_parameters(cls).values() if p.default is p.empty]
+    missing = [key for key in required if key not in options]
+    if missing:
+        raise ValueError(f"{name} needs {', '.join(missing)}")
+    return cls(**options)
+
+
+def parse_spec(spec: Spec) -> list[tuple[str, dict[str, Any]] | PositionEncoding]:
+    """A spec as a flat list of (name, options) and encoding instances. Names and options are checked.
+
+    Args:
+        spec: a name, names joined by "+", a dict {"name": ..., **options}, an encoding, or a list of those.
+
+    Raises:
+        ValueError: unknown names or options, or a spec of another type.
+    """
+    if isinstance(spec, PositionEncoding):
+        return [spec]
+    if isinstance(spec, str):
+        names = [name.strip() for name in spec.split("+")]
+        return [(get_encoding_class(name).name, {}) for name in names]
+    if isinstance(spec, Mapping):
+        options = dict(spec)
+        if not isinstance(options.get("name"), str):
+            raise ValueError(f"an encoding given as a dict needs a 'name', got keys: {', '.join(map(str, options))}")
+        cls = get_encoding_class(options.pop("name"))
+        check_options(cls, options)
+        return [(cls.name, options)]
+    if isinstance(spec, Iterable):
+        return [item for part in spec for item in parse_spec(part)]
+    raise ValueError(f"an encoding is a name, a dict, an encoding or a list of those, got {type(spec).__name__}")
+
+
+def encoding_info(name: str) -> dict[str, Any]:
+    """What is known of an encoding without building it.
+
+    Returns:
+        name, place, paper, summary, formula and shapes (`doc`), `required` (what a model fills in by itself),
+        `options` with their defaults, and the declared claims under their names.
+    """
+    cls = get_encoding_class(name)
+    parameters = constructor_parameters(cls).values()
+    doc = inspect.cleandoc(cls.__doc__ or "")
+    return {
+        "name": cls.name,
+        "place": cls.place,
+        "paper": cls.paper,
+        "summary": doc.split("\n", 1)[0],
+        "doc": doc,
+        "required": [p.name for p in parameters if p.default is p.empty],
+        "options": {p.name: p.default for p in parameters if p.default is not p.empty},
+        **{claim: getattr(cls, claim) for claim in CLAIMS},
+    }

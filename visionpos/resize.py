@@ -1,0 +1,169 @@
+"""Learned tables carried to another grid or window, by one small matrix per axis.
+
+Resampling is linear and separable: new = A_h table A_w^T. The matrices are built in float64 and equal
+`torch.nn.functional.interpolate` (align_corners=False) for every size, including outputs one cell wide.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .frequencies import wide
+
+Mode = Literal["bicubic", "bilinear"]
+
+
+def _cubic(x: float, a: float) -> float:
+    """Keys' cubic convolution kernel."""
+    x = abs(x)
+    if x < 1:
+        return ((a + 2) * x - (a + 3)) * x * x + 1
+    return ((a * x - 5 * a) * x + 8 * a) * x - 4 * a if x < 2 else 0.0
+
+
+@lru_cache(maxsize=256)
+def _rows(new: int, old: int, mode: str, antialias: bool) -> tuple[tuple[float, ...], ...]:
+    """The weights of every old cell for every new cell; cells have their centres at i + 0.5."""
+    scale = old / new
+    stretch = max(scale, 1.0) if antialias else 1.0
+    reach = (2 if mode == "bicubic" else 1) * stretch
+    rows = []
+    for i in range(new):
+        centre = (i + 0.5) * scale - 0.5
+        if mode == "bilinear" and not antialias:
+            centre = min(max(centre, 0.0), old - 1.0)
+        row = [0.0] * old
+        for j in range(math.floor(centre - reach), math.ceil(centre + reach) + 1):
+            x = (j - centre) / stretch
+            # torch's two kernels: a = -0.5 with antialias (Pillow's), -0.75 without
+            weight = _cubic(x, -0.5 if antialias else -0.75) if mode == "bicubic" else max(0.0, 1 - abs(x))
+            if antialias and not 0 <= j < old:
+                continue  # the kernel is cut at the border and normalised; without antialias the border is repeated
+            row[min(max(j, 0), old - 1)] += weight
+        total = sum(row) if antialias else 1.0
+        rows.append(tuple(weight / total for weight in row))
+    return tuple(rows)
+
+
+def resize_matrix(new: int, old: int, mode: Mode = "bicubic", antialias: bool = True) -> Float[Tensor, "new old"]:
+    """The matrix that resamples `old` cells to `new`, float64; the identity where they are equal."""
+    if mode not in ("bicubic", "bilinear"):
+        raise ValueError(f"mode must be 'bicubic' or 'bilinear', got {mode!r}")
+    if new < 1 or old < 1:
+        raise ValueError(f"sizes must be positive, got {old} -> {new}")
+    return torch.tensor(_rows(new, old, mode, antialias), dtype=torch.float64)
+
+
+def _resample(grid: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """(h, w, C) -> (H, W, C), in float64, returned in the dtype of `grid`."""
+    rows, columns = rows.to(grid.device), columns.to(grid.device)
+    with torch.autocast(grid.device.type, enabled=False):
+        wide_grid = wide(grid)
+        rows, columns = rows.to(wide_grid.dtype), columns.to(wide_grid.dtype)
+        return torch.einsum("Hh,hwc,Ww->HWc", rows, wide_grid, columns).to(grid.dtype)
+
+
+def resize_position_table(
+    table: Float[Tensor, "*one n dim"],
+    new_size: tuple[int, int],
+    old_size: tuple[int, int],
+    num_prefix_tokens: int = 0,
+    mode: Mode = "bicubic",
+    antialias: bool = True,
+) -> Float[Tensor, "*one m dim"]:
+    """A learned position table on another grid; rows of prefix tokens are copied.
+
+    Args:
+        table: (1, P + h * w, dim) or (P + h * w, dim), patch rows in row-major order.
+        new_size: (H, W).
+        old_size: (h, w). Never guessed.
+        num_prefix_tokens: P.
+        mode: "bicubic" or "bilinear".
+        antialias: True as in timm; False as in the code of DeiT, MAE and Swin.
+
+    Returns:
+        (1, P + H * W, dim) or without the 1, in the table's dtype; the table itself where the sizes are equal.
+
+    Raises:
+        ValueError: the table has another number of rows than P + h * w.
+    """
+    (h, w), (height, width) = old_size, new_size
+    if table.shape[-2] != num_prefix_tokens + h * w:
+        raise ValueError(
+            f"the table has {table.shape[-2]} rows, but {num_prefix_tokens} prefix tokens and a grid of {h} x {w} need "
+            f"{num_prefix_tokens + h * w}"
+        )
+    if (h, w) == (height, width):
+        return table
+    prefix, patches = table.split([num_prefix_tokens, h * w], dim=-2)
+    matrices = resize_matrix(height, h, mode, antialias), resize_matrix(width, w, mode, antialias)
+    patches = _resample(patches.reshape(h, w, -1), *matrices).reshape(*table.shape[:-2], height * width, -1)
+    return torch.cat([prefix, patches], dim=-2)
+
+
+@lru_cache(maxsize=64)
+def _geometric_ratio(old: int, new: int) -> float:
+    """q with q + q^2 + ... + q^(old // 2) = new // 2: offsets that are 1, q, q^2 ... apart reach the new border."""
+    low, high, reach = 1.01, 1.5, new // 2
+    while high - low > 1e-6:
+        q = (low + high) / 2
+        low, high = (low, q) if sum(q**i for i in range(old // 2)) > reach else (q, high)
+    return (low + high) / 2
+
+
+def _geometric_matrix(new: int, old: int) -> Tensor:
+    """Linear interpolation from old offsets at 0, +-1, +-(1 + q), ... to the integer offsets of the new window."""
+    if new == old or old == 1:
+        return resize_matrix(new, old, "bilinear", antialias=False)
+    q = _geometric_ratio(old, new)
+    places = [sum(q**i for i in range(k)) for k in range(old // 2 + 1)]
+    places = torch.tensor([-p for p in places[:0:-1]] + places, dtype=torch.float64)
+    wanted = (torch.arange(new, dtype=torch.float64) - new // 2).clamp(places[0], places[-1])
+    right = torch.searchsorted(places, wanted).clamp(1, old - 1)
+    share = (wanted - places[right - 1]) / (places[right] - places[right - 1])
+    row = torch.arange(new)
+    matrix = torch.zeros(new, old, dtype=torch.float64)
+    matrix[row, right - 1] = 1 - share
+    matrix[row, right] = share
+    return matrix
+
+
+def resize_relative_table(
+    table: Float[Tensor, "t heads"],
+    new_window: tuple[int, int],
+    old_window: tuple[int, int],
+    mode: Literal["bicubic", "geometric"] = "bicubic",
+) -> Float[Tensor, "u heads"]:
+    """A relative position bias table for another window.
+
+    Args:
+        table: ((2h - 1)(2w - 1), heads).
+        new_window: (H, W).
+        old_window: (h, w). Never guessed.
+        mode: "bicubic" stretches all offsets alike (Swin's code, no antialias). "geometric" keeps unit steps near
+            zero and stretches far offsets in a geometric progression (BEiT's idea, here with linear interpolation).
+
+    Returns:
+        ((2H - 1)(2W - 1), heads); the table itself where the windows are equal.
+
+    Raises:
+        ValueError: another number of rows than the old window has offsets, or an unknown mode.
+    """
+    (h, w), (height, width) = ([2 * size - 1 for size in window] for window in (old_window, new_window))
+    if mode not in ("bicubic", "geometric"):
+        raise ValueError(f"mode must be 'bicubic' or 'geometric', got {mode!r}")
+    if table.shape[0] != h * w:
+        raise ValueError(f"the table has {table.shape[0]} rows, but a window of {tuple(old_window)} needs {h * w}")
+    if (h, w) == (height, width):
+        return table
+    if mode == "geometric":
+        matrices = _geometric_matrix(height, h), _geometric_matrix(width, w)
+    else:
+        matrices = resize_matrix(height, h, antialias=False), resize_matrix(width, w, antialias=False)
+    return _resample(table.reshape(h, w, -1), *matrices).reshape(height * width, -1)

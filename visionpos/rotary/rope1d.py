@@ -1,0 +1,39 @@
+"""RoPE over the flat token index: RoFormer (Su et al. 2021, arXiv 2104.09864)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..encoding import RotaryEncoding
+from ..frequencies import flat_index, geometric_frequencies
+from ..positions import Positions
+from ..registry import register_encoding
+from .rotation import Layout
+
+
+@register_encoding("rope1d")
+class Rope1D(RotaryEncoding):
+    """Pair i turns by p theta_i, p = y W + x, theta_i = temperature ** (-2i / head_dim), i < head_dim / 2.
+
+    q . k depends on the difference of the flat indices alone. On images rows wrap: the last token of a row is next to
+    the first of the row below.
+
+    Args:
+        num_heads: attention heads (all turn alike).
+        head_dim: channels of a head, even.
+        temperature: 10000 in the paper.
+        layout: "interleaved" or "half".
+    """
+
+    paper = "Su et al. 2021, arXiv 2104.09864"
+    translation_invariant = True
+
+    def __init__(
+        self, num_heads: int, head_dim: int, temperature: float = 10000.0, layout: Layout = "interleaved", **frame
+    ):
+        super().__init__(num_heads, head_dim, layout, **frame)
+        self.temperature = temperature
+
+    def encode(self, positions: Positions) -> Tensor:
+        theta = geometric_frequencies(self.head_dim // 2, self.temperature, device=positions.coords.device)
+        return (flat_index(positions.coords, positions.feat_shape)[..., None] * theta).unsqueeze(-3)

@@ -1,0 +1,291 @@
+"""The contract as a test that anyone can run on an encoding of their own: `vp.check_encoding("my_encoding")`.
+
+Each `check_*` function takes a class and raises AssertionError where it breaks its word. Grids are not square.
+"""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .encoding import PositionEncoding
+from .positions import Positions
+from .registry import constructor_parameters, create_encoding, get_encoding_class
+
+GRID = (3, 5)
+DIM, HEADS, HEAD_DIM, BATCH = 48, 4, 16, 2
+PREFIXES = (0, 1, 2, 5)
+HALVES = (torch.bfloat16, torch.float16)
+
+CHECKS: dict[str, Callable[[type[PositionEncoding]], None]] = {}
+
+
+def _check(function: Callable[[type[PositionEncoding]], None]):
+    CHECKS[function.__name__.removeprefix("check_")] = function
+    return function
+
+
+def build(cls: type[PositionEncoding], feat_shape=GRID, prefix: int = 0, **options) -> PositionEncoding:
+    """An encoding of small size; learned tables are drawn large enough to be seen."""
+    facts = {
+        "dim": DIM,
+        "num_heads": HEADS,
+        "head_dim": HEAD_DIM,
+        "feat_shape": feat_shape,
+        "num_prefix_tokens": prefix,
+        "init_std": 0.5,
+        "layer": 1,
+        "depth": 3,
+    }
+    torch.manual_seed(0)
+    accepted = constructor_parameters(cls)
+    return create_encoding(cls.name, **{k: v for k, v in facts.items() if k in accepted}, **options)
+
+
+def output(encoding: PositionEncoding, positions: Positions, dtype=torch.float32) -> Tensor:
+    """What a layer sees of an encoding: tokens plus embedding, q . k logits after rotation, or logits plus bias."""
+    batch = positions.coords.shape[0] if positions.is_batched else BATCH
+    generator = torch.Generator().manual_seed(1)
+    if encoding.place == "rotary":
+        shape = (2, 1, HEADS, 1, HEAD_DIM)  # the same content everywhere: only positions tell tokens apart
+        q, k = torch.randn(shape, generator=generator).to(dtype).expand(2, batch, HEADS, positions.num_tokens, HEAD_DIM)
+        q, k = encoding(q, k, positions)
+        return q @ k.transpose(-2, -1)
+    if encoding.place == "bias":
+        logits = torch.zeros(batch, HEADS, positions.num_tokens, positions.num_tokens, dtype=dtype)
+        return encoding(logits, positions)
+    return encoding(torch.zeros(batch, positions.num_tokens, DIM, dtype=dtype), positions)
+
+
+def raw(encoding: PositionEncoding, positions: Positions) -> Tensor:
+    """The encoding alone, for patch tokens: embedding, angles or bias."""
+    return getattr(encoding, {"input": "embed", "rotary": "angles", "bias": "bias"}[encoding.place])(positions)
+
+
+def _tokens_last(encoding: PositionEncoding, table: Tensor) -> Tensor:
+    return table if encoding.place == "bias" else table.movedim(-2, -1)  # (..., N) or (..., N, N)
+
+
+def _close(got: Tensor, want: Tensor, what: str, tolerance: float = 1e-5) -> None:
+    assert got.shape == want.shape, f"{what}: shape {tuple(got.shape)} instead of {tuple(want.shape)}"
+    error = (got.double() - want.double()).abs().max().item() if got.numel() else 0.0
+    assert error <= tolerance, f"{what}: off by {error:.3g}"
+
+
+@_check
+def check_shapes(cls: type[PositionEncoding]) -> None:
+    """Documented shapes and dtypes, also on grids of one row or column."""
+    for grid in (GRID, (1, 6), (6, 1), (1, 1)):
+        count = grid[0] * grid[1]
+        table = raw(build(cls, grid), Positions.grid(grid))
+        want = {"input": [(count, DIM)], "bias": [(HEADS, count, count)]}.get(
+            cls.place, [(HEADS, count, HEAD_DIM // 2), (1, count, HEAD_DIM // 2)]
+        )
+        assert tuple(table.shape) in want, f"on a {grid} grid: shape {tuple(table.shape)}, expected one of {want}"
+        assert table.dtype == torch.float32, f"dtype {table.dtype}, expected float32"
+        assert table.isfinite().all(), f"not finite on a {grid} grid"
+
+
+@_check
+def check_prefix_tokens(cls: type[PositionEncoding]) -> None:
+    """The result for patch tokens does not depend on the prefix tokens; q and k of prefix tokens stay bit-equal."""
+    bare = output(build(cls), Positions.grid(GRID))
+    for prefix in PREFIXES:
+        positions = Positions.grid(GRID, num_prefix_tokens=prefix)
+        encoding = build(cls, prefix=0)
+        full = output(encoding, positions)
+        patches = full[:, prefix:] if cls.place == "input" else full[..., prefix:, prefix:]
+        _close(patches, bare, f"patch tokens with {prefix} prefix tokens")
+        if cls.place == "rotary":
+            q = torch.randn(BATCH, HEADS, positions.num_tokens, HEAD_DIM)
+            rotated, _ = encoding(q, q, positions)
+            assert torch.equal(rotated[:, :, :prefix], q[:, :, :prefix]), "prefix tokens were rotated"
+
+
+@_check
+def check_kept_tokens(cls: type[PositionEncoding]) -> None:
+    """Encode then keep equals keep then encode, per sample, in any order; a shared index too."""
+    encoding, positions = build(cls), Positions.grid(GRID, num_prefix_tokens=2)
+    index = torch.stack([torch.randperm(15, generator=torch.Generator().manual_seed(i))[:6] for i in range(BATCH)])
+    full = _tokens_last(encoding, raw(encoding, Positions.grid(GRID)))
+    kept = _tokens_last(encoding, raw(encoding, Positions.grid(GRID).keep(index)))
+    shared = _tokens_last(encoding, raw(encoding, Positions.grid(GRID).keep(index[0])))
+    for sample, rows in enumerate(index):
+        want = full[..., rows, :][..., rows] if cls.place == "bias" else full[..., rows]
+        _close(kept[sample], want, "kept tokens", 1e-6)
+        if sample == 0:
+            _close(shared, want, "kept tokens shared by the batch", 1e-6)
+    assert output(encoding, positions.keep(index)).isfinite().all()
+
+
+@_check
+def check_batched_coordinates(cls: type[PositionEncoding]) -> None:
+    """Coordinates (B, N, A) give what each sample's own coordinates give."""
+    encoding, coords = build(cls), Positions.grid(GRID).coords
+    batched = raw(encoding, Positions(torch.stack([coords, coords.flip(0)]), GRID))
+    for sample, own in zip(batched, (coords, coords.flip(0)), strict=True):
+        _close(sample, raw(encoding, Positions(own, GRID)), "batched coordinates", 1e-6)
+
+
+@_check
+def check_positions_matter(cls: type[PositionEncoding]) -> None:
+    """Permuting the coordinates changes the output: the encoding is not a no-op."""
+    encoding, positions = build(cls), Positions.grid(GRID)
+    order = torch.randperm(15, generator=torch.Generator().manual_seed(3))
+    moved = (output(encoding, positions.keep(order)) - output(encoding, positions)).abs().max()
+    assert moved > 1e-3, "permuted coordinates changed nothing"
+
+
+@_check
+def check_dtypes(cls: type[PositionEncoding]) -> None:
+    """Output dtype is input dtype; numbers survive .half() and .bfloat16(), and autocast changes no bit of them."""
+    positions = Positions.grid((24, 40), num_prefix_tokens=1)
+    exact = raw(build(cls, (24, 40)), positions)
+    for dtype in HALVES:
+        encoding = build(cls, (24, 40)).to(dtype)
+        small = Positions.grid((24, 40)).keep(torch.arange(0, 960, 97))
+        assert output(encoding, small, dtype).dtype == dtype, f"output of {dtype} tokens is not {dtype}"
+        tolerance = 1e-6 if not cls.learnable else 4 * torch.finfo(dtype).eps * exact.abs().max().item()
+        _close(raw(encoding, positions), exact, f"after .to({dtype})", tolerance)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert torch.equal(raw(build(cls, (24, 40)), positions), exact), "autocast changed the numbers"
+
+
+@_check
+def check_state(cls: type[PositionEncoding]) -> None:
+    """deepcopy, pickle and state dict keep it; buffers stay out of the state dict; backward leaves nothing behind."""
+    encoding, positions = build(cls), Positions.grid(GRID)
+    want = output(encoding, positions)
+    if cls.learnable:
+        output(encoding, positions).sum().backward()
+    for copied in (copy.deepcopy(encoding), pickle.loads(pickle.dumps(encoding))):
+        assert torch.equal(output(copied, positions), want), "a copy differs"
+    names = {name for name, _ in encoding.named_parameters()}
+    assert set(encoding.state_dict()) == names, f"the state dict holds {set(encoding.state_dict())}, not {names}"
+    fresh = build(cls)
+    with torch.no_grad():
+        for parameter in fresh.parameters():
+            parameter.fill_(7)
+    output(fresh, positions)  # a cache filled here would be stale below
+    fresh.load_state_dict(encoding.state_dict())
+    assert torch.equal(output(fresh, positions), want), "stale after load_state_dict"
+
+
+@_check
+def check_meta_device(cls: type[PositionEncoding]) -> None:
+    """Built on the meta device, given poisoned memory, loaded, buffers computed again: as good as new."""
+    encoding, positions = build(cls), Positions.grid(GRID)
+    with torch.device("meta"):
+        other = build(cls)
+    other = other.to_empty(device="cpu")
+    with torch.no_grad():
+        for tensor in [*other.parameters(), *other.buffers()]:
+            tensor.fill_(-12345)
+    other.load_state_dict(encoding.state_dict())
+    other.reinit_buffers()
+    assert torch.equal(output(other, positions), output(encoding, positions)), "differs after reinit_buffers()"
+
+
+@_check
+def check_gradients(cls: type[PositionEncoding]) -> None:
+    """Every parameter gets a gradient that is finite and not zero; without parameters `learnable` is False."""
+    encoding, positions = build(cls), Positions.grid(GRID)
+    parameters = dict(encoding.named_parameters())
+    assert bool(parameters) == cls.learnable, f"learnable is {cls.learnable}, parameters: {list(parameters)}"
+    if parameters:
+        out = output(encoding, positions)
+        (out * torch.randn(out.shape, generator=torch.Generator().manual_seed(5))).sum().backward()
+    for name, parameter in parameters.items():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), f"{name} has no finite gradient"
+        assert parameter.grad.abs().sum() > 0, f"{name} has a zero gradient"
+
+
+@_check
+def check_translation(cls: type[PositionEncoding]) -> None:
+    """The claim `translation_invariant`: shifted coordinates leave logits unchanged, or must change them."""
+    encoding, positions = build(cls), Positions.grid(GRID)
+    shifted = Positions(positions.coords + torch.tensor([1.0, 2.0]), GRID)
+    if cls.place == "input":  # logits of tokens that carry only the encoding
+        if cls.extrapolation != "formula":
+            return
+        tables = raw(encoding, positions), raw(encoding, shifted)
+        # random projections, as attention has them: sinusoids are only relative without
+        weights = torch.randn(2, DIM, DIM, generator=torch.Generator().manual_seed(2)) / DIM
+        before, after = ((table @ weights[0]) @ (table @ weights[1]).T for table in tables)
+    else:
+        before, after = output(encoding, positions), output(encoding, shifted)
+    moved = ((after - before).abs().max() / before.abs().max()).item()
+    if cls.translation_invariant:
+        assert moved < 1e-4, f"claims translation invariance, but a shift moves logits by {moved:.2g}"
+    else:
+        assert moved > 1e-2, f"does not claim translation invariance, but a shift moves logits by only {moved:.2g}"
+
+
+@_check
+def check_resolution(cls: type[PositionEncoding]) -> None:
+    """Another grid: a formula interpolates into `reference_shape` or runs on; a table is resized."""
+    other = Positions.grid((5, 9))
+    if cls.extrapolation == "error":
+        return
+    table = raw(build(cls), other)
+    assert table.isfinite().all(), "not finite on a larger grid"
+    if cls.extrapolation == "formula":
+        corner = torch.tensor([0, 4, 18, 22, 44])  # cells of the larger grid that lie on cells of the smaller one
+        same = torch.tensor([0, 2, 5, 7, 14])
+        inside = _tokens_last(cls, raw(build(cls, reference_shape=GRID), other))
+        own = _tokens_last(cls, raw(build(cls), Positions.grid(GRID)))
+        pick = (lambda t, i: t[..., i, :][..., i]) if cls.place == "bias" else (lambda t, i: t[..., i])
+        _close(pick(inside, corner), pick(own, same), "interpolated coordinates")
+        on = raw(build(cls, reference_shape=GRID, extrapolate=True), other)
+        assert torch.equal(on, table), "extrapolate=True is not the formula itself"
+    else:
+        encoding = build(cls)
+        encoding.set_feat_shape((5, 9))
+        _close(raw(encoding, other), table, "set_feat_shape() against resizing in forward", 1e-6)
+
+
+@_check
+def check_errors(cls: type[PositionEncoding]) -> None:
+    """Tokens that do not fit the positions are one clear ValueError."""
+    encoding, wrong = build(cls), Positions.grid((2, 5), num_prefix_tokens=1)
+    right = Positions.grid(GRID)
+    message = ""
+    try:
+        if cls.place == "rotary":
+            q = torch.zeros(1, HEADS, right.num_tokens, HEAD_DIM)
+            encoding(q, q, wrong)
+        elif cls.place == "bias":
+            encoding(torch.zeros(1, HEADS, right.num_tokens, right.num_tokens), wrong)
+        else:
+            encoding(torch.zeros(1, right.num_tokens, DIM), wrong)
+    except ValueError as error:
+        message = str(error)
+    assert message, "15 tokens with positions for 11 raised no ValueError"
+    assert "tokens" in message and "\n" not in message, f"unclear: {message}"
+
+
+def check_encoding(name_or_class: str | type[PositionEncoding]) -> list[str]:
+    """Hold an encoding to the contract and to every claim that it declares.
+
+    Args:
+        name_or_class: a registered name, or a registered class.
+
+    Returns:
+        The names of the checks that were run; "none" has nothing to check.
+
+    Raises:
+        AssertionError: one line that names the encoding, the check and what was found.
+    """
+    cls = get_encoding_class(name_or_class if isinstance(name_or_class, str) else name_or_class.name)
+    if cls.place == "none":
+        return []
+    for name, check in CHECKS.items():
+        try:
+            check(cls)
+        except AssertionError as error:
+            raise AssertionError(f"{cls.name}: {name}: {error}") from None
+    return list(CHECKS)

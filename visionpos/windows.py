@@ -1,0 +1,76 @@
+"""Windows of a grid and their shift mask, as Swin Transformer defines them (Liu et al. 2021, arXiv 2103.14030)."""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+def window_partition(x: Tensor, window_size: tuple[int, int]) -> Tensor:
+    """(B, H, W, C) -> (B * windows, wh * ww, C); windows and the tokens of a window in row-major order.
+
+    Raises:
+        ValueError: H or W is not a multiple of the window.
+    """
+    (height, width), (wh, ww) = x.shape[1:3], window_size
+    if wh < 1 or ww < 1 or height % wh or width % ww:
+        raise ValueError(f"window_size {(wh, ww)} does not divide the grid {(height, width)}")
+    return rearrange(x, "b (i wh) (j ww) c -> (b i j) (wh ww) c", wh=wh, ww=ww)
+
+
+def window_reverse(windows: Tensor, window_size: tuple[int, int], feat_shape: tuple[int, int]) -> Tensor:
+    """(B * windows, wh * ww, C) -> (B, H, W, C), the inverse of `window_partition`."""
+    (wh, ww), (height, width) = window_size, feat_shape
+    return rearrange(windows, "(b i j) (wh ww) c -> b (i wh) (j ww) c", wh=wh, ww=ww, i=height // wh, j=width // ww)
+
+
+def relative_position_index(window_size: tuple[int, int], device=None) -> Int[Tensor, "n n"]:
+    """Row of the bias table for each (query, key) pair of a window: (N, N) int64, N = h * w in row-major order.
+
+    index = (dy + h - 1) * (2 w - 1) + (dx + w - 1) with (dy, dx) = query minus key, Swin's convention.
+    Source: Liu et al. 2021 (arXiv 2103.14030).
+    """
+    h, w = window_size
+    if h < 1 or w < 1:
+        raise ValueError(f"window_size must be two positive integers, got {window_size}")
+    token = torch.arange(h * w, device=device)
+    y, x = token // w, token % w
+    dy, dx = y[:, None] - y[None, :], x[:, None] - x[None, :]
+    return (dy + h - 1) * (2 * w - 1) + (dx + w - 1)
+
+
+def shifted_window_mask(
+    feat_shape: tuple[int, int], window_size: tuple[int, int], shift: tuple[int, int], device=None
+) -> Float[Tensor, "windows n n"]:
+    """Additive mask of shifted windows: 0 where two tokens may see each other, -inf where the shift joined them.
+
+    After the grid is rolled by -shift, the last window of an axis holds tokens of both borders. Tokens see each other
+    only if they were neighbours before the roll: the same one of the three regions [0, L - w), [L - w, L - s),
+    [L - s, L) on both axes. A grid that the window does not divide is padded at its end, as timm does.
+
+    Args:
+        feat_shape: (H, W) of the grid.
+        window_size: (h, w).
+        shift: (sy, sx), each in [0, window).
+
+    Returns:
+        (windows, N, N) float32, N = h * w.
+
+    Raises:
+        ValueError: a window larger than the grid, or a shift outside [0, window).
+    """
+    labels = torch.zeros((), dtype=torch.long, device=device)
+    for axis, (length, window, offset) in enumerate(zip(feat_shape, window_size, shift, strict=True)):
+        if not 1 <= window <= length:
+            raise ValueError(f"window_size {tuple(window_size)} must fit into the grid {tuple(feat_shape)}")
+        if not 0 <= offset < window:
+            raise ValueError(f"shift {tuple(shift)} must lie in [0, window) for window_size {tuple(window_size)}")
+        length += -length % window
+        place = torch.arange(length, device=device)
+        region = (place >= length - window).long() + (place >= length - offset).long()
+        labels = labels.unsqueeze(-1) * 3 + region if axis else region
+    tokens = window_partition(labels[None, :, :, None], window_size).squeeze(-1)  # (windows, N)
+    apart = tokens[:, :, None] != tokens[:, None, :]
+    return torch.zeros(apart.shape, device=device).masked_fill(apart, float("-inf"))
