@@ -1,11 +1,12 @@
 """visionpos: any position encoding in any timm vision transformer, exact, in one line."""
 
-from . import bias, input, none, rotary
+from . import bias, conditional, input, none, rotary
 from .bias.alibi import alibi_slopes
-from .encoding import BiasEncoding, InputEncoding, PositionEncoding, RotaryEncoding
+from .encoding import PositionEncoding
 from .input.sincos2d import sincos_2d
 from .input.sinusoidal import sincos_1d
 from .models import create_model, get_encoding, set_encoding, supported_hosts
+from .places import BiasEncoding, ConditionalEncoding, ContextualBias, InputEncoding, RotaryEncoding
 from .positions import Positions
 from .registry import create_encoding, discover, encoding_info, list_encodings, register_encoding
 from .resize import resize_position_table, resize_relative_table
@@ -16,12 +17,14 @@ from .windows import relative_position_index, shifted_window_mask
 
 __version__ = "0.1.0"
 
-for _folder in (input, rotary, bias):
+for _folder in (input, rotary, bias, conditional):
     discover(_folder)
-del _folder, bias, input, none, rotary
+del _folder, bias, conditional, input, none, rotary
 
 __all__ = [
     "BiasEncoding",
+    "ConditionalEncoding",
+    "ContextualBias",
     "InputEncoding",
     "PositionEncoding",
     "Positions",

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from timm.models.swin_transformer import WindowAttention as TimmWindowAttention
 from timm.models.vision_transformer import Attention as TimmAttention
-from torch import Tensor
+from torch import Tensor, nn
 
-from .encoding import PositionEncoding
+from .encoding import AttentionTensors, PositionEncoding
 from .positions import Positions
 
 
@@ -25,7 +25,7 @@ class AttentionContext:
     """What a block hands to its attention in place of timm's `attn_mask`: explicit, so that checkpointing keeps it."""
 
     positions: Positions
-    prepared: tuple[tuple[PositionEncoding, Tensor], ...] = ()  # encodings that all layers share, and their tables
+    prepared: tuple[tuple[PositionEncoding, Any], ...] = ()  # encodings that all layers share, and their tables
     attn_mask: Tensor | None = None  # the caller's own mask
 
 
@@ -41,7 +41,7 @@ class PositionState:
     def clear(self) -> None:
         """Forget the forward pass."""
         self.positions: Positions | None = None
-        self.prepared: tuple[tuple[PositionEncoding, Tensor], ...] = ()
+        self.prepared: tuple[tuple[PositionEncoding, Any], ...] = ()
 
     def enter(self, positions: Positions, shared: Iterable[PositionEncoding]) -> None:
         """Start a forward pass, or go on with other tokens; computes the tables of shared encodings once."""
@@ -65,17 +65,30 @@ class PositionState:
         return {"positions": None, "prepared": ()}
 
 
-def apply_encodings(q: Tensor, k: Tensor, prepared: Iterable[tuple[PositionEncoding, Tensor]]):
-    """q and k (B, heads, N, d) with every encoding applied, and the summed bias in q's dtype, or None.
-
-    The bias is (1 or B, heads, N, N), as the fused kernels want it.
-    """
-    bias = None
+def encoded(x: Tensor, q: Tensor, k: Tensor, v: Tensor, prepared: Iterable[tuple[PositionEncoding, Any]]):
+    """The tensors of an attention layer with every encoding applied; the bias, if any, 4-D and in q's dtype."""
+    tensors = AttentionTensors(x, q, k, v)
     for encoding, table in prepared:
-        q, k, bias = encoding.modify_attention(q, k, bias, table)
-    if bias is None:
-        return q, k, None
-    return q, k, (bias if bias.ndim == 4 else bias.unsqueeze(0)).to(q.dtype)
+        encoding.modify_attention(tensors, table)
+    if tensors.bias is not None:
+        bias = tensors.bias if tensors.bias.ndim == 4 else tensors.bias.unsqueeze(0)  # 3-D would miss the fused kernels
+        tensors.bias = bias.to(q.dtype)
+    return tensors
+
+
+def attend(tensors: AttentionTensors, scale: float, dropout: nn.Dropout, fused: bool) -> Tensor:
+    """softmax(q k^T scale + bias) v, (B, heads, T, head_dim), plus what encodings add to the output."""
+    q, k, v, bias = tensors.q, tensors.k, tensors.v, tensors.bias
+    if fused and not tensors.value_terms:
+        p = dropout.p if dropout.training else 0.0
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=p, scale=scale)
+    else:
+        logits = (q * scale) @ k.transpose(-2, -1)
+        probabilities = dropout((logits if bias is None else logits + bias).softmax(dim=-1))
+        out = probabilities @ v
+        for term in tensors.value_terms:
+            out = out + term(probabilities).to(out.dtype)
+    return out if tensors.output is None else out + tensors.output
 
 
 def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
@@ -98,31 +111,18 @@ class Attention(TimmAttention):
         if not own and not context.prepared:
             return super().forward(x, context.attn_mask, is_causal)
 
-        gate = getattr(self, "gate", None)  # timm has it from 1.0.28 on
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        q, k, bias = apply_encodings(self.q_norm(q), self.k_norm(k), (*context.prepared, *own))
+        tensors = encoded(x, self.q_norm(q), self.k_norm(k), v, (*context.prepared, *own))
         if context.attn_mask is not None:
-            mask = _additive(context.attn_mask, q.dtype)
-            bias = mask if bias is None else bias + mask
-        if is_causal and bias is not None:
-            above = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).triu(1)
-            bias, is_causal = bias.masked_fill(above, float("-inf")), False
-        out = self._attend(q, k, v, bias, is_causal).transpose(1, 2).flatten(2)
-        out = self.norm(out)
+            tensors.add_bias(_additive(context.attn_mask, q.dtype))
+        if is_causal:
+            later = torch.ones(q.shape[-2], q.shape[-2], dtype=torch.bool, device=q.device).triu(1)
+            tensors.add_bias(_additive(~later, q.dtype))
+        out = self.norm(attend(tensors, self.scale, self.attn_drop, self.fused_attn).transpose(1, 2).flatten(2))
+        gate = getattr(self, "gate", None)  # timm has it from 1.0.28 on
         if gate is not None:
             out = out * gate(x).sigmoid()
         return self.proj_drop(self.proj(out))
-
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, is_causal: bool) -> Tensor:
-        if self.fused_attn:
-            dropout = self.attn_drop.p if self.training else 0.0
-            return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout, is_causal=is_causal)
-        logits = (q * self.scale) @ k.transpose(-2, -1)
-        if is_causal:
-            logits = logits + logits.new_full(logits.shape[-2:], float("-inf")).triu(1)
-        if bias is not None:
-            logits = logits + bias
-        return self.attn_drop(logits.softmax(dim=-1)) @ v
 
 
 class WindowAttention(TimmWindowAttention):
@@ -135,26 +135,12 @@ class WindowAttention(TimmWindowAttention):
         """`mask` is Swin's shift mask, (windows, N, N), added to the logits."""
         positions = Positions.grid(self.window_size, device=x.device)
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        q, k, bias = apply_encodings(q, k, [(encoding, encoding.prepare(positions)) for encoding in self.encodings])
-        if self.fused_attn:
-            out = self._fused(q, k, v, bias, mask)
-        else:
-            logits = (q * self.scale) @ k.transpose(-2, -1)
-            if bias is not None:
-                logits = logits + bias
-            if mask is not None:  # every image has the same windows
-                logits = logits.unflatten(0, (-1, mask.shape[0])) + mask[None, :, None]
-                logits = logits.flatten(0, 1)
-            out = self.attn_drop(self.softmax(logits)) @ v
+        tensors = encoded(x, q, k, v, [(encoding, encoding.prepare(positions)) for encoding in self.encodings])
+        if mask is not None:  # the windows of an image are neighbours in the batch
+            mask = mask.to(q.dtype).repeat(x.shape[0] // mask.shape[0], 1, 1)
+            tensors.add_bias(mask.unsqueeze(1))
+        out = attend(tensors, self.scale, self.attn_drop, self.fused_attn)
         return self.proj_drop(self.proj(out.transpose(1, 2).flatten(2)))
-
-    def _fused(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, mask: Tensor | None) -> Tensor:
-        if mask is not None:
-            mask = mask.to(q.dtype).unsqueeze(1)  # (windows, 1, N, N)
-            bias = mask if bias is None else bias + mask
-            bias = bias.expand(-1, self.num_heads, -1, -1).repeat(q.shape[0] // bias.shape[0], 1, 1, 1)
-        dropout = self.attn_drop.p if self.training else 0.0
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
 
     def set_window_size(self, window_size: tuple[int, int]) -> None:
         """Work on another window; tables are resized."""

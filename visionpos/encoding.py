@@ -1,32 +1,50 @@
-"""The contract: what a position encoding is, and what its base class does once for all of them.
+"""The contract: what a position encoding is. The base class of each of the four places is in `places.py`.
 
-An encoding acts in one of four places. The author of one writes a single method, `encode`, on positions; the base
-class of the place adds what is the same for all: coordinates carried to the grid that was trained on, full precision
-under autocast, prefix tokens, dtypes, clear errors.
+The author of an encoding writes a single method, `encode`, on positions; the base class of the place adds what is
+the same for all: coordinates carried to the grid that was trained on, full precision under autocast, prefix tokens,
+dtypes, clear errors.
 
 | place  | base class       | `encode` returns                                     | public method          |
 | ------ | ---------------- | ---------------------------------------------------- | ---------------------- |
 | input  | `InputEncoding`  | (N, dim), added to the patch tokens                  | `embed(positions)`     |
 | rotary | `RotaryEncoding` | (heads or 1, N, head_dim / 2) angles in radians      | `angles(positions)`    |
 | bias   | `BiasEncoding`   | (heads, Nq, Nk), added to the scaled attention logits| `bias(positions, keys)`|
+| condi- | `Conditional-    | tokens (B, N, C) mixed with their neighbours         | `mix(x, positions)`    |
+| tional | Encoding`        |                                                      |                        |
 
-With coordinates of shape (B, N, A) every result has a leading B.
+With coordinates of shape (B, N, A) every result has a leading B. A bias that also needs the content of the query
+derives from `ContextualBias`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float
 from torch import Tensor, nn
 
-from .frequencies import require_multiple
 from .positions import Positions
-from .rotary.rotation import Layout, rotate
 
 Place = Literal["input", "rotary", "bias", "conditional", "none"]
+
+
+@dataclass(eq=False)
+class AttentionTensors:
+    """One attention layer's tensors before the softmax. Encodings change what they need, one after the other."""
+
+    x: Tensor  # (B, T, C) the layer's input, T = prefix + N
+    q: Tensor  # (B, heads, T, head_dim), not scaled
+    k: Tensor  # (B, heads, T, head_dim)
+    v: Tensor  # (B, heads, T, head_dim)
+    bias: Tensor | None = None  # ([B,] heads, T, T), added to the scaled logits
+    output: Tensor | None = None  # (B, heads, T, head_dim), added to what attention returns
+    value_terms: list[Callable[[Tensor], Tensor]] = field(default_factory=list)  # probabilities -> more output
+
+    def add_bias(self, bias: Tensor) -> None:
+        """Add to the logits."""
+        self.bias = bias if self.bias is None else self.bias + bias
 
 
 class PositionEncoding(nn.Module):
@@ -132,143 +150,3 @@ def check_tokens(x: Tensor, axis: int, positions: Positions, what: str) -> None:
 def full_precision(positions: Positions) -> torch.autocast:
     """Positions are computed in float32 or better, whatever autocast says."""
     return torch.autocast(positions.coords.device.type, enabled=False)
-
-
-class InputEncoding(PositionEncoding):
-    """Adds a vector to each token before the first block.
-
-    Args:
-        dim: channels of a token.
-    """
-
-    place = "input"
-
-    def __init__(self, dim: int, **frame):
-        super().__init__(**frame)
-        require_multiple("dim", dim, 1, "the channels of a token")
-        self.dim = dim
-
-    def embed(self, positions: Positions) -> Float[Tensor, "*batch n dim"]:
-        """The vectors of the patch tokens: (N, dim), or (B, N, dim) for batched coordinates."""
-        with full_precision(positions):
-            return self.encode(self.locate(positions)).to(positions.coords.dtype)
-
-    def embed_prefix(self, num_prefix_tokens: int) -> Tensor | None:
-        """The vectors of the prefix tokens, (P, dim); None means zeros, as in MAE."""
-        return None
-
-    def forward(self, x: Float[Tensor, "b t dim"], positions: Positions) -> Float[Tensor, "b t dim"]:
-        """x (B, prefix + N, dim) plus the encoding, in x's dtype.
-
-        Raises:
-            ValueError: another number of tokens or channels than the positions and the encoding have.
-        """
-        check_tokens(x, 1, positions, "x")
-        if x.shape[-1] != self.dim:
-            raise ValueError(f"x has {x.shape[-1]} channels, but {self.name} was built with dim={self.dim}")
-        table = self.embed(positions)
-        if positions.num_prefix_tokens:
-            prefix = self.embed_prefix(positions.num_prefix_tokens)
-            if prefix is None:
-                table = F.pad(table, (0, 0, positions.num_prefix_tokens, 0))
-            else:
-                table = torch.cat([prefix.expand(*table.shape[:-2], -1, -1), table], dim=-2)
-        return x + table.to(x.dtype)
-
-
-class RotaryEncoding(PositionEncoding):
-    """Rotates the channel pairs of queries and keys by angles that depend on the token's position.
-
-    Args:
-        num_heads: attention heads.
-        head_dim: channels of a head, even.
-        layout: which channels form a pair: "interleaved" (2i, 2i + 1) or "half" (i, i + head_dim / 2).
-    """
-
-    place = "rotary"
-
-    def __init__(self, num_heads: int, head_dim: int, layout: Layout = "interleaved", **frame):
-        super().__init__(**frame)
-        require_multiple("head_dim", head_dim, 2, "channels are rotated in pairs")
-        if layout not in ("interleaved", "half"):
-            raise ValueError(f"layout must be 'interleaved' or 'half', got {layout!r}")
-        self.num_heads, self.head_dim, self.layout = num_heads, head_dim, layout
-
-    def angles(self, positions: Positions) -> Float[Tensor, "*batch heads n pairs"]:
-        """Angles of the patch tokens in radians: (heads or 1, N, head_dim / 2), float32."""
-        with full_precision(positions):
-            return self.encode(self.locate(positions)).to(positions.coords.dtype)
-
-    def prepare(self, positions: Positions) -> Tensor:
-        """Cosines and sines, (2, [B,] heads or 1, prefix + N, head_dim / 2); prefix tokens get the identity."""
-        with full_precision(positions):
-            angles = F.pad(self.encode(self.locate(positions)), (0, 0, positions.num_prefix_tokens, 0))
-            return torch.stack([angles.cos(), angles.sin()]).to(positions.coords.dtype)
-
-    def modify_attention(self, q: Tensor, k: Tensor, bias: Tensor | None, prepared: Tensor):
-        """Queries, keys and bias (or None) of an attention layer, with this encoding in them."""
-        cos, sin = prepared.unbind(0)
-        return rotate(q, cos, sin, self.layout), rotate(k, cos, sin, self.layout), bias
-
-    def forward(self, q: Float[Tensor, "b heads t d"], k: Float[Tensor, "b heads t d"], positions: Positions):
-        """q and k (B, heads, prefix + N, head_dim), rotated, in their own dtype. Prefix tokens stay as they are.
-
-        Raises:
-            ValueError: another number of tokens, heads or channels than the positions and the encoding have.
-        """
-        for what, x in (("q", q), ("k", k)):
-            check_tokens(x, 2, positions, what)
-            if (x.shape[1], x.shape[3]) != (self.num_heads, self.head_dim):
-                raise ValueError(
-                    f"{what} has {x.shape[1]} heads of {x.shape[3]} channels, but {self.name} was built with "
-                    f"num_heads={self.num_heads}, head_dim={self.head_dim}"
-                )
-        q, k, _ = self.modify_attention(q, k, None, self.prepare(positions))
-        return q, k
-
-
-class BiasEncoding(PositionEncoding):
-    """Adds a number to each attention logit, after the scaling by 1 / sqrt(head_dim).
-
-    Args:
-        num_heads: attention heads.
-    """
-
-    place = "bias"
-
-    def __init__(self, num_heads: int, **frame):
-        super().__init__(**frame)
-        require_multiple("num_heads", num_heads, 1, "attention heads")
-        self.num_heads = num_heads
-
-    def encode(self, queries: Positions, keys: Positions) -> Tensor:
-        """The bias between patch tokens, (heads, Nq, Nk), or (B, heads, Nq, Nk)."""
-        raise TypeError(f"{type(self).__name__} must define encode()")
-
-    def bias(self, positions: Positions, keys: Positions | None = None) -> Float[Tensor, "*batch heads q k"]:
-        """The bias of queries at `positions` and keys at `keys` (by default the same): (heads, prefix + N, prefix + N).
-
-        Rows and columns of prefix tokens are zero. Float32, and added after the scaling of the logits.
-        """
-        keys = positions if keys is None else keys
-        with full_precision(positions):
-            queries = self.locate(positions)
-            bias = self.encode(queries, queries if keys is positions else self.locate(keys))
-        bias = bias.to(positions.coords.dtype)
-        if positions.num_prefix_tokens or keys.num_prefix_tokens:
-            bias = F.pad(bias, (keys.num_prefix_tokens, 0, positions.num_prefix_tokens, 0))
-        return bias
-
-    def prepare(self, positions: Positions) -> Tensor:
-        """What `modify_attention` needs, computed once for a forward pass."""
-        return self.bias(positions)
-
-    def modify_attention(self, q: Tensor, k: Tensor, bias: Tensor | None, prepared: Tensor):
-        """Queries, keys and bias (or None) of an attention layer, with this encoding in them."""
-        return q, k, prepared if bias is None else bias + prepared
-
-    def forward(self, logits: Float[Tensor, "b heads q k"], positions: Positions, keys: Positions | None = None):
-        """Scaled logits (B, heads, prefix + N, prefix + N) plus the bias, in the logits' dtype."""
-        check_tokens(logits, 2, positions, "logits")
-        check_tokens(logits, 3, positions if keys is None else keys, "logits")
-        return logits + self.bias(positions, keys).to(logits.dtype)

@@ -167,3 +167,20 @@ def resize_relative_table(
     else:
         matrices = resize_matrix(height, h, antialias=False), resize_matrix(width, w, antialias=False)
     return _resample(table.reshape(h, w, -1), *matrices).reshape(height * width, -1)
+
+
+def sample_table(table: Float[Tensor, "h w c"], coords: Float[Tensor, "*batch 2"]) -> Float[Tensor, "*batch c"]:
+    """Bilinear lookup of a table (h, w, C) at real (y, x) coordinates; beyond the border the border is read.
+
+    Exact at integer coordinates. `index_select` keeps the gradient of the table deterministic on the CPU.
+    """
+    h, w, channels = table.shape
+    rows, result = table.reshape(h * w, channels), 0.0
+    y, x = coords[..., 0].clamp(0, h - 1), coords[..., 1].clamp(0, w - 1)
+    top, left = y.floor(), x.floor()
+    for row, down in ((top, 1 - (y - top)), ((top + 1).clamp(max=h - 1), y - top)):
+        for column, across in ((left, 1 - (x - left)), ((left + 1).clamp(max=w - 1), x - left)):
+            index = (row * w + column).long()
+            corner = rows.index_select(0, index.flatten()).unflatten(0, index.shape)
+            result = result + (down * across).unsqueeze(-1) * corner
+    return result

@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..encoding import BiasEncoding
 from ..frequencies import flat_index
+from ..places import BiasEncoding
 from ..positions import Positions
 from ..registry import register_encoding
 

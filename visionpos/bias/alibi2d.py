@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..encoding import BiasEncoding
+from ..places import BiasEncoding
 from ..positions import Positions
 from ..registry import register_encoding
 from .alibi import alibi_slopes

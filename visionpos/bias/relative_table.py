@@ -7,10 +7,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ..encoding import BiasEncoding
+from ..places import BiasEncoding
 from ..positions import Positions
 from ..registry import register_encoding
-from ..resize import resize_relative_table
+from ..resize import resize_relative_table, sample_table
 from ..windows import relative_position_index
 
 
@@ -18,8 +18,8 @@ from ..windows import relative_position_index
 class RelativeTable(BiasEncoding):
     """One learned number per head and offset: b = table[(dy + h - 1)(2w - 1) + (dx + w - 1)], query minus key.
 
-    On another window the table is resized. Offsets outside the window (only subsets with foreign coordinates, or
-    pairs that a shift mask hides, have any) read the nearest entry. Prefix tokens have no bias.
+    On another window the table is resized; between two offsets it is read bilinearly, and beyond the window's (only
+    foreign coordinates, or pairs that a shift mask hides, have any) at its border. Prefix tokens have no bias.
 
     Args:
         num_heads: attention heads.
@@ -36,7 +36,6 @@ class RelativeTable(BiasEncoding):
     learnable = True
     shared = False
     translation_invariant = True
-    continuous = False
     extrapolation = "resize"
 
     def __init__(
@@ -73,18 +72,17 @@ class RelativeTable(BiasEncoding):
     def _resized(self, feat_shape: tuple[int, int]) -> Tensor:
         return resize_relative_table(self.relative_position_bias_table, feat_shape, self.feat_shape, self.interpolation)
 
-    def _index(self, queries: Positions, keys: Positions) -> Tensor:
-        h, w = queries.feat_shape
-        if queries.is_grid and keys.is_grid:
-            same = (h, w) == self.feat_shape
-            return self.relative_position_index if same else relative_position_index((h, w), queries.coords.device)
-        delta = (queries.coords[..., :, None, :] - keys.coords[..., None, :, :]).round().long()
-        dy, dx = delta.unbind(-1)
-        return (dy.clamp(1 - h, h - 1) + h - 1) * (2 * w - 1) + (dx.clamp(1 - w, w - 1) + w - 1)
-
     def encode(self, queries: Positions, keys: Positions) -> Tensor:
-        if queries.feat_shape != keys.feat_shape:
-            raise ValueError(f"queries and keys must live on one grid, got {queries.feat_shape} and {keys.feat_shape}")
-        index = self._index(queries, keys)  # ([B,] Nq, Nk)
-        bias = self._resized(queries.feat_shape).t().index_select(1, index.flatten())
-        return bias.unflatten(1, index.shape).movedim(0, -3)  # ([B,] heads, Nq, Nk)
+        feat_shape = queries.feat_shape
+        if feat_shape != keys.feat_shape:
+            raise ValueError(f"queries and keys must live on one grid, got {feat_shape} and {keys.feat_shape}")
+        table = self._resized(feat_shape)
+        if queries.is_grid and keys.is_grid:
+            index = self.relative_position_index
+            if feat_shape != self.feat_shape:
+                index = relative_position_index(feat_shape, device=queries.coords.device)
+            return table.t().index_select(1, index.flatten()).unflatten(1, index.shape)  # (heads, N, N)
+        delta = queries.coords[..., :, None, :] - keys.coords[..., None, :, :]
+        offsets = [2 * size - 1 for size in feat_shape]
+        place = delta + torch.tensor([size - 1.0 for size in feat_shape], device=delta.device)
+        return sample_table(table.unflatten(0, offsets), place).movedim(-1, -3)  # ([B,] heads, Nq, Nk)

@@ -7,18 +7,18 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ..encoding import InputEncoding
-from ..frequencies import flat_index
+from ..places import InputEncoding
 from ..positions import Positions
 from ..registry import register_encoding
-from ..resize import resize_position_table
+from ..resize import resize_position_table, sample_table
 
 
 @register_encoding("learned")
 class Learned(InputEncoding):
     """One learned vector per patch of a grid, and one per prefix token: x += pos_embed.
 
-    Patch (y, x) has the row P + y W + x. On another grid the patch rows are resized, prefix rows copied.
+    Patch (y, x) has the row P + y W + x. On another grid the patch rows are resized, prefix rows copied;
+    between the cells of a grid the table is read bilinearly.
 
     Args:
         dim: channels of a token.
@@ -35,8 +35,6 @@ class Learned(InputEncoding):
 
     paper = "Dosovitskiy et al. 2021, arXiv 2010.11929"
     learnable = True
-    shared = True
-    continuous = False
     extrapolation = "resize"
 
     def __init__(
@@ -73,8 +71,7 @@ class Learned(InputEncoding):
         rows = self._resized(positions.feat_shape)[0, self.num_prefix_tokens :]
         if positions.is_grid:
             return rows
-        index = flat_index(positions.coords.round(), positions.feat_shape).long()
-        return rows.index_select(0, index.flatten()).unflatten(0, index.shape)
+        return sample_table(rows.unflatten(0, positions.feat_shape), positions.coords)
 
     def embed_prefix(self, num_prefix_tokens: int) -> Tensor | None:
         """The rows of the prefix tokens, (P, dim); zeros where the table was built without any."""

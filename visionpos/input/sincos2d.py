@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..encoding import InputEncoding
 from ..frequencies import flat_index, geometric_frequencies, require_multiple, wide
+from ..places import InputEncoding
 from ..positions import Positions
 from ..registry import register_encoding
 

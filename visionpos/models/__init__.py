@@ -9,7 +9,7 @@ from torch import nn
 
 from ..encoding import PositionEncoding
 from ..registry import Spec, constructor_parameters, create_encoding, get_encoding_class, parse_spec
-from .host import Facts, Host, find_host, register_host, supported_hosts
+from .host import Facts, Host, find_host, mixes_tokens, register_host, supported_hosts
 
 __all__ = ["Host", "create_model", "get_encoding", "register_host", "set_encoding", "supported_hosts"]
 
@@ -72,12 +72,14 @@ def _set_encoding(model: nn.Module, spec: list) -> nn.Module:
     inputs: list[PositionEncoding] = []
     layers: list[list[PositionEncoding]] = [[] for _ in layer_facts]
     for item in spec:
-        place = item.place if isinstance(item, PositionEncoding) else get_encoding_class(item[0]).place
-        if place == "input":
-            inputs.append(_build(item, [input_facts], [old_inputs])[0])
-        elif place != "none":
-            for layer, encoding in zip(layers, _build(item, layer_facts, old_layers), strict=True):
-                layer.append(encoding)
+        cls = type(item) if isinstance(item, PositionEncoding) else get_encoding_class(item[0])
+        if cls.place == "input":
+            inputs += _build(item, [input_facts], [old_inputs])
+        elif cls.place != "none":
+            chosen = host.mixing_layers(model) if mixes_tokens(cls) else range(len(layers))
+            built = _build(item, [layer_facts[i] for i in chosen], [old_layers[i] for i in chosen])
+            for index, encoding in zip(chosen, built, strict=True):
+                layers[index].append(encoding)
     reference = next(model.parameters())
     for encoding in {*inputs, *(encoding for layer in layers for encoding in layer)}:
         encoding.to(device=reference.device, dtype=reference.dtype).train(model.training)

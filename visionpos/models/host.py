@@ -35,7 +35,11 @@ class Host(ABC):
 
     @abstractmethod
     def layer_facts(self, model: nn.Module) -> list[Facts]:
-        """What a rotary or bias encoding needs to know, for each attention layer in order."""
+        """What the encoding of a layer needs to know, for each attention layer in order."""
+
+    @abstractmethod
+    def mixing_layers(self, model: nn.Module) -> list[int]:
+        """The layers after which a conditional encoding mixes tokens: the first, or the first of each stage."""
 
     @abstractmethod
     def encodings(self, model: nn.Module) -> tuple[list[PositionEncoding], list[list[PositionEncoding]]]:
@@ -44,6 +48,11 @@ class Host(ABC):
     @abstractmethod
     def install(self, model: nn.Module, inputs: list[PositionEncoding], layers: list[list[PositionEncoding]]) -> None:
         """Put encodings into a prepared model, in place of all that it has. A module in every layer is a shared one."""
+
+
+def mixes_tokens(encoding: PositionEncoding | type[PositionEncoding]) -> bool:
+    """Whether it acts on the tokens between blocks, not inside attention."""
+    return getattr(encoding, "site", None) == "tokens"
 
 
 _HOSTS: list[Host] = []

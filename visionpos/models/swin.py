@@ -3,28 +3,40 @@
 from __future__ import annotations
 
 import torch
-from timm.models.swin_transformer import SwinTransformer
-from timm.models.swin_transformer import WindowAttention as TimmWindowAttention
+from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock
 from torch import Tensor, nn
 
 from ..attention import WindowAttention
 from ..bias.relative_table import RelativeTable
 from ..positions import Positions
-from .host import Facts, Host, register_host
+from .host import Facts, Host, mixes_tokens, register_host
 from .vit import encoding_parameters
 
 
+def add_positions(x: Tensor, encodings: nn.ModuleList) -> Tensor:
+    """x (B, H, W, C) after input or conditional encodings."""
+    for encoding in encodings:
+        positions = Positions.grid(tuple(x.shape[1:3]), device=x.device)
+        x = encoding(x.flatten(1, 2), positions).view(x.shape)
+    return x
+
+
 class AddPositions:
-    """Forward hook of patch_embed: adds the input encodings to its (B, H, W, C) output. An object, so it is copied."""
+    """Forward hook of patch_embed: adds the input encodings to its output. An object, so that copies have their own."""
 
     def __init__(self, encodings: nn.ModuleList):
         self.encodings = encodings
 
     def __call__(self, patch_embed: nn.Module, args: tuple, x: Tensor) -> Tensor:
-        positions = Positions.grid(tuple(x.shape[1:3]), device=x.device)
-        for encoding in self.encodings:
-            x = encoding(x.flatten(1, 2), positions).view(x.shape)
-        return x
+        return add_positions(x, self.encodings)
+
+
+class EncodedSwinBlock(SwinTransformerBlock):
+    """A block after which conditional encodings may mix the tokens of the whole grid."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, H, W, C), as timm's."""
+        return add_positions(super().forward(x), self.mixers)
 
 
 class EncodedSwinTransformer(SwinTransformer):
@@ -45,9 +57,9 @@ class EncodedSwinTransformer(SwinTransformer):
         return {**super().group_matcher(coarse), "stem": r"^patch_embed|^pos_embed"}
 
 
-def attention_layers(model: SwinTransformer) -> list[TimmWindowAttention]:
-    """All window attentions in order."""
-    return [block.attn for stage in model.layers for block in stage.blocks]
+def swin_blocks(model: SwinTransformer) -> list[SwinTransformerBlock]:
+    """All blocks in order."""
+    return [block for stage in model.layers for block in stage.blocks]
 
 
 class SwinHost(Host):
@@ -61,7 +73,8 @@ class SwinHost(Host):
     def prepare(self, model: SwinTransformer) -> None:
         if isinstance(model, EncodedSwinTransformer):
             return
-        for attn in attention_layers(model):
+        for block in swin_blocks(model):
+            attn = block.attn
             with torch.device("meta"):
                 table = RelativeTable(attn.num_heads, tuple(attn.window_size))
             table.live_in(attn)
@@ -69,6 +82,7 @@ class SwinHost(Host):
             table.relative_position_index = index
             attn.__class__ = WindowAttention
             attn.encodings = nn.ModuleList([table])
+            block.__class__, block.mixers = EncodedSwinBlock, nn.ModuleList()
         model.__class__ = EncodedSwinTransformer
         model.pos_embed_input = nn.ModuleList()
         model.patch_embed.register_forward_hook(AddPositions(model.pos_embed_input))
@@ -78,33 +92,41 @@ class SwinHost(Host):
         return {"dim": dim, "feat_shape": tuple(model.patch_embed.grid_size), "num_prefix_tokens": 0}
 
     def layer_facts(self, model: SwinTransformer) -> list[Facts]:
-        layers = attention_layers(model)
+        blocks = swin_blocks(model)
         return [
             {
-                "feat_shape": tuple(attn.window_size),
+                "dim": block.dim,
+                "feat_shape": tuple(block.attn.window_size),
                 "num_prefix_tokens": 0,
-                "num_heads": attn.num_heads,
-                "head_dim": attn.qkv.out_features // (3 * attn.num_heads),
-                "layer": i,
-                "depth": len(layers),
+                "num_heads": block.attn.num_heads,
+                "head_dim": block.attn.qkv.out_features // (3 * block.attn.num_heads),
+                "layer": index,
+                "depth": len(blocks),
             }
-            for i, attn in enumerate(layers)
+            for index, block in enumerate(blocks)
         ]
 
+    def mixing_layers(self, model: SwinTransformer) -> list[int]:
+        depths = [len(stage.blocks) for stage in model.layers]
+        return [sum(depths[:stage]) for stage in range(len(depths))]
+
     def encodings(self, model: SwinTransformer):
-        return list(model.pos_embed_input), [list(attn.encodings) for attn in attention_layers(model)]
+        layers = [[*block.attn.encodings, *block.mixers] for block in swin_blocks(model)]
+        return list(model.pos_embed_input), layers
 
     def install(self, model: SwinTransformer, inputs, layers) -> None:
         del model.pos_embed_input[:]
         model.pos_embed_input.extend(inputs)  # the hook holds this list
-        for attn, encodings in zip(attention_layers(model), layers, strict=True):
+        for block, encodings in zip(swin_blocks(model), layers, strict=True):
+            attn = block.attn
             for encoding in attn.encodings:
                 encoding.move_out()
             attn.relative_position_bias_table = None
-            for encoding in encodings:
+            block.mixers = nn.ModuleList(encoding for encoding in encodings if mixes_tokens(encoding))
+            attn.encodings = nn.ModuleList(encoding for encoding in encodings if not mixes_tokens(encoding))
+            for encoding in attn.encodings:
                 if isinstance(encoding, RelativeTable) and attn.relative_position_bias_table is None:
                     encoding.live_in(attn)  # where timm and its checkpoints have the table
-            attn.encodings = nn.ModuleList(encodings)
 
 
 HOST = register_host(SwinHost())

@@ -15,7 +15,7 @@ from ..attention import Attention, PositionState
 from ..encoding import PositionEncoding
 from ..input.learned import Learned
 from ..positions import Positions
-from .host import Facts, Host, register_host
+from .host import Facts, Host, mixes_tokens, register_host
 
 
 class EncodedBlock(Block):
@@ -27,8 +27,12 @@ class EncodedBlock(Block):
         """As timm's; `attn_mask` is the caller's own mask."""
         context = self.position_state.context(attn_mask)
         if self.grad_checkpointing and torch.is_grad_enabled():
-            return checkpoint(super().forward, x, context, is_causal, use_reentrant=False)
-        return super().forward(x, context, is_causal)
+            x = checkpoint(super().forward, x, context, is_causal, use_reentrant=False)
+        else:
+            x = super().forward(x, context, is_causal)
+        for encoding in self.mixers:
+            x = encoding(x, context.positions)
+        return x
 
 
 class EncodedPatchDropout(PatchDropout):
@@ -150,7 +154,7 @@ class ViTHost(Host):
             block.__class__, block.attn.__class__ = EncodedBlock, Attention
             block.position_state = state
             block.grad_checkpointing = checkpointing
-            block.attn.encodings = nn.ModuleList()
+            block.attn.encodings, block.mixers = nn.ModuleList(), nn.ModuleList()
         if isinstance(model.patch_drop, PatchDropout):
             model.patch_drop.__class__ = EncodedPatchDropout
             model.patch_drop.position_state = state
@@ -166,13 +170,24 @@ class ViTHost(Host):
         depth = len(model.blocks)
         shape = {"feat_shape": tuple(model.patch_embed.grid_size), "num_prefix_tokens": model.num_prefix_tokens}
         return [
-            {**shape, "num_heads": b.attn.num_heads, "head_dim": b.attn.head_dim, "layer": i, "depth": depth}
-            for i, b in enumerate(model.blocks)
+            {
+                **shape,
+                "dim": model.embed_dim,
+                "num_heads": block.attn.num_heads,
+                "head_dim": block.attn.head_dim,
+                "layer": index,
+                "depth": depth,
+            }
+            for index, block in enumerate(model.blocks)
         ]
+
+    def mixing_layers(self, model: VisionTransformer) -> list[int]:
+        return [0]
 
     def encodings(self, model: VisionTransformer):
         shared = list(model.pos_embed_shared)
-        return list(model.pos_embed_input), [[*shared, *block.attn.encodings] for block in model.blocks]
+        layers = [[*shared, *block.attn.encodings, *block.mixers] for block in model.blocks]
+        return list(model.pos_embed_input), layers
 
     def install(self, model: VisionTransformer, inputs, layers) -> None:
         for encoding in model.pos_embed_input:
@@ -189,7 +204,9 @@ class ViTHost(Host):
         ]
         model.pos_embed_shared = nn.ModuleList(shared)
         for block, encodings in zip(model.blocks, layers, strict=True):
-            block.attn.encodings = nn.ModuleList(encoding for encoding in encodings if encoding not in shared)
+            own = [encoding for encoding in encodings if encoding not in shared]
+            block.mixers = nn.ModuleList(encoding for encoding in own if mixes_tokens(encoding))
+            block.attn.encodings = nn.ModuleList(encoding for encoding in own if not mixes_tokens(encoding))
 
 
 HOST = register_host(ViTHost())

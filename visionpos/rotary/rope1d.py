@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..encoding import RotaryEncoding
 from ..frequencies import flat_index, geometric_frequencies
+from ..places import RotaryEncoding
 from ..positions import Positions
 from ..registry import register_encoding
 from .rotation import Layout

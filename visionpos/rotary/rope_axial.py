@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..encoding import RotaryEncoding
 from ..frequencies import geometric_frequencies, require_multiple, wide
+from ..places import RotaryEncoding
 from ..positions import Positions
 from ..registry import register_encoding
 from .rotation import Layout

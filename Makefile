@@ -1,0 +1,45 @@
+# Everything goes through a virtual environment in .venv; `make` alone lists the targets.
+PYTHON ?= $(firstword $(foreach p,python3 python3.12 python3.13 python3.11 python3.10 python,\
+  $(shell $(p) -c 'import sys, ensurepip; sys.version_info >= (3, 10) and print("$(p)")' 2>/dev/null)))
+VENV ?= .venv
+BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest
+CHECK_SHAPES := --jaxtyping-packages=visionpos,beartype.beartype
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-slow lint docs bench clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(VENV)/.installed  ## create .venv and install visionpos with everything it can use
+
+$(VENV)/.installed: pyproject.toml
+	@test -n "$(PYTHON)" || { echo "no Python 3.10 or newer with ensurepip found (Debian: apt-get install python3-venv)"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+demo: install  ## train five encodings on a position task (about 2 minutes) and draw what they do
+	$(BIN)/python -m train.demo --output runs/demo
+
+test: install  ## the fast tests
+	$(PYTEST) -m 'not slow and not compile' $(CHECK_SHAPES)
+	$(PYTEST) -m 'compile and not slow'
+
+test-slow: install  ## the long checks
+	$(PYTEST) -m slow
+
+lint: install  ## ruff: style and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+docs: install  ## write the generated part of the README: the table of encodings
+	$(BIN)/python -m docs.tables
+
+bench: install  ## speed against timm and against no encoding, as ratios in one run
+	$(BIN)/python -m benchmarks.speed
+
+clean:  ## remove what was built and trained; data/ stays
+	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

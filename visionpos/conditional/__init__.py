@@ -1,0 +1,1 @@
+"""Encodings that mix neighbouring tokens, one per file."""

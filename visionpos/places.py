@@ -1,0 +1,251 @@
+"""The base classes of the four places where an encoding can act: input, rotary, bias, conditional."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from .encoding import AttentionTensors, PositionEncoding, check_tokens, full_precision
+from .frequencies import require_multiple
+from .positions import Positions
+from .rotary.rotation import Layout, rotate
+
+
+class InputEncoding(PositionEncoding):
+    """Adds a vector to each token before the first block.
+
+    Args:
+        dim: channels of a token.
+    """
+
+    place = "input"
+
+    def __init__(self, dim: int, **frame):
+        super().__init__(**frame)
+        require_multiple("dim", dim, 1, "the channels of a token")
+        self.dim = dim
+
+    def embed(self, positions: Positions) -> Float[Tensor, "*batch n dim"]:
+        """The vectors of the patch tokens: (N, dim), or (B, N, dim) for batched coordinates."""
+        with full_precision(positions):
+            return self.encode(self.locate(positions)).to(positions.coords.dtype)
+
+    def embed_prefix(self, num_prefix_tokens: int) -> Tensor | None:
+        """The vectors of the prefix tokens, (P, dim); None means zeros, as in MAE."""
+        return None
+
+    def forward(self, x: Float[Tensor, "b t dim"], positions: Positions) -> Float[Tensor, "b t dim"]:
+        """x (B, prefix + N, dim) plus the encoding, in x's dtype.
+
+        Raises:
+            ValueError: another number of tokens or channels than the positions and the encoding have.
+        """
+        check_tokens(x, 1, positions, "x")
+        if x.shape[-1] != self.dim:
+            raise ValueError(f"x has {x.shape[-1]} channels, but {self.name} was built with dim={self.dim}")
+        table = self.embed(positions)
+        if positions.num_prefix_tokens:
+            prefix = self.embed_prefix(positions.num_prefix_tokens)
+            if prefix is None:
+                table = F.pad(table, (0, 0, positions.num_prefix_tokens, 0))
+            else:
+                table = torch.cat([prefix.expand(*table.shape[:-2], -1, -1), table], dim=-2)
+        return x + table.to(x.dtype)
+
+
+class RotaryEncoding(PositionEncoding):
+    """Rotates the channel pairs of queries and keys by angles that depend on the token's position.
+
+    Args:
+        num_heads: attention heads.
+        head_dim: channels of a head, even.
+        layout: which channels form a pair: "interleaved" (2i, 2i + 1) or "half" (i, i + head_dim / 2).
+    """
+
+    place = "rotary"
+
+    def __init__(self, num_heads: int, head_dim: int, layout: Layout = "interleaved", **frame):
+        super().__init__(**frame)
+        require_multiple("head_dim", head_dim, 2, "channels are rotated in pairs")
+        if layout not in ("interleaved", "half"):
+            raise ValueError(f"layout must be 'interleaved' or 'half', got {layout!r}")
+        self.num_heads, self.head_dim, self.layout = num_heads, head_dim, layout
+
+    def angles(self, positions: Positions) -> Float[Tensor, "*batch heads n pairs"]:
+        """Angles of the patch tokens in radians: (heads or 1, N, head_dim / 2), float32."""
+        with full_precision(positions):
+            return self.encode(self.locate(positions)).to(positions.coords.dtype)
+
+    def prepare(self, positions: Positions) -> Tensor:
+        """Cosines and sines, (2, [B,] heads or 1, prefix + N, head_dim / 2); prefix tokens get the identity."""
+        with full_precision(positions):
+            angles = F.pad(self.encode(self.locate(positions)), (0, 0, positions.num_prefix_tokens, 0))
+            return torch.stack([angles.cos(), angles.sin()]).to(positions.coords.dtype)
+
+    def rotate(self, x: Tensor, prepared: Tensor) -> Tensor:
+        """x (B, heads, prefix + N, head_dim) turned by what `prepare` returned."""
+        cos, sin = prepared.unbind(0)
+        return rotate(x, cos, sin, self.layout)
+
+    def modify_attention(self, tensors: AttentionTensors, prepared: Tensor) -> None:
+        """Turn queries and keys of an attention layer."""
+        tensors.q, tensors.k = self.rotate(tensors.q, prepared), self.rotate(tensors.k, prepared)
+
+    def forward(self, q: Float[Tensor, "b heads t d"], k: Float[Tensor, "b heads t d"], positions: Positions):
+        """q and k (B, heads, prefix + N, head_dim), rotated, in their own dtype. Prefix tokens stay as they are.
+
+        Raises:
+            ValueError: another number of tokens, heads or channels than the positions and the encoding have.
+        """
+        for what, x in (("q", q), ("k", k)):
+            check_tokens(x, 2, positions, what)
+            if (x.shape[1], x.shape[3]) != (self.num_heads, self.head_dim):
+                raise ValueError(
+                    f"{what} has {x.shape[1]} heads of {x.shape[3]} channels, but {self.name} was built with "
+                    f"num_heads={self.num_heads}, head_dim={self.head_dim}"
+                )
+        prepared = self.prepare(positions)
+        return self.rotate(q, prepared), self.rotate(k, prepared)
+
+
+class BiasEncoding(PositionEncoding):
+    """Adds a number to each attention logit, after the scaling by 1 / sqrt(head_dim).
+
+    Args:
+        num_heads: attention heads.
+    """
+
+    place = "bias"
+
+    def __init__(self, num_heads: int, **frame):
+        super().__init__(**frame)
+        require_multiple("num_heads", num_heads, 1, "attention heads")
+        self.num_heads = num_heads
+
+    def encode(self, queries: Positions, keys: Positions) -> Tensor:
+        """The bias between patch tokens, (heads, Nq, Nk), or (B, heads, Nq, Nk)."""
+        raise TypeError(f"{type(self).__name__} must define encode()")
+
+    def bias(self, positions: Positions, keys: Positions | None = None) -> Float[Tensor, "*batch heads q k"]:
+        """The bias of queries at `positions` and keys at `keys` (by default the same): (heads, prefix + N, prefix + N).
+
+        Rows and columns of prefix tokens are zero. Float32, and added after the scaling of the logits.
+        """
+        keys = positions if keys is None else keys
+        with full_precision(positions):
+            queries = self.locate(positions)
+            bias = self.encode(queries, queries if keys is positions else self.locate(keys))
+        bias = bias.to(positions.coords.dtype)
+        if positions.num_prefix_tokens or keys.num_prefix_tokens:
+            bias = F.pad(bias, (keys.num_prefix_tokens, 0, positions.num_prefix_tokens, 0))
+        return bias
+
+    def prepare(self, positions: Positions) -> Tensor:
+        """What `modify_attention` needs, computed once for a forward pass."""
+        return self.bias(positions)
+
+    def modify_attention(self, tensors: AttentionTensors, prepared: Tensor) -> None:
+        """Add to the logits of an attention layer."""
+        tensors.add_bias(prepared)
+
+    def forward(self, logits: Float[Tensor, "b heads q k"], positions: Positions, keys: Positions | None = None):
+        """Scaled logits (B, heads, prefix + N, prefix + N) plus the bias, in the logits' dtype."""
+        check_tokens(logits, 2, positions, "logits")
+        check_tokens(logits, 3, positions if keys is None else keys, "logits")
+        return logits + self.bias(positions, keys).to(logits.dtype)
+
+
+class ContextualBias(BiasEncoding):
+    """A bias that depends on the content of the query: `encode(queries, keys, content)`.
+
+    `content` holds the patch tokens only: with `content_source` "q" their query vectors (B, heads, Nq, head_dim),
+    before scaling and before any rotation that comes later; with "x" the layer's input (B, Nq, C).
+    """
+
+    content_dependent = True
+    content_source: ClassVar[Literal["q", "x"]] = "q"
+
+    def encode(self, queries: Positions, keys: Positions, content: Tensor) -> Tensor:
+        """The bias between patch tokens, (B, heads, Nq, Nk), in float32 or better."""
+        raise TypeError(f"{type(self).__name__} must define encode()")
+
+    def bias(
+        self, positions: Positions, keys: Positions | None = None, content: Tensor | None = None
+    ) -> Float[Tensor, "b heads q k"]:
+        """The bias of queries with `content` (prefix tokens included): (B, heads, prefix + N, prefix + N).
+
+        Raises:
+            ValueError: no content, or content of another number of tokens.
+        """
+        if content is None:
+            raise ValueError(f"{self.name} depends on the queries: pass content= ({self.content_source})")
+        check_tokens(content, -2, positions, "content")
+        keys = positions if keys is None else keys
+        with full_precision(positions):
+            queries = self.locate(positions)
+            located = queries if keys is positions else self.locate(keys)
+            patches = content[..., positions.num_prefix_tokens :, :].to(positions.coords.dtype)
+            bias = self.encode(queries, located, patches)
+        return F.pad(bias, (keys.num_prefix_tokens, 0, positions.num_prefix_tokens, 0))
+
+    def prepare(self, positions: Positions) -> Positions:
+        """Nothing to compute ahead: the positions themselves."""
+        return positions
+
+    def modify_attention(self, tensors: AttentionTensors, prepared: Positions) -> None:
+        """Add to the logits of an attention layer."""
+        tensors.add_bias(self.bias(prepared, content=getattr(tensors, self.content_source)))
+
+    def forward(self, logits: Tensor, positions: Positions, keys: Positions | None = None, content=None) -> Tensor:
+        """Scaled logits (B, heads, prefix + N, prefix + N) plus the bias, in the logits' dtype."""
+        check_tokens(logits, 2, positions, "logits")
+        check_tokens(logits, 3, positions if keys is None else keys, "logits")
+        return logits + self.bias(positions, keys, content).to(logits.dtype)
+
+
+class ConditionalEncoding(PositionEncoding):
+    """Mixes neighbouring tokens; where the neighbours end tells the position.
+
+    Args:
+        dim: channels of a token.
+    """
+
+    place = "conditional"
+    learnable = True
+    shared = False
+    continuous = False
+    content_dependent = True
+    site: ClassVar[Literal["tokens", "values"]] = "tokens"  # between blocks, or on the values inside attention
+
+    def __init__(self, dim: int, **frame):
+        super().__init__(**frame)
+        require_multiple("dim", dim, 1, "the channels of a token")
+        self.dim = dim
+
+    def encode(self, x: Tensor, positions: Positions) -> Tensor:
+        """What is added to the patch tokens x (B, N, dim): (B, N, dim)."""
+        raise TypeError(f"{type(self).__name__} must define encode()")
+
+    def mix(self, x: Float[Tensor, "b t dim"], positions: Positions) -> Float[Tensor, "b t dim"]:
+        """What is added to x (B, prefix + N, dim), in x's dtype: zeros for prefix tokens."""
+        check_tokens(x, 1, positions, "x")
+        added = self.encode(x[:, positions.num_prefix_tokens :], positions)
+        return F.pad(added, (0, 0, positions.num_prefix_tokens, 0)).to(x.dtype)
+
+    def forward(self, x: Float[Tensor, "b t dim"], positions: Positions) -> Float[Tensor, "b t dim"]:
+        """x (B, prefix + N, dim) with its patch tokens mixed."""
+        return x + self.mix(x, positions)
+
+    def prepare(self, positions: Positions) -> Positions:
+        """Nothing to compute ahead: the positions themselves."""
+        return positions
+
+    def modify_attention(self, tensors: AttentionTensors, prepared: Positions) -> None:
+        """Add the mixed values to the output of an attention layer (site "values")."""
+        heads = tensors.v.shape[1]
+        mixed = self.mix(tensors.v.transpose(1, 2).flatten(2), prepared).unflatten(2, (heads, -1)).transpose(1, 2)
+        tensors.output = mixed if tensors.output is None else tensors.output + mixed
