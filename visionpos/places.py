@@ -75,6 +75,11 @@ class RotaryEncoding(PositionEncoding):
             raise ValueError(f"layout must be 'interleaved' or 'half', got {layout!r}")
         self.num_heads, self.head_dim, self.layout = num_heads, head_dim, layout
 
+    @property
+    def num_angles(self) -> int:
+        """Angles per token and head: one for each pair of channels."""
+        return self.head_dim // 2
+
     def angles(self, positions: Positions) -> Float[Tensor, "*batch heads n pairs"]:
         """Angles of the patch tokens in radians: (heads or 1, N, head_dim / 2), float32."""
         with full_precision(positions):
@@ -139,10 +144,11 @@ class BiasEncoding(PositionEncoding):
         with full_precision(positions):
             queries = self.locate(positions)
             bias = self.encode(queries, queries if keys is positions else self.locate(keys))
-        bias = bias.to(positions.coords.dtype)
-        if positions.num_prefix_tokens or keys.num_prefix_tokens:
-            bias = F.pad(bias, (keys.num_prefix_tokens, 0, positions.num_prefix_tokens, 0))
-        return bias
+        return self.with_prefix(bias.to(positions.coords.dtype), positions.num_prefix_tokens, keys.num_prefix_tokens)
+
+    def with_prefix(self, bias: Tensor, queries: int, keys: int) -> Tensor:
+        """(..., Nq, Nk) -> (..., queries + Nq, keys + Nk): rows and columns of prefix tokens, here zeros."""
+        return F.pad(bias, (keys, 0, queries, 0)) if queries or keys else bias
 
     def prepare(self, positions: Positions) -> Tensor:
         """What `modify_attention` needs, computed once for a forward pass."""
@@ -190,7 +196,7 @@ class ContextualBias(BiasEncoding):
             located = queries if keys is positions else self.locate(keys)
             patches = content[..., positions.num_prefix_tokens :, :].to(positions.coords.dtype)
             bias = self.encode(queries, located, patches)
-        return F.pad(bias, (keys.num_prefix_tokens, 0, positions.num_prefix_tokens, 0))
+        return self.with_prefix(bias, positions.num_prefix_tokens, keys.num_prefix_tokens)
 
     def prepare(self, positions: Positions) -> Positions:
         """Nothing to compute ahead: the positions themselves."""

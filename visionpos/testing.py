@@ -96,12 +96,13 @@ def check_shapes(cls: type[PositionEncoding]) -> None:
     """Documented shapes and dtypes, also on grids of one row or column."""
     for grid in (GRID, (1, 6), (6, 1), (1, 1)):
         count = grid[0] * grid[1]
-        table = raw(build(cls, grid), Positions.grid(grid))
+        encoding = build(cls, grid)
+        table = raw(encoding, Positions.grid(grid))
         want = {
             "input": [(count, DIM)],
             "bias": [(HEADS, count, count)],
             "conditional": [(count, DIM)],
-            "rotary": [(HEADS, count, HEAD_DIM // 2), (1, count, HEAD_DIM // 2)],
+            "rotary": [(heads, count, getattr(encoding, "num_angles", 0)) for heads in (1, HEADS)],
         }[cls.place]
         want = [(BATCH, *shape) for shape in want] if cls.content_dependent else want
         assert tuple(table.shape) in want, f"on a {grid} grid: shape {tuple(table.shape)}, expected one of {want}"
@@ -260,7 +261,7 @@ def check_resolution(cls: type[PositionEncoding]) -> None:
         return
     table = raw(build(cls), other)
     assert table.isfinite().all(), "not finite on a larger grid"
-    if cls.extrapolation == "formula":
+    if cls.extrapolation == "formula" and "reference_shape" in constructor_parameters(cls):
         corner = torch.tensor([0, 4, 18, 22, 44])  # cells of the larger grid that lie on cells of the smaller one
         same = torch.tensor([0, 2, 5, 7, 14])
         inside = _tokens_last(cls, raw(build(cls, reference_shape=GRID), other))
@@ -269,7 +270,7 @@ def check_resolution(cls: type[PositionEncoding]) -> None:
         _close(pick(inside, corner), pick(own, same), "interpolated coordinates")
         on = raw(build(cls, reference_shape=GRID, extrapolate=True), other)
         assert torch.equal(on, table), "extrapolate=True is not the formula itself"
-    else:
+    elif cls.extrapolation == "resize":
         encoding = build(cls)
         encoding.set_feat_shape((5, 9))
         _close(raw(encoding, other), table, "set_feat_shape() against resizing in forward", 1e-6)
