@@ -24,8 +24,8 @@ demo: install  ## train five encodings on a position task (about 2 minutes) and 
 	$(BIN)/python -m train.demo --output runs/demo
 
 test: install  ## the fast tests
-	$(PYTEST) -m 'not slow and not compile' $(CHECK_SHAPES)
-	$(PYTEST) -m 'compile and not slow'
+	$(PYTEST) -m 'not slow and not unhooked' $(CHECK_SHAPES)
+	$(PYTEST) -m 'unhooked and not slow'
 
 test-slow: install  ## the long checks
 	$(PYTEST) -m slow

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int, Num
 from torch import Tensor
 
 from .windows import window_partition
@@ -32,7 +32,7 @@ class Positions:
         ValueError: coordinates of another rank or number of axes, or an empty grid.
     """
 
-    coords: Float[Tensor, "*batch n axes"]
+    coords: Num[Tensor, "*batch n axes"]
     feat_shape: tuple[int, ...]
     num_prefix_tokens: int = 0
     is_grid: bool = False  # every cell of `feat_shape` once, in row-major order

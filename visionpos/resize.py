@@ -51,13 +51,18 @@ def _rows(new: int, old: int, mode: str, antialias: bool) -> tuple[tuple[float, 
     return tuple(rows)
 
 
+@torch.compiler.assume_constant_result  # torch.compile takes the numbers and does not trace the loops
+def _constant_rows(new: int, old: int, mode: str, antialias: bool) -> tuple[tuple[float, ...], ...]:
+    return _rows(new, old, mode, antialias)
+
+
 def resize_matrix(new: int, old: int, mode: Mode = "bicubic", antialias: bool = True) -> Float[Tensor, "new old"]:
     """The matrix that resamples `old` cells to `new`, float64; the identity where they are equal."""
     if mode not in ("bicubic", "bilinear"):
         raise ValueError(f"mode must be 'bicubic' or 'bilinear', got {mode!r}")
     if new < 1 or old < 1:
         raise ValueError(f"sizes must be positive, got {old} -> {new}")
-    return torch.tensor(_rows(new, old, mode, antialias), dtype=torch.float64)
+    return torch.tensor(_constant_rows(new, old, mode, antialias), dtype=torch.float64)
 
 
 def _resample(grid: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

@@ -57,7 +57,9 @@ class EncodedViTMixin:
         feat_shape = self.feat_shape(x)
         prefix = [getattr(self, name, None) for name in ("cls_token", "dist_token", "reg_token")]
         prefix = [token.expand(x.shape[0], -1, -1) for token in prefix if token is not None]
-        x = torch.cat([*prefix, x.reshape(x.shape[0], -1, x.shape[-1])], dim=1)
+        x = x.reshape(x.shape[0], -1, x.shape[-1])
+        if prefix or not len(self.pos_embed_input):  # as timm copies or does not, which decides the memory layout
+            x = torch.cat([*prefix, x], dim=1)
         positions = Positions.grid(feat_shape, self.num_prefix_tokens, device=x.device)
         self.position_state.enter(positions, self.pos_embed_shared)
         for encoding in self.pos_embed_input:

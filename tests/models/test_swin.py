@@ -1,0 +1,139 @@
+"""timm's Swin v1 as host."""
+
+import copy
+import pickle
+
+import pytest
+import timm
+import torch
+
+import visionpos as vp
+
+IN_WINDOWS = [name for name in vp.list_encodings() if vp.encoding_info(name)["place"] in ("rotary", "bias")]
+SIZE = (64, 96)
+
+
+def swin(**options):
+    torch.manual_seed(0)
+    options = {"img_size": SIZE, "window_size": 4, "num_classes": 5, "embed_dim": 32, "depths": (2, 2)} | options
+    return timm.create_model("swin_tiny_patch4_window7_224", num_heads=(2, 4), **options).eval()
+
+
+def pictures(size=SIZE):
+    return torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("window", [4, (4, 8), (2, 3)])
+def test_converting_to_what_the_host_has_changes_nothing(window, fused):
+    plain, model = swin(window_size=window), swin(window_size=window)
+    vp.set_encoding(model, "relative_table")
+    for module in [*plain.modules(), *model.modules()]:
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = fused
+    difference = (model(pictures()) - plain(pictures())).abs().max()
+    assert difference < 1e-6 if fused else difference == 0
+    assert isinstance(model, type(plain))
+    assert list(model.state_dict()) == list(plain.state_dict())
+    assert [n for n, _ in model.named_parameters()] == [n for n, _ in plain.named_parameters()]
+    assert model.no_weight_decay() == plain.no_weight_decay()
+    model.load_state_dict(plain.state_dict(), strict=True)
+
+
+@pytest.mark.parametrize("name", [*IN_WINDOWS, "learned", "sincos2d", "sinusoidal"])
+def test_every_encoding_trains(name):
+    model = vp.set_encoding(swin(), name).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    for _ in range(2):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(pictures()), torch.tensor([1, 3])).backward()
+        optimizer.step()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    assert {encoding.name for encoding in vp.get_encoding(model)} == {name}
+
+
+def test_none_removes_every_position_inside_a_window():
+    """One window that is the whole grid, no shift: moving patches changes nothing."""
+    model = vp.set_encoding(swin(img_size=(16, 16), depths=(1,)), "none")
+    x = pictures((16, 16))
+    assert (model(torch.cat([x[..., 8:], x[..., :8]], -1)) - model(x)).abs().max() < 1e-5
+    assert [n for n, _ in model.named_parameters() if "relative" in n] == []
+
+
+def test_windows_of_a_layer_have_its_window_and_heads():
+    model = vp.set_encoding(swin(window_size=(4, 8)), "rope_axial+alibi2d")
+    found = vp.get_encoding(model)
+    assert [(e.name, e.num_heads, e.reference_shape) for e in found[:4]] == [
+        ("rope_axial", 2, (4, 8)),
+        ("alibi2d", 2, (4, 8)),
+        ("rope_axial", 4, (4, 8)),
+        ("alibi2d", 4, (4, 8)),
+    ]
+
+
+def test_window_and_picture_size_can_change():
+    model = vp.set_encoding(swin(), "relative_table+sincos2d")
+    before = model.layers[0].blocks[0].attn.relative_position_bias_table.detach().clone()
+    model.set_input_size((96, 144), window_size=6)
+    attn = model.layers[0].blocks[0].attn
+    assert attn.window_size == (6, 6)
+    want = vp.resize_relative_table(before, (6, 6), (4, 4))
+    assert torch.equal(attn.relative_position_bias_table, want)
+    assert model(pictures((96, 144))).shape == (2, 5)
+    assert list(swin(img_size=(96, 144), window_size=6).state_dict()) == list(model.state_dict())
+
+
+def test_window_larger_than_the_grid_is_cut_by_timm_and_followed():
+    model = vp.set_encoding(swin(window_size=7, img_size=(32, 64)), {"name": "relative_table", "init_std": 0.5})
+    assert model.layers[1].blocks[0].attn.window_size == (4, 7)
+    assert vp.get_encoding(model)[2].feat_shape == (4, 7)
+    assert model(pictures((32, 64))).isfinite().all()
+
+
+def test_copies_are_independent():
+    model = vp.set_encoding(swin(), "learned+relative_table")
+    want = model(pictures())
+    want.sum().backward()
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(copied(pictures()), want)
+        with torch.no_grad():
+            copied.pos_embed_input[0].pos_embed.normal_()
+            copied.layers[0].blocks[0].attn.relative_position_bias_table.normal_()
+        assert not torch.equal(copied(pictures()), want)
+    assert torch.equal(model(pictures()), want)
+
+
+def test_table_is_drawn_anew_only_with_options():
+    model = swin()
+    table = model.layers[0].blocks[0].attn.relative_position_bias_table
+    vp.set_encoding(model, "rope_axial+relative_table")
+    assert model.layers[0].blocks[0].attn.relative_position_bias_table is table
+    vp.set_encoding(model, {"name": "relative_table", "init_std": 0.5})
+    assert model.layers[0].blocks[0].attn.relative_position_bias_table.std() > 0.3
+
+
+def test_meta_initialisation():
+    with torch.device("meta"):
+        model = vp.set_encoding(swin(), "relative_table")
+    model.to_empty(device="cpu")
+    source = vp.set_encoding(swin(), "relative_table")
+    for buffer in model.buffers():
+        buffer.fill_(-12345)
+    model.load_state_dict(source.state_dict(), strict=True)
+    for module in model.modules():
+        if hasattr(module, "init_non_persistent_buffers"):
+            module.init_non_persistent_buffers()
+    assert torch.equal(model(pictures()), source(pictures()))
+
+
+def test_gradient_checkpointing():
+    model = vp.set_encoding(swin(drop_path_rate=0.0), "relative_table+rope_axial").train()
+
+    def gradients():
+        model.zero_grad()
+        model(pictures()).square().sum().backward()
+        return [parameter.grad.clone() for parameter in model.parameters()]
+
+    plain = gradients()
+    model.set_grad_checkpointing()
+    assert all((a - b).abs().max() < 1e-6 for a, b in zip(plain, gradients(), strict=True))
