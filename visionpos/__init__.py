@@ -1,6 +1,7 @@
 """visionpos: any position encoding in any timm vision transformer, exact, in one line."""
 
 from . import bias, conditional, input, none, rotary
+from .augment import CoordinateAugmentation
 from .bias.alibi import alibi_slopes
 from .encoding import PositionEncoding
 from .input.sincos2d import sincos_2d
@@ -11,7 +12,7 @@ from .positions import Positions
 from .registry import create_encoding, discover, encoding_info, list_encodings, register_encoding
 from .resize import resize_position_table, resize_relative_table
 from .rotary.rope_axial import rope_angles_axial
-from .rotary.rotation import apply_rotary
+from .rotary.rotation import apply_rotary, convert_qk_layout
 from .testing import check_encoding
 from .windows import relative_position_index, shifted_window_mask
 
@@ -25,6 +26,7 @@ __all__ = [
     "BiasEncoding",
     "ConditionalEncoding",
     "ContextualBias",
+    "CoordinateAugmentation",
     "InputEncoding",
     "PositionEncoding",
     "Positions",
@@ -32,6 +34,7 @@ __all__ = [
     "alibi_slopes",
     "apply_rotary",
     "check_encoding",
+    "convert_qk_layout",
     "create_encoding",
     "create_model",
     "encoding_info",

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..attention import Attention, PositionState
+from ..augment import CoordinateAugmentation
 from ..encoding import PositionEncoding
 from ..input.learned import Learned
 from ..positions import Positions
@@ -49,6 +50,8 @@ class EncodedPatchDropout(PatchDropout):
 class EncodedViTMixin:
     """What a converted VisionTransformer does differently: where positions enter, and nothing else."""
 
+    coordinate_augmentation: CoordinateAugmentation | None = None  # applied while training
+
     def feat_shape(self, x: Tensor) -> tuple[int, int]:
         """The patch grid of patch_embed's output: (B, H, W, C) with dynamic_img_size, else (B, N, C)."""
         return tuple(x.shape[1:3]) if self.dynamic_img_size else tuple(self.patch_embed.grid_size)
@@ -61,6 +64,8 @@ class EncodedViTMixin:
         if prefix or not len(self.pos_embed_input):  # as timm copies or does not, which decides the memory layout
             x = torch.cat([*prefix, x], dim=1)
         positions = Positions.grid(feat_shape, self.num_prefix_tokens, device=x.device)
+        if self.training and self.coordinate_augmentation is not None:
+            positions = self.coordinate_augmentation(positions)
         self.position_state.enter(positions, self.pos_embed_shared)
         for encoding in self.pos_embed_input:
             x = encoding(x, positions)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from ..frequencies import require_multiple, wide
 
 Layout = Literal["interleaved", "half"]
 
@@ -48,3 +51,66 @@ def apply_rotary(
         )
     angles = angles if angles.dtype == torch.float64 else angles.float()
     return rotate(x, angles.cos(), angles.sin(), layout)
+
+
+def mixed_angles(
+    coords: Float[Tensor, "*batch n 2"], freqs: Float[Tensor, "2 heads pairs"]
+) -> Float[Tensor, "*batch heads n pairs"]:
+    """x freqs[0] + y freqs[1], in float64, for coordinates (y, x): every pair turns along a direction of its own."""
+    y, x = wide(coords)[..., None, :, :, None].unbind(-2)  # (..., 1, N, 1)
+    along_x, along_y = wide(freqs).unsqueeze(-2)  # (heads, 1, pairs)
+    return x * along_x + y * along_y
+
+
+def map_qk_rows(rows: Tensor, num_heads: int, change: Callable[[Tensor], Tensor], fused: bool = True) -> Tensor:
+    """The weight or bias of a projection with `change` applied to its query and key rows, head by head.
+
+    Args:
+        rows: (3 * heads * head_dim, C) or (3 * heads * head_dim,) of a fused qkv; without the 3 where `fused` is False.
+        num_heads: attention heads.
+        change: maps (heads, head_dim, C) to a tensor of the same shape; a bias comes with C = 1.
+        fused: queries, keys and values in one projection; the rows of the values stay as they are.
+
+    Raises:
+        ValueError: the rows do not divide into heads.
+    """
+    heads = 3 * num_heads if fused else num_heads
+    require_multiple("rows", rows.shape[0], heads, "query, key and value heads" if fused else "heads")
+    table = rows.reshape(heads, rows.shape[0] // heads, -1)
+    turned, kept = table.split([2 * num_heads, num_heads] if fused else [num_heads, 0])
+    return torch.cat([*map(change, turned.split(num_heads)), kept]).reshape(rows.shape)
+
+
+def convert_qk_layout(
+    rows: Tensor, num_heads: int, source: Layout, target: Layout, *, fused: bool = True, block: int = 2
+) -> Tensor:
+    """Weight or bias of a query and key projection, reordered from one pairing of channels to the other. Exact.
+
+    With both projections converted, attention under the layout `target` computes what it did under `source`: only the
+    order of the channels changes, half(x[order]) = interleaved(x)[order], order = the even channels, then the odd.
+
+    Args:
+        rows: weight (R, C) or bias (R,), R = 3 * heads * head_dim of a fused qkv. What acts on a head's channels after
+            the projection (q_norm, k_norm) is converted too: its (head_dim,) vectors with num_heads=1, fused=False.
+        num_heads: attention heads.
+        source: the layout that the projection was made for.
+        target: the layout that it will be used with.
+        fused: False for a projection of queries or of keys alone, R = heads * head_dim.
+        block: channels that turn together; more than 2 for the block rotations of `liere` and `comrope`.
+
+    Raises:
+        ValueError: an unknown layout, or rows that do not divide into heads and blocks.
+    """
+    for layout in (source, target):
+        if layout not in ("interleaved", "half"):
+            raise ValueError(f"layout must be 'interleaved' or 'half', got {layout!r}")
+    if source == target:
+        return rows
+
+    def reorder(table: Tensor) -> Tensor:
+        head_dim = table.shape[1]
+        require_multiple("head_dim", head_dim, block, "channels that turn together")
+        order = torch.arange(head_dim, device=table.device).reshape(-1, block).T.flatten()
+        return table[:, order if target == "half" else order.argsort()]
+
+    return map_qk_rows(rows, num_heads, reorder, fused)

@@ -1,0 +1,68 @@
+"""Coordinate augmentation: DINOv3's formula, and every encoding under it."""
+
+import math
+
+import pytest
+import timm
+import torch
+
+import visionpos as vp
+
+
+def draw(augmentation, positions, seed):
+    return augmentation(positions, torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("grid", [(3, 5), (1, 4), (6, 2)])
+def test_formula(grid, seed):
+    positions = vp.Positions.grid(grid, num_prefix_tokens=1)
+    got = draw(vp.CoordinateAugmentation(shift=0.3, jitter=1.5, rescale=2.0), positions, seed)
+    u = (torch.rand(5, generator=torch.Generator().manual_seed(seed)) * 2 - 1).tolist()
+    for token, moved in zip(positions.coords.tolist(), got.coords.tolist(), strict=True):
+        for axis in (0, 1):
+            box = (token[axis] + 0.5) / grid[axis] * 2 - 1
+            box = (box + 0.3 * u[axis]) * 1.5 ** u[2 + axis] * 2 ** u[4]
+            assert moved[axis] == pytest.approx((box + 1) / 2 * grid[axis] - 0.5, abs=1e-5)
+    assert (got.feat_shape, got.num_prefix_tokens, got.is_grid) == (grid, 1, False)
+
+
+def test_ranges_and_axes():
+    positions = vp.Positions.grid((4, 8))
+    shifted = torch.stack([draw(vp.CoordinateAugmentation(shift=0.5), positions, i).coords[0] for i in range(300)])
+    assert shifted.abs().amax(0).tolist() == pytest.approx([1.0, 2.0], rel=0.05)  # 0.5 of half the grid, each axis
+    assert not torch.allclose(shifted[:, 0] * 2, shifted[:, 1])
+    centre = torch.tensor([1.5, 3.5])
+    for seed in range(50):
+        ratio = (draw(vp.CoordinateAugmentation(rescale=2.0), positions, seed).coords[0] - centre) / -centre
+        assert ratio[0].item() == pytest.approx(ratio[1].item(), rel=1e-5)  # the axes share it
+        assert abs(math.log(ratio[0].item())) <= math.log(2) + 1e-6
+
+
+def test_neutral_settings_move_nothing():
+    positions = vp.Positions.grid((3, 5))
+    assert (draw(vp.CoordinateAugmentation(), positions, 0).coords - positions.coords).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("name", [n for n in vp.list_encodings() if vp.encoding_info(n)["place"] != "conditional"])
+def test_every_encoding_in_a_model(name):
+    torch.manual_seed(0)
+    model = timm.create_model(
+        "vit_tiny_patch16_224", img_size=(16, 24), patch_size=4, num_classes=3, embed_dim=48, depth=1, num_heads=3
+    )
+    vp.set_encoding(model, name)
+    x = torch.randn(2, 3, 16, 24)
+    want = model.eval()(x)
+    model.coordinate_augmentation = vp.CoordinateAugmentation(shift=0.2, jitter=1.2, rescale=2.0)
+    assert torch.equal(model(x), want)  # not while evaluating
+    out = model.train()(x)
+    assert out.isfinite().all()
+    out.sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"), [({"shift": -1.0}, "shift must be 0 or more"), ({"rescale": 0.5}, "rescale must be 1 or more")]
+)
+def test_errors(options, words):
+    with pytest.raises(ValueError, match=words):
+        vp.CoordinateAugmentation(**options)

@@ -1,0 +1,49 @@
+"""Coordinates moved at random while training, for any encoding: DINOv3 (Simeoni et al. 2025, arXiv 2508.10104)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+
+from .positions import Positions
+
+
+@dataclass(frozen=True)
+class CoordinateAugmentation:
+    """Shift, jitter and rescale the picture's frame, one draw for a forward pass: scale is not learned by heart.
+
+    With c in [-1, 1] from border to border of the grid, each axis: c <- (c + s) j r, in this order.
+
+    Args:
+        shift: s is drawn from U[-shift, shift], for each axis.
+        jitter: j is drawn log-uniformly from [1 / jitter, jitter], for each axis.
+        rescale: r is drawn log-uniformly from [1 / rescale, rescale], for both axes together. The paper's pretraining
+            uses rescale 2 alone.
+
+    Raises:
+        ValueError: a negative shift, or a jitter or rescale below 1.
+    """
+
+    shift: float = 0.0
+    jitter: float = 1.0
+    rescale: float = 1.0
+
+    def __post_init__(self):
+        if self.shift < 0:
+            raise ValueError(f"shift must be 0 or more, got {self.shift}")
+        for name in ("jitter", "rescale"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+
+    def __call__(self, positions: Positions, generator: torch.Generator | None = None) -> Positions:
+        """The same tokens at other coordinates; drawn on the coordinates' device, without waiting for it."""
+        coords = positions.coords
+        draws = torch.rand(5, device=coords.device, dtype=coords.dtype, generator=generator) * 2 - 1  # U[-1, 1]
+        shift = self.shift * draws[:2]
+        scale = (math.log(self.jitter) * draws[2:4] + math.log(self.rescale) * draws[4]).exp()
+        size = torch.tensor(positions.feat_shape, device=coords.device, dtype=coords.dtype)
+        box = (2 * coords + 1) / size - 1
+        moved = ((box + shift) * scale + 1) * size / 2 - 0.5
+        return replace(positions, coords=moved, is_grid=False)

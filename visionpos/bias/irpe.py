@@ -1,0 +1,104 @@
+"""iRPE: "Rethinking and Improving Relative Position Encoding for Vision Transformer" (Wu et al. 2021)."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..registry import register_encoding
+from .buckets import BucketBias
+
+Method = Literal["product", "euclid", "quant", "cross"]
+
+
+def piecewise_index(x: Tensor, ratio: float) -> Tensor:
+    """iRPE's g: exact near zero, logarithmic farther off, int64 in [-int(beta), int(beta)].
+
+    g(x) = round(x) for |x| <= alpha, else sign(x) min(beta, round(alpha + ln(|x| / alpha) / ln(gamma / alpha)
+    (beta - alpha))), with alpha, beta, gamma = ratio, 2 ratio, 8 ratio.
+    """
+    distance = x.abs()
+    far = ratio * (1 + (distance.clamp(min=ratio) / ratio).log() / math.log(8))  # 1 beyond ratio, at most 2 at 8 ratio
+    return (x.sign() * torch.where(distance <= ratio, distance, far).round().clamp(max=int(2 * ratio))).long()
+
+
+@register_encoding("irpe")
+class IRPE(BucketBias):
+    """Offsets fall into buckets, finer near by; each has a vector that the query meets: b = q . r[bucket] / sqrt(d).
+
+    Offsets (dy, dx) are query minus key, S = 2 int(2 ratio) + 1, c = int(2 ratio), and g is `piecewise_index`:
+        product: bucket (g(dy) + c) S + g(dx) + c, S^2 in all; 49 by default.
+        euclid: g(round(sqrt(dy^2 + dx^2))) + c, S in all, of which half are used, as in the reference code.
+        quant: g(dy^2 + dx^2) + c, as the reference code computes it (the paper counts distinct distances instead).
+        cross: two tables, g(dy) + c and g(dx) + c, whose biases are added.
+
+    q is scaled as in the logits: the reference code multiplies q by head_dim ** -0.5 first. Contextual on keys is the
+    paper's best single choice. With `values` the output also gets sum_j p_ij r'[bucket], which leaves the fused
+    attention kernel. Real offsets are rounded. All heads share the vectors. Pairs with a prefix token have a bucket of
+    their own, the last, where the encoding is built with prefix tokens; without, they have no bias.
+
+    Args:
+        num_heads: attention heads.
+        head_dim: channels of a head.
+        num_prefix_tokens: 0, or more for the bucket of pairs with a prefix token.
+        method: "product" (the paper's default), "euclid", "quant" or "cross".
+        mode: "contextual", or "bias": a number per head and bucket, whatever the query, not scaled.
+        ratio: 1.9 in the paper; alpha, beta, gamma are 1, 2 and 8 times it.
+        values: vectors on the value side as well; contextual whatever the mode.
+        init_std: standard deviation of the normal initialisation; 0 in the reference code.
+
+    Attributes:
+        key_table: Parameter (1, or 2 for "cross", buckets, head_dim, or heads in "bias" mode).
+        value_table: Parameter (1 or 2, buckets, head_dim), or None.
+    """
+
+    paper = "Wu et al. 2021, arXiv 2107.14222"
+    learnable = True
+    shared = False
+    translation_invariant = True
+    continuous = False
+
+    def __init__(
+        self,
+        num_heads: int,
+        head_dim: int,
+        num_prefix_tokens: int = 0,
+        method: Method = "product",
+        mode: Literal["contextual", "bias"] = "contextual",
+        ratio: float = 1.9,
+        values: bool = False,
+        init_std: float = 0.0,
+        **frame,
+    ):
+        super().__init__(num_heads, **frame)
+        if method not in ("product", "euclid", "quant", "cross"):
+            raise ValueError(f"method must be 'product', 'euclid', 'quant' or 'cross', got {method!r}")
+        if mode not in ("contextual", "bias"):
+            raise ValueError(f"mode must be 'contextual' or 'bias', got {mode!r}")
+        if values and mode == "bias":
+            raise ValueError("values=True needs mode='contextual': in bias mode iRPE has no value side")
+        if ratio <= 0:
+            raise ValueError(f"ratio must be positive, got {ratio}")
+        self.method, self.mode, self.ratio = method, mode, ratio
+        per_axis = 2 * int(2 * ratio) + 1
+        buckets = per_axis**2 if method == "product" else per_axis
+        shape = (2 if method == "cross" else 1, buckets, num_heads if mode == "bias" else head_dim)
+        self.create_tables(head_dim, shape, num_prefix_tokens, values, init_std)
+
+    def bucket(self, delta: Tensor) -> Tensor:
+        if self.method == "euclid":
+            delta = torch.linalg.vector_norm(delta, dim=-1, keepdim=True).round()
+        elif self.method == "quant":
+            delta = delta.square().sum(-1, keepdim=True)
+        centre = int(2 * self.ratio)
+        index = (piecewise_index(delta, self.ratio) + centre).movedim(-1, 0)
+        return index[:1] * (2 * centre + 1) + index[1:] if self.method == "product" else index
+
+    def scores(self, content: Tensor) -> Tensor:
+        if self.mode == "contextual":
+            return super().scores(content)
+        numbers = self.key_table.to(content.dtype).transpose(1, 2)[:, None, :, None]  # (tables, 1, heads, 1, rows)
+        return numbers.expand(-1, len(content), -1, content.shape[-2], -1)

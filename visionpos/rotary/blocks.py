@@ -1,0 +1,81 @@
+"""Rotation of blocks of b channels by the exponential of a skew-symmetric generator, which `liere` and `comrope` share.
+
+For b = 2 a generator is one angle; for larger b its upper triangle takes the place of the angle.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from ..encoding import full_precision
+from ..frequencies import require_multiple, wide
+from ..places import RotaryEncoding
+from ..positions import Positions
+from .rotation import Layout
+
+
+def skew(upper: Float[Tensor, "*batch k"], size: int) -> Float[Tensor, "*batch b b"]:
+    """The skew-symmetric matrices U - U^T of upper triangles (..., size (size - 1) / 2), read row by row."""
+    rows, columns = torch.triu_indices(size, size, 1, device=upper.device)
+    matrix = upper.new_zeros(*upper.shape[:-1], size, size)
+    matrix[..., rows, columns] = upper
+    return matrix - matrix.mT
+
+
+class BlockRotary(RotaryEncoding):
+    """Block j of a head is multiplied by exp(A_j), A_j skew-symmetric; `encode` returns the upper triangles of all A_j.
+
+    A = U - U^T turns a block of two channels by minus its angle U, against the sense of RoPE.
+
+    Args:
+        num_heads: attention heads.
+        head_dim: channels of a head, a multiple of `block`.
+        block: b, channels that turn together.
+        layout: "interleaved" makes blocks of neighbours, (b j .. b j + b - 1); "half" of every (head_dim / b)-th
+            channel. For b = 2 they are the layouts of all rotary encodings.
+    """
+
+    def __init__(self, num_heads: int, head_dim: int, block: int, layout: Layout):
+        super().__init__(num_heads, head_dim, layout)
+        if block < 2:
+            raise ValueError(f"block must be 2 or more, got {block}")
+        require_multiple("head_dim", head_dim, block, "channels that turn together")
+        self.block = block
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of a head."""
+        return self.head_dim // self.block
+
+    @property
+    def block_angles(self) -> int:
+        """Entries of a generator's upper triangle."""
+        return self.block * (self.block - 1) // 2
+
+    @property
+    def num_angles(self) -> int:
+        """Angles per token and head: the upper triangles of all blocks, one after the other."""
+        return self.num_blocks * self.block_angles
+
+    def prepare(self, positions: Positions) -> Tensor:
+        """Rotation matrices, ([B,] heads or 1, prefix + N, head_dim / b, b, b); prefix tokens get the identity."""
+        with full_precision(positions):
+            angles = F.pad(self.encode(self.locate(positions)), (0, 0, positions.num_prefix_tokens, 0))
+            generators = skew(wide(angles).unflatten(-1, (self.num_blocks, self.block_angles)), self.block)
+            return torch.linalg.matrix_exp(generators).to(positions.coords.dtype)
+
+    def rotate(self, x: Tensor, prepared: Tensor) -> Tensor:
+        """x (B, heads, prefix + N, head_dim) turned by what `prepare` returned."""
+        interleaved = self.layout == "interleaved"
+        with torch.autocast(x.device.type, enabled=False):
+            blocks = x.to(torch.promote_types(x.dtype, prepared.dtype))
+            if interleaved:
+                blocks = blocks.unflatten(-1, (self.num_blocks, self.block))
+            else:
+                blocks = blocks.unflatten(-1, (self.block, self.num_blocks)).mT
+            batch = "b" if prepared.ndim == 6 else ""  # shared matrices are not copied for every sample
+            turned = torch.einsum(f"{batch}hnjrc,bhnjc->bhnjr", prepared, blocks)
+            return (turned if interleaved else turned.mT).flatten(-2).to(x.dtype)

@@ -1,0 +1,82 @@
+"""RoPE on a centred box: DINOv3 (Simeoni et al. 2025, arXiv 2508.10104)."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..frequencies import geometric_frequencies, require_multiple, wide
+from ..places import RotaryEncoding
+from ..positions import Positions
+from ..registry import register_encoding
+from .rotation import Layout
+
+
+@register_encoding("rope_dinov3")
+class RopeDinoV3(RotaryEncoding):
+    """Half of the pairs turn with the row, half with the column, on the box [-1, 1] whatever the grid.
+
+    angles = 2 pi [y' / period | x' / period], i' = 2 (i + 1/2) / n - 1 on an axis of n cells, period_k =
+    temperature ** (4k / head_dim), k < head_dim / 4. A larger grid samples the same box more densely. q . k depends on
+    the offset (dy, dx) alone. Shift, jitter and rescaling of coordinates in training belong to the positions.
+
+    The fastest pair has the period 1 on a box of length 2: two tokens half an image apart look the same to it, and on
+    a grid of two rows both rows do. Tiny grids need a longer `min_period`.
+
+    Args:
+        num_heads: attention heads (all turn alike).
+        head_dim: channels of a head, a multiple of 4.
+        temperature: longest period that the geometric series would reach; 100 in the paper.
+        min_period: shortest period, together with `max_period` in place of `temperature`.
+        max_period: longest period; both ends are included.
+        normalize: n is the axis' own size ("separate"), or the larger ("max") or smaller ("min") of both. With "max"
+            and "min" a grid that is not square is not centred, and "min" leaves the box.
+        layout: "half" (the paper) or "interleaved".
+
+    Raises:
+        ValueError: one period without the other, periods that are not 0 < min_period <= max_period, or none at all.
+    """
+
+    paper = "Simeoni et al. 2025, arXiv 2508.10104"
+    translation_invariant = True
+
+    def __init__(
+        self,
+        num_heads: int,
+        head_dim: int,
+        temperature: float | None = 100.0,
+        min_period: float | None = None,
+        max_period: float | None = None,
+        normalize: Literal["separate", "max", "min"] = "separate",
+        layout: Layout = "half",
+    ):
+        super().__init__(num_heads, head_dim, layout)
+        require_multiple("head_dim", head_dim, 4, "pairs of channels for each of two axes")
+        if (min_period is None) != (max_period is None):
+            raise ValueError(f"min_period and max_period come together, got {min_period} and {max_period}")
+        if min_period is not None and not 0 < min_period <= max_period:
+            raise ValueError(f"periods must be 0 < min_period <= max_period, got {min_period} and {max_period}")
+        if min_period is not None and temperature not in (None, 100.0):
+            raise ValueError(f"temperature={temperature} and min_period, max_period exclude each other: give one")
+        if min_period is None and temperature is None:
+            raise ValueError("temperature must be a number where min_period and max_period are not given, got None")
+        if normalize not in ("separate", "max", "min"):
+            raise ValueError(f"normalize must be 'separate', 'max' or 'min', got {normalize!r}")
+        self.temperature = temperature if min_period is None else None
+        self.min_period, self.max_period, self.normalize = min_period, max_period, normalize
+
+    def encode(self, positions: Positions) -> Tensor:
+        sizes, count = positions.feat_shape, self.head_dim // 4
+        if self.normalize != "separate":
+            sizes = ({"max": max, "min": min}[self.normalize](sizes),) * len(sizes)
+        box = wide(positions.coords)
+        box = torch.stack([2 * (i + 0.5) / n - 1 for i, n in zip(box.unbind(-1), sizes, strict=True)], dim=-1)
+        if self.min_period is None:
+            frequencies = geometric_frequencies(count, self.temperature, device=box.device)
+        else:
+            ratio = self.max_period / self.min_period
+            frequencies = geometric_frequencies(count, ratio, inclusive=True, device=box.device) / self.min_period
+        return (2 * math.pi * box[..., None] * frequencies).flatten(-2).unsqueeze(-3)

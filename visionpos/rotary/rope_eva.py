@@ -1,0 +1,52 @@
+"""Rescaled axial RoPE: EVA-02 (Fang et al. 2023, arXiv 2303.11331)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ..frequencies import geometric_frequencies, require_multiple, wide
+from ..places import RotaryEncoding
+from ..positions import Positions
+from ..registry import register_encoding
+from .rotation import Layout
+
+
+@register_encoding("rope_eva")
+class RopeEva(RotaryEncoding):
+    """Half of the pairs turn with the row, half with the column, in the steps of the grid that was trained on.
+
+    angles = [y' theta | x' theta], theta_k = temperature ** (-4k / head_dim), k < head_dim / 4, on the coordinates
+    i' = i / n * n_ref of an axis of n cells. Grids of different size align at their top-left tokens, not end to end
+    as `reference_shape` does in other encodings. q . k depends on the offset (dy, dx) alone. EVA-02 also has a learned
+    table at the input: `["learned", "rope_eva"]`.
+
+    Args:
+        num_heads: attention heads (all turn alike).
+        head_dim: channels of a head, a multiple of 4.
+        temperature: 10000 in the paper.
+        layout: "interleaved" (the paper) or "half".
+    """
+
+    paper = "Fang et al. 2023, arXiv 2303.11331"
+    translation_invariant = True
+
+    def __init__(
+        self, num_heads: int, head_dim: int, temperature: float = 10000.0, layout: Layout = "interleaved", **frame
+    ):
+        super().__init__(num_heads, head_dim, layout, **frame)
+        require_multiple("head_dim", head_dim, 4, "pairs of channels for each of two axes")
+        self.temperature = temperature
+
+    def locate(self, positions: Positions) -> Positions:
+        if self.reference_shape is None or self.extrapolate:
+            return positions
+        sizes = zip(wide(positions.coords).unbind(-1), positions.feat_shape, self.reference_shape, strict=True)
+        coords = torch.stack([i / n * n_ref for i, n, n_ref in sizes], dim=-1)
+        return replace(positions, coords=coords, feat_shape=self.reference_shape, is_grid=False)
+
+    def encode(self, positions: Positions) -> Tensor:
+        theta = geometric_frequencies(self.head_dim // 4, self.temperature, device=positions.coords.device)
+        return (wide(positions.coords)[..., None] * theta).flatten(-2).unsqueeze(-3)

@@ -1,0 +1,87 @@
+"""Golden-gate RoPE: "On N-dimensional Rotary Positional Embeddings" (Xiong 2025, jerryxio.ng/posts/nd-rope)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..frequencies import geometric_frequencies, require_multiple, wide
+from ..places import RotaryEncoding
+from ..positions import Positions
+from ..registry import register_encoding
+from .rotation import Layout, mixed_angles
+
+
+@register_encoding("rope_golden")
+class RopeGolden(RotaryEncoding):
+    """Every pair turns along a fixed direction of its own; golden-angle steps spread them evenly over the plane.
+
+    angle_i = omega_i (x' cos(i phi) + y' sin(i phi)), phi = pi (sqrt(5) - 1) / 2, with i counting the pairs of all
+    heads one after the other, so that heads differ. In every head omega is spaced geometrically from `min_freq` to
+    `max_freq`, both included. The image is a box of area 4 that keeps its shape: x' runs from -sqrt(W / H) to
+    sqrt(W / H) and y' from -sqrt(H / W) to sqrt(H / W), from the first token to the last; an axis of one cell is 0.
+    q . k depends on the offset (dy, dx) alone.
+
+    Args:
+        num_heads: attention heads.
+        head_dim: channels of a head, even.
+        min_freq: radians per unit of the box; 0.2 to 1 recommended.
+        max_freq: 20 to 100 recommended.
+        zero_fraction: share of pairs that do not turn, the first of each head; 0.25 helped its author.
+        num_directions: None for the golden angle. A number K is Spiral RoPE's arrangement (Liu et al. 2026, arXiv
+            2602.03227, from its abstract; frequencies and box stay those above): K groups of pairs, group k turns
+            along the angle pi k / K and has all the frequencies; heads are alike. 2 is axial, x first.
+        layout: "half" (the source) or "interleaved".
+
+    Raises:
+        ValueError: frequencies that are not 0 < min_freq <= max_freq, a share outside [0, 1), or directions that do
+            not divide the pairs.
+    """
+
+    paper = "Xiong 2025, jerryxio.ng/posts/nd-rope"
+    translation_invariant = True
+
+    def __init__(
+        self,
+        num_heads: int,
+        head_dim: int,
+        min_freq: float = 0.2,
+        max_freq: float = 20.0,
+        zero_fraction: float = 0.0,
+        num_directions: int | None = None,
+        layout: Layout = "half",
+    ):
+        super().__init__(num_heads, head_dim, layout)
+        if not 0 < min_freq <= max_freq:
+            raise ValueError(f"frequencies must be 0 < min_freq <= max_freq, got {min_freq} and {max_freq}")
+        if not 0 <= zero_fraction < 1:
+            raise ValueError(f"zero_fraction must be in [0, 1), got {zero_fraction}")
+        if num_directions is not None:
+            require_multiple("num_directions", num_directions, 1, "directions")
+            require_multiple("head_dim", head_dim, 2 * num_directions, "pairs of channels for each direction")
+        self.min_freq, self.max_freq, self.zero_fraction = min_freq, max_freq, zero_fraction
+        self.num_directions = num_directions
+
+    def frequencies(self, device=None) -> Tensor:
+        """omega_i u_i, what multiplies x and y: (2, heads or 1, head_dim / 2), float64."""
+        groups, pairs = self.num_directions or 1, self.head_dim // 2
+        still = min(round(self.zero_fraction * pairs / groups), pairs // groups - 1)  # at least one pair turns
+        ratio = self.min_freq / self.max_freq
+        turning = self.min_freq * geometric_frequencies(pairs // groups - still, ratio, inclusive=True, device=device)
+        omega = torch.cat([turning.new_zeros(still), turning]).repeat(groups)  # (pairs,)
+        if self.num_directions is None:
+            index = wide(torch.arange(self.num_heads * pairs, device=device)).unflatten(0, (self.num_heads, pairs))
+            direction = index * (math.pi * (math.sqrt(5) - 1) / 2)
+        else:
+            index = wide(torch.arange(groups, device=device)).repeat_interleave(pairs // groups)
+            direction = (index * (math.pi / groups)).unsqueeze(0)
+        return torch.stack([direction.cos(), direction.sin()]) * omega
+
+    def encode(self, positions: Positions) -> Tensor:
+        height, width = positions.feat_shape
+        halves = math.sqrt(height / width), math.sqrt(width / height)
+        axes = zip(wide(positions.coords).unbind(-1), positions.feat_shape, halves, strict=True)
+        box = torch.stack([(i - (n - 1) / 2) * (2 * half / max(n - 1, 1)) for i, n, half in axes], dim=-1)
+        return mixed_angles(box, self.frequencies(box.device))

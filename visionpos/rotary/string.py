@@ -1,0 +1,147 @@
+"""STRING: "Learning the RoPEs" (Schenck et al. 2025, arXiv 2502.02562)."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ..encoding import AttentionTensors, full_precision
+from ..frequencies import geometric_frequencies, require_multiple, wide
+from ..places import RotaryEncoding
+from ..positions import Positions
+from ..registry import register_encoding
+from .blocks import skew
+from .rope_mixed import RopeMixed
+from .rotation import Layout, map_qk_rows, mixed_angles, rotate
+
+
+@register_encoding("string")
+class String(RotaryEncoding):
+    """RoPE in a learned basis: R(p) = exp(x L_x + y L_y) = Q RoPE(p) Q^T, for learned generators that commute.
+
+    Preset "cayley": Q = (I - S)(I + S)^-1 with S learned and skew-symmetric, and axial RoPE with learned frequencies,
+    half of the pairs for x, half for y. Preset "circulant": L = C - C^T with C circulant. Its basis Q is the real
+    Fourier basis; pair m >= 1 turns by 2 sum_k c_k sin(2 pi m k / head_dim), pair 0 (mean and Nyquist) not at all.
+    q . k depends on the offset (dy, dx) alone.
+
+    Attention multiplies q and k by RoPE(p) Q^T, since the outer Q cancels in q . k. When training is over, Q^T goes
+    into the projection: `fold` its weight and bias and replace this encoding by `folded()`, at no cost. A model that
+    normalises q and k after the projection cannot be folded.
+
+    Args:
+        num_heads: attention heads.
+        head_dim: channels of a head, a multiple of 4.
+        preset: "cayley" or "circulant".
+        temperature: of the frequencies "cayley" starts with, those of `rope_axial`.
+        init_std: standard deviation of S or C before training (our choice: the paper does not say).
+        layout: which channels of the basis form a pair, "interleaved" or "half".
+
+    Attributes:
+        skew: Parameter (heads, head_dim (head_dim - 1) / 2), the upper triangle of S ("cayley").
+        freqs: Parameter (heads, head_dim / 2), first those of x, then those of y ("cayley").
+        circulant: Parameter (2, heads, head_dim / 2 - 1), c_k of L_x and of L_y, k = 1 .. ("circulant"); C - C^T holds
+            no more than these differences c_k - c_-k.
+
+    Raises:
+        ValueError: an unknown preset, or a `head_dim` that is not a multiple of 4.
+    """
+
+    paper = "Schenck et al. 2025, arXiv 2502.02562"
+    learnable = True
+    shared = False
+    translation_invariant = True
+
+    def __init__(
+        self,
+        num_heads: int,
+        head_dim: int,
+        preset: Literal["cayley", "circulant"] = "cayley",
+        temperature: float = 100.0,
+        init_std: float = 0.02,
+        layout: Layout = "interleaved",
+        **frame,
+    ):
+        super().__init__(num_heads, head_dim, layout, **frame)
+        require_multiple("head_dim", head_dim, 4, "pairs of channels for each of two axes")
+        if preset not in ("cayley", "circulant"):
+            raise ValueError(f"preset must be 'cayley' or 'circulant', got {preset!r}")
+        self.preset, self.temperature, self.init_std = preset, temperature, init_std
+        if preset == "cayley":
+            self.skew = nn.Parameter(torch.empty(num_heads, head_dim * (head_dim - 1) // 2))
+            self.freqs = nn.Parameter(torch.empty(num_heads, head_dim // 2))
+        else:
+            self.circulant = nn.Parameter(torch.empty(2, num_heads, head_dim // 2 - 1))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw S or C from a normal distribution of standard deviation `init_std`; frequencies as `rope_axial`."""
+        nn.init.normal_(self.skew if self.preset == "cayley" else self.circulant, std=self.init_std)
+        if self.preset == "cayley":
+            self.freqs.copy_(geometric_frequencies(self.head_dim // 4, self.temperature).repeat(2))
+
+    def frequencies(self) -> Float[Tensor, "2 heads pairs"]:
+        """What multiplies x and y in the angle of each pair, (2, heads, head_dim / 2), float64."""
+        if self.preset == "cayley":
+            x, y = wide(self.freqs).chunk(2, dim=-1)
+            none = torch.zeros_like(x)
+            return torch.stack([torch.cat([x, none], dim=-1), torch.cat([none, y], dim=-1)])
+        k = wide(torch.arange(self.head_dim // 2, device=self.circulant.device))
+        waves = 2 * (2 * math.pi / self.head_dim * k[1:, None] * k).sin()  # (k, pair)
+        return wide(self.circulant) @ waves
+
+    def basis(self) -> Float[Tensor, "heads d d"]:
+        """The orthogonal matrix Q, (heads or 1, head_dim, head_dim), float64; its columns are paired by `layout`."""
+        if self.preset == "cayley":
+            s = skew(wide(self.skew), self.head_dim)
+            eye = torch.eye(self.head_dim, dtype=s.dtype, device=s.device)
+            return torch.linalg.solve(eye + s, eye - s)
+        d = self.head_dim
+        n = wide(torch.arange(d, device=self.circulant.device))
+        turns = 2 * math.pi / d * n[:, None] * n[: d // 2]
+        cosines, sines = math.sqrt(2 / d) * turns.cos(), math.sqrt(2 / d) * turns.sin()
+        cosines[:, 0], sines[:, 0] = d**-0.5, d**-0.5 * (math.pi * n).cos()  # mean and Nyquist
+        pairs = torch.stack([cosines, sines], dim=-1 if self.layout == "interleaved" else -2)
+        return pairs.flatten(1).unsqueeze(0)
+
+    def encode(self, positions: Positions) -> Tensor:
+        return mixed_angles(positions.coords, self.frequencies())
+
+    def prepare(self, positions: Positions) -> tuple[Tensor, Tensor]:
+        """Cosines and sines as for any rotary encoding, and the basis."""
+        with full_precision(positions):
+            return super().prepare(positions), self.basis().to(positions.coords.dtype)
+
+    def _turn(self, x: Tensor, prepared: tuple[Tensor, Tensor], outer: bool) -> Tensor:
+        (cos, sin), basis = prepared
+        with torch.autocast(x.device.type, enabled=False):
+            exact = x.to(torch.promote_types(x.dtype, basis.dtype))
+            inside = exact @ basis
+            turned = rotate(inside, cos, sin, self.layout)
+            if outer:  # prefix tokens do not turn, so nothing is added to them
+                turned = exact + (turned - inside) @ basis.mT
+            return turned.to(x.dtype)
+
+    def rotate(self, x: Tensor, prepared: tuple[Tensor, Tensor]) -> Tensor:
+        """x (B, heads, prefix + N, head_dim) multiplied by R(p), the outer Q included."""
+        return self._turn(x, prepared, outer=True)
+
+    def modify_attention(self, tensors: AttentionTensors, prepared: tuple[Tensor, Tensor]) -> None:
+        """Multiply queries and keys, those of prefix tokens too, by RoPE(p) Q^T: the same logits for half the work."""
+        tensors.q, tensors.k = (self._turn(x, prepared, outer=False) for x in (tensors.q, tensors.k))
+
+    def fold(self, rows: Tensor, fused: bool = True) -> Tensor:
+        """Weight or bias of the query and key projection with Q^T multiplied in; rows as in `convert_qk_layout`."""
+        basis = self.basis()
+        return map_qk_rows(rows, self.num_heads, lambda table: (basis.mT @ table.to(basis)).to(rows), fused)
+
+    def folded(self) -> RopeMixed:
+        """What is left of this encoding for a folded projection: RoPE with its frequencies."""
+        frame = {"reference_shape": self.reference_shape, "extrapolate": self.extrapolate}
+        rope = RopeMixed(self.num_heads, self.head_dim, layout=self.layout, **frame)
+        rope.freqs = nn.Parameter(self.frequencies().detach().to(next(self.parameters())))
+        return rope
