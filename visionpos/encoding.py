@@ -128,7 +128,8 @@ class PositionEncoding(nn.Module):
         return super().__getattr__(name)
 
     def extra_repr(self) -> str:
-        shown = {k: v for k, v in vars(self).items() if not k.startswith("_") and k != "training" and v is not None}
+        hidden = {"training"} if self.extrapolate else {"training", "extrapolate"}
+        shown = {k: v for k, v in vars(self).items() if not k.startswith("_") and k not in hidden and v is not None}
         return ", ".join(f"{key}={value!r}" for key, value in shown.items())
 
 

@@ -50,7 +50,7 @@ def discover(package: types.ModuleType) -> None:
 def closest(word: str, valid: Iterable[str]) -> str:
     """The hint of an error message: a similar valid word, or nothing."""
     match = difflib.get_close_matches(word, list(valid), n=1, cutoff=0.5)
-    return f"; did you mean {match[0]!r}?" if match else ""
+    return f"; did you mean {match[0]!r}?" if match else "."
 
 
 def list_encodings(pattern: str = "*", *, place: str | None = None) -> list[str]:

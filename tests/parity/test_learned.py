@@ -29,7 +29,7 @@ def test_init_std(init_std):
     encoding = vp.create_encoding("learned", dim=64, feat_shape=(16, 12), init_std=init_std)
     assert encoding.pos_embed.std().item() == pytest.approx(init_std, rel=0.03)
     assert vp.encoding_info("learned")["options"]["init_std"] == 0.02
-    assert vp.encoding_info("relative_table")["options"]["init_std"] == 0.02
+    assert vp.create_encoding("relative_table", num_heads=2, feat_shape=(3, 5)).init_std == 0.02
 
 
 def test_real_coordinates_are_read_bilinearly():

@@ -1,8 +1,6 @@
-"""Swin's relative position bias table (Liu et al. 2021, arXiv 2103.14030)."""
+"""Swin's relative position bias table (Liu et al. 2021, arXiv 2103.14030); its dialects in BEiT, MaxViT and LeViT."""
 
 from __future__ import annotations
-
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +8,16 @@ from torch import Tensor, nn
 from ..places import BiasEncoding
 from ..positions import Positions
 from ..registry import register_encoding
-from ..resize import resize_relative_table, sample_table
-from ..windows import relative_position_index
+from ..resize import sample_table
+from .tables import Interpolation, Preset, resize_table, table_index, table_place
+
+# the standard deviation of the initial table, and how it is carried to another window
+PRESETS = {
+    "swin": (0.02, "bicubic"),
+    "beit": (0.0, "geometric"),
+    "maxvit": (0.02, "bicubic"),
+    "levit": (0.0, "bicubic"),
+}
 
 
 @register_encoding("relative_table")
@@ -19,17 +25,35 @@ class RelativeTable(BiasEncoding):
     """One learned number per head and offset: b = table[(dy + h - 1)(2w - 1) + (dx + w - 1)], query minus key.
 
     On another window the table is resized; between two offsets it is read bilinearly, and beyond the window's (only
-    foreign coordinates, or pairs that a shift mask hides, have any) at its border. Prefix tokens have no bias.
+    foreign coordinates, or pairs that a shift mask hides, have any) at its border. Prefix tokens have no bias, but in
+    "beit".
+
+    Presets:
+        swin: as above.
+        beit: three more rows, for a class token that looks at a patch, a patch that looks at a class token, and a
+            class token that looks at a class token (Bao et al. 2021, arXiv 2106.08254). Every prefix token is treated
+            as a class token. Initially zeros; resized geometrically, the three rows copied.
+        maxvit: key minus query: the index is Swin's transposed (Tu et al. 2022, arXiv 2204.01697). Its TensorFlow
+            table (heads, 2h - 1, 2w - 1) is `table.flatten(1).t()` here.
+        levit: without sign, table[|dy| w + |dx|], so left and right are one (Graham et al. 2021, arXiv 2104.01136).
+            Initially zeros; resized with its mirror images. LeViT's `attention_biases` (heads, h w) is `table.t()`
+            here.
 
     Args:
         num_heads: attention heads.
         feat_shape: (h, w) of the window, or of the grid for global attention.
-        init_std: standard deviation of the normal initialisation; 0.02 in the paper, which learns slowly.
-        interpolation: "bicubic" (Swin) or "geometric" (BEiT), for another window.
+        preset: "swin", "beit", "maxvit" or "levit".
+        init_std: standard deviation of the normal initialisation, 0 for zeros. None: the preset's, 0.02 in swin (which
+            learns slowly) and maxvit, 0 in beit and levit.
+        interpolation: "bicubic" (Swin) or "geometric" (BEiT), for another window. None: the preset's.
 
     Attributes:
-        relative_position_bias_table: Parameter ((2h - 1)(2w - 1), heads).
-        relative_position_index: buffer (N, N) int64, N = h w; not in the state dict.
+        relative_position_bias_table: Parameter ((2h - 1)(2w - 1), heads); three rows more in beit; (h w, heads) in
+            levit.
+        relative_position_index: buffer (N, N) int64, N = h w, its row for each pair; not in the state dict.
+
+    Raises:
+        ValueError: an unknown preset, or queries and keys on different grids.
     """
 
     paper = "Liu et al. 2021, arXiv 2103.14030"
@@ -42,24 +66,33 @@ class RelativeTable(BiasEncoding):
         self,
         num_heads: int,
         feat_shape: tuple[int, int],
-        init_std: float = 0.02,
-        interpolation: Literal["bicubic", "geometric"] = "bicubic",
+        preset: Preset = "swin",
+        init_std: float | None = None,
+        interpolation: Interpolation | None = None,
     ):
         super().__init__(num_heads)
+        if preset not in PRESETS:
+            raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
         self.feat_shape = h, w = tuple(feat_shape)
-        self.init_std, self.interpolation = init_std, interpolation
-        self.relative_position_bias_table = nn.Parameter(torch.empty((2 * h - 1) * (2 * w - 1), num_heads))
-        self.register_buffer("relative_position_index", relative_position_index(self.feat_shape), persistent=False)
+        self.preset = preset
+        self.init_std = PRESETS[preset][0] if init_std is None else init_std
+        self.interpolation = interpolation or PRESETS[preset][1]
+        self.register_buffer("relative_position_index", table_index(self.feat_shape, preset), persistent=False)
+        num_rows = h * w if preset == "levit" else (2 * h - 1) * (2 * w - 1) + 3 * (preset == "beit")
+        self.relative_position_bias_table = nn.Parameter(torch.empty(num_rows, num_heads))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draw the table from a normal distribution of standard deviation `init_std`, cut at +-2 as in Swin's code."""
-        nn.init.trunc_normal_(self.relative_position_bias_table, std=self.init_std)
+        if self.init_std:
+            nn.init.trunc_normal_(self.relative_position_bias_table, std=self.init_std)
+        else:
+            nn.init.zeros_(self.relative_position_bias_table)
 
     def reinit_buffers(self) -> None:
         """Compute the index again."""
         device = self.relative_position_index.device
-        self.relative_position_index = relative_position_index(self.feat_shape, device=device)
+        self.relative_position_index = table_index(self.feat_shape, self.preset, device)
 
     def set_feat_shape(self, feat_shape: tuple[int, int]) -> None:
         """Resize the table to another window for good."""
@@ -70,7 +103,8 @@ class RelativeTable(BiasEncoding):
             self.reinit_buffers()
 
     def _resized(self, feat_shape: tuple[int, int]) -> Tensor:
-        return resize_relative_table(self.relative_position_bias_table, feat_shape, self.feat_shape, self.interpolation)
+        sizes = tuple(feat_shape), self.feat_shape
+        return resize_table(self.relative_position_bias_table, *sizes, self.preset, self.interpolation)
 
     def encode(self, queries: Positions, keys: Positions) -> Tensor:
         feat_shape = queries.feat_shape
@@ -80,9 +114,19 @@ class RelativeTable(BiasEncoding):
         if queries.is_grid and keys.is_grid:
             index = self.relative_position_index
             if feat_shape != self.feat_shape:
-                index = relative_position_index(feat_shape, device=queries.coords.device)
+                index = table_index(feat_shape, self.preset, table.device)
             return table.t().index_select(1, index.flatten()).unflatten(1, index.shape)  # (heads, N, N)
         delta = queries.coords[..., :, None, :] - keys.coords[..., None, :, :]
-        offsets = [2 * size - 1 for size in feat_shape]
-        place = delta + torch.tensor([size - 1.0 for size in feat_shape], device=delta.device)
-        return sample_table(table.unflatten(0, offsets), place).movedim(-1, -3)  # ([B,] heads, Nq, Nk)
+        place, size = table_place(delta, feat_shape, self.preset)
+        rows = table[: size[0] * size[1]].unflatten(0, size)
+        return sample_table(rows, place).movedim(-1, -3)  # ([B,] heads, Nq, Nk)
+
+    def with_prefix(self, bias: Tensor, queries: int, keys: int) -> Tensor:
+        """(..., Nq, Nk) -> (..., queries + Nq, keys + Nk): beit's three rows, zeros in the other dialects."""
+        if self.preset != "beit":
+            return super().with_prefix(bias, queries, keys)
+        *lead, num_queries, num_keys = bias.shape
+        to_patch, to_class, between = self.relative_position_bias_table[-3:, :, None, None].to(bias.dtype)
+        patches = torch.cat([to_class.expand(*lead, num_queries, keys), bias], dim=-1)
+        classes = [between.expand(*lead, queries, keys), to_patch.expand(*lead, queries, num_keys)]
+        return torch.cat([torch.cat(classes, dim=-1), patches], dim=-2)

@@ -1,0 +1,130 @@
+"""LookHere: attention heads that look in one direction (Fuller et al. 2024, arXiv 2405.13985)."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..places import BiasEncoding
+from ..positions import Positions
+from ..registry import register_encoding
+from .offsets import bias_of_offsets
+
+HIDDEN = -1e4  # finite in float16 too, and so are sums of a few; e^HIDDEN is 0 in every dtype
+ROUNDING = 1e-3  # of a grid step: coordinates that were rescaled onto a border line of the field of view lie on it
+
+# The width of every field of view, then the directions of the first and of the second family, in degrees:
+# 0 is right, 90 up, 180 left, 270 down.
+PRESETS = {
+    "lh180": (180, (90, 270, 180, 0), (45, 135, 315, 225)),  # half planes, straight and diagonal
+    "lh90": (90, (135, 45, 225, 315), (90, 270, 180, 0)),  # corners, triangles
+    "lh45": (45, (112.5, 247.5, 157.5, 22.5), (67.5, 292.5, 202.5, 337.5)),  # the eight halves of the triangles
+}
+UNDIRECTED_SLOPES = (0.25, 0.0625, 0.015625, 0.00390625)
+
+
+def family_sizes(num_heads: int) -> tuple[int, int, int]:
+    """Heads of the two directed families and of the undirected one.
+
+    Below 12 heads a third for each directed family, rounded down. From 12 on as in the authors' code: families of whole
+    sets of the four directions, the first family the largest (16 heads: 8, 4, 4). The rest is undirected.
+    """
+    if num_heads < 12:
+        return num_heads // 3, num_heads // 3, num_heads - 2 * (num_heads // 3)
+    sets, more = divmod(num_heads // 4, 3)
+    first, second = 4 * (sets + (more > 0)), 4 * (sets + (more > 1))
+    return first, second, num_heads - first - second
+
+
+def field_edges(direction: float, width: float) -> list[tuple[int, int]]:
+    """The two half planes n . (dy, dx) >= 0, n in (y, x), whose intersection is the field of view.
+
+    Edges of the presets are multiples of 45 degrees, so that n of integers is exact.
+    """
+    angles = [math.radians(direction + turn) for turn in (90 - width / 2, width / 2 - 90)]
+    return [(round(-math.sin(angle)), round(math.cos(angle))) for angle in angles]
+
+
+@register_encoding("lookhere")
+class LookHere(BiasEncoding):
+    """Each head sees a cone of directions, and a bias that falls with distance inside it.
+
+    b = -g s_l m_h ||p - p'|| where the key lies in head h's field of view, borders included, and -10000 elsewhere; a
+    token always sees itself. g is the global slope, s_l goes linearly from 1.5 in the first layer to 0.5 in the last.
+
+    Heads come in three families, two with the preset's directions and one that sees everything. In a directed family
+    head j has the direction j mod 4 and m = 0.5 ** (1 + j // 4); undirected heads have m = 1/4, 1/16, 1/64, 1/256,
+    each equally often. The paper has 12 heads, four in a family; `family_sizes` divides other numbers.
+
+    Presets, with the directions of the two families in the authors' order:
+        lh180: half planes up, down, left, right; and up right, up left, down right, down left.
+        lh90: corners up left, up right, down left, down right; triangles up, down, left, right.
+        lh45: the left halves of the triangles up and down, the upper halves of left and right; then the other halves.
+    lh90 is known from the authors' weights and lh180 from a public configuration; lh45 is inferred from its angle.
+
+    Translation invariant, not isotropic: a directed head tells left from right.
+
+    Args:
+        num_heads: attention heads.
+        layer: index of the layer, from 0.
+        depth: layers of the model.
+        preset: "lh45", "lh90" or "lh180", the angle of the fields of view.
+        global_slope: g.
+        layer_slopes: s of the first and of the last layer.
+
+    Raises:
+        ValueError: a layer outside the model, or an unknown preset.
+    """
+
+    paper = "Fuller et al. 2024, arXiv 2405.13985"
+    shared = False
+    translation_invariant = True
+
+    def __init__(
+        self,
+        num_heads: int,
+        layer: int,
+        depth: int,
+        preset: Literal["lh45", "lh90", "lh180"] = "lh90",
+        global_slope: float = 2.0,
+        layer_slopes: tuple[float, float] = (1.5, 0.5),
+        **frame,
+    ):
+        super().__init__(num_heads, **frame)
+        if not 0 <= layer < depth:
+            raise ValueError(f"layer must lie in [0, depth), got layer={layer}, depth={depth}")
+        if preset not in PRESETS:
+            raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
+        self.layer, self.depth, self.preset = layer, depth, preset
+        self.global_slope, self.layer_slopes = global_slope, tuple(layer_slopes)
+
+    def slopes(self) -> list[float]:
+        """g s_l m_h of every head."""
+        first, last = self.layer_slopes
+        layer_slope = first + (last - first) * self.layer / max(self.depth - 1, 1)
+        *directed, everything = family_sizes(self.num_heads)
+        slopes = [0.5 ** (1 + j // 4) for heads in directed for j in range(heads)]
+        slopes += [UNDIRECTED_SLOPES[4 * j // everything if everything > 4 else j] for j in range(everything)]
+        return [self.global_slope * layer_slope * slope for slope in slopes]
+
+    def edges(self) -> list[list[tuple[int, int]]]:
+        """The two half planes of every head; those of a head that sees everything are (0, 0)."""
+        width, *families = PRESETS[self.preset]
+        *directed, everything = family_sizes(self.num_heads)
+        directions = [family[j % 4] for family, heads in zip(families, directed, strict=True) for j in range(heads)]
+        return [field_edges(direction, width) for direction in directions] + [[(0, 0), (0, 0)]] * everything
+
+    def encode(self, queries: Positions, keys: Positions) -> Tensor:
+        like = {"device": queries.coords.device, "dtype": queries.coords.dtype}
+        slopes, edges = torch.tensor(self.slopes(), **like), torch.tensor(self.edges(), **like)  # (heads, edge, axis)
+
+        def bias(delta: Tensor) -> Tensor:
+            dy, dx = -delta[..., :1], -delta[..., 1:]  # the key as the query sees it, (..., 1)
+            inside = [dy * edges[:, i, 0] + dx * edges[:, i, 1] >= -ROUNDING for i in (0, 1)]
+            distance = torch.linalg.vector_norm(delta, dim=-1, keepdim=True)
+            return torch.where(inside[0] & inside[1], -slopes * distance, HIDDEN)
+
+        return bias_of_offsets(bias, queries, keys)

@@ -1,0 +1,43 @@
+"""What the functions of the offset between two tokens share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..positions import Positions
+from ..windows import relative_position_index
+
+
+def bias_of_offsets(function: Callable[[Tensor], Tensor], queries: Positions, keys: Positions) -> Tensor:
+    """function(delta), delta = query minus key: ([B,] heads, Nq, Nk).
+
+    A whole grid of N tokens has N^2 pairs, but fewer than 4N offsets: there the function is evaluated once for each
+    offset, and gathered.
+
+    Args:
+        function: offsets (..., 2) of (dy, dx) -> (..., heads).
+        queries: N_q tokens.
+        keys: N_k tokens.
+    """
+    if queries.is_grid and keys.is_grid and queries.feat_shape == keys.feat_shape:
+        h, w = queries.feat_shape
+        offsets = Positions.grid((2 * h - 1, 2 * w - 1), device=queries.coords.device).coords.to(queries.coords.dtype)
+        table = function(offsets - offsets[-1] / 2)  # from -(h - 1) to h - 1, from -(w - 1) to w - 1
+        index = relative_position_index((h, w), device=table.device)
+        return table.t().index_select(1, index.flatten()).unflatten(1, index.shape)
+    delta = queries.coords[..., :, None, :] - keys.coords[..., None, :, :]
+    return function(delta).movedim(-1, -3)
+
+
+def run_mlp(mlp: nn.Sequential, x: Tensor) -> Tensor:
+    """Linear layers and activations on x, in x's dtype whatever the dtype of the weights."""
+    for layer in mlp:
+        if isinstance(layer, nn.Linear):
+            bias = None if layer.bias is None else layer.bias.to(x.dtype)
+            x = F.linear(x, layer.weight.to(x.dtype), bias)
+        else:
+            x = layer(x)
+    return x
