@@ -1,0 +1,196 @@
+"""Accuracy of a trained run on pictures of other sizes and shapes.
+
+    python -m train.evaluate runs/vit_cifar10_small/rope_axial-seed0 --sizes 24 28 32 40 48 64 --canvas 40 48
+
+`--sizes` and `--aspect` scale the test pictures (bicubic, antialiased); `--canvas` leaves them at their scale, centred
+on a larger canvas whose rest is filled by reflection. A run on a position task is tested on other grids instead. The
+weights are those of the last checkpoint, averaged if the run has such; the patch, and Swin's windows, stay as trained.
+"""
+
+import copy
+import itertools
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import visionpos as vp
+from train import checkpoint
+from train.build import trained_model
+from train.command_line import make_parser, parse_flags
+from train.config import Config, encoding_label
+from train.data import Pictures
+from train.engine import accuracy, mixed_precision, pick_device
+from train.errors import ConfigError, run_command
+from train.record import RunDirectory, write_json
+from train.source import evaluation_pictures, open_task, picture_batches, picture_part, task_batches, task_parts
+
+__all__ = ["evaluate", "on_canvas", "scaled", "with_input_size"]
+
+Size = tuple[int, int]
+
+
+def evaluate(
+    path: Path,
+    sizes: Sequence[Size],
+    canvas: Sequence[Size] = (),
+    extrapolate: bool = False,
+    device: str | None = None,
+) -> dict[str, Any]:
+    """Accuracy of the run at `path` at the size it was trained on, scaled to each of `sizes`, and on each canvas.
+
+    Args:
+        path: The run directory; the report is written there too.
+        sizes: (H, W) in pixels.
+        canvas: (H, W) in pixels.
+        extrapolate: Let coordinates run on beyond the trained grid instead of interpolating them into it.
+        device: Where to compute; by default where the run did.
+    """
+    config = RunDirectory.config_of(path)
+    device = pick_device(device or config.device)
+    found = checkpoint.load(path / "checkpoints")
+    if found is None:
+        raise ConfigError(f"{path} has no checkpoint yet")
+    model, weights = trained_model(config, found)
+    model.to(device)
+    trained = tuple(found.state["facts"]["image_size"])
+    requests = [("scale", size) for size in dict.fromkeys([trained, *sizes])] + [("canvas", size) for size in canvas]
+    check_sizes(config, model, requests, trained)
+    precision = mixed_precision(device, config.precision)
+    pictures = None if config.data.is_task else evaluation_pictures(config.data).to(device)
+    rows = []
+    for how, size in requests:
+        try:
+            resized = with_input_size(model, size, extrapolate)
+            for part, batches in parts_at(config, pictures, found.state["facts"], how, size, device):
+                share = accuracy(resized, batches, precision)
+                rows.append({"how": how, "size": list(size), "part": part, "accuracy": share})
+        except ValueError as error:  # an encoding that is not defined at this size
+            raise ConfigError(f"{how} {show(size)}: {error}") from None
+    report = {
+        "run": str(path),
+        "encoding": encoding_label(config.encoding),
+        "step": found.step,
+        "weights": weights,
+        "coordinates": "extrapolated" if extrapolate else "interpolated",
+        "chance": found.state["facts"]["chance"],
+        "test_size": found.state["facts"]["test_size"],
+        "note": found.state["facts"]["note"],
+        "rows": rows,
+    }
+    write_json(path / ("evaluate_extrapolated.json" if extrapolate else "evaluate.json"), report)
+    return report
+
+
+def check_sizes(config: Config, model: nn.Module, requests: Sequence[tuple[str, Size]], trained: Size) -> None:
+    """Raise ConfigError, before anything is measured, for a size that cannot be."""
+    patch = model.patch_embed.patch_size
+    unit = (config.data.cell, config.data.cell) if config.data.is_task else patch
+    for how, size in requests:
+        if any(side < 1 or side % step for side, step in zip(size, unit, strict=True)):
+            raise ConfigError(
+                f"{how}: {show(size)} is not a whole number of patches; accepted: multiples of {show(unit)}"
+            )
+        if how == "canvas" and config.data.is_task:
+            raise ConfigError("--canvas: a position task has no pictures to put on a canvas; give --sizes")
+        if how == "canvas" and any(side < own for side, own in zip(size, trained, strict=True)):
+            raise ConfigError(f"--canvas: {show(size)} is smaller than the pictures, {show(trained)}")
+
+
+def parts_at(
+    config: Config, pictures: Pictures | None, facts: dict[str, Any], how: str, size: Size, device: torch.device
+) -> Iterator[tuple[str, Iterator[tuple[Tensor, Tensor]]]]:
+    """Each part of the test, at another size: its name and its batches."""
+    if pictures is None:
+        task = open_task(replace(config.data, grid=tuple(side // config.data.cell for side in size)))
+        for part in task_parts(task):
+            yield part, task_batches(task, part, torch.Generator(device))
+    else:
+        change = scaled if how == "scale" else on_canvas
+        batches = picture_batches(pictures, facts["mean"], facts["std"], lambda images: change(images, size))
+        yield picture_part(config.data), batches
+
+
+def with_input_size(model: nn.Module, size: Size, extrapolate: bool) -> nn.Module:
+    """A copy of the model for pictures of another size."""
+    model = copy.deepcopy(model)
+    for encoding in vp.get_encoding(model):
+        encoding.extrapolate = extrapolate
+    windows = {}
+    if hasattr(model, "layers"):  # Swin: the windows stay what they were
+        windows["window_size"] = [stage.blocks[0].window_size for stage in model.layers]
+    model.set_input_size(img_size=size, **windows)
+    return model
+
+
+def scaled(images: Tensor, size: Size) -> Tensor:
+    """uint8 pictures (B, C, H, W) at another size: bicubic, antialiased, clamped and rounded to uint8."""
+    if tuple(images.shape[2:]) == tuple(size):
+        return images
+    resized = F.interpolate(images.float(), size, mode="bicubic", antialias=True, align_corners=False)
+    return resized.clamp(0, 255).round().to(torch.uint8)
+
+
+def on_canvas(images: Tensor, size: Size) -> Tensor:
+    """uint8 pictures (B, C, H, W) centred on a larger canvas, the rest filled by reflection, however large."""
+    for axis, side in zip((2, 3), size, strict=True):
+        own = images.shape[axis]
+        period = max(2 * (own - 1), 1)
+        index = (torch.arange(side, device=images.device) - (side - own) // 2) % period
+        images = images.index_select(axis, torch.minimum(index, period - index))
+    return images
+
+
+def parse_size(flag: str, text: str) -> Size:
+    """`32` or `32x48`, height first."""
+    match = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
+    if match is None:
+        raise ConfigError(f"{flag}: {text!r} given; accepted: pixels, as 32 or as HEIGHTxWIDTH, 32x48")
+    return int(match[1]), int(match[2] or match[1])
+
+
+def show(size: Sequence[int]) -> str:
+    return f"{size[0]}x{size[1]}"
+
+
+def table(report: dict[str, Any]) -> str:
+    """The report in Markdown: one line for each size, one column for each part of the test."""
+    parts = list(dict.fromkeys(row["part"] for row in report["rows"]))
+    lines = [f"| pictures | {' | '.join(parts)} |", f"|---|{'---|' * len(parts)}"]
+    for (how, *size), rows in itertools.groupby(report["rows"], lambda row: (row["how"], *row["size"])):
+        cells = [f"{row['accuracy']:.1%}" for row in rows]
+        lines.append(f"| {how} {show(size)} | {' | '.join(cells)} |")
+    title = (
+        f"{report['encoding']}, step {report['step']}, {report['weights']} weights, {report['coordinates']} coordinates"
+    )
+    basis = f"{report['test_size']} test pictures, chance {report['chance']:.1%}"
+    return "\n".join([f"{title}; {basis}", "", *lines, "", f"Note: {report['note']}."])
+
+
+def command(argv: Sequence[str]) -> None:
+    """Read the command line, evaluate, print the table."""
+    parser = make_parser("Accuracy of a trained run on pictures of other sizes and shapes.")
+    parser.add_argument("run", help="the run directory")
+    parser.add_argument("--sizes", nargs="+", default=[], help="scale the pictures to these sizes: 24 32 48 or 32x48")
+    parser.add_argument("--aspect", nargs="+", default=[], help="the same, for shapes: 32x48 48x32")
+    parser.add_argument("--canvas", nargs="+", default=[], help="put the pictures on a larger canvas: 40 48 or 32x48")
+    parser.add_argument("--extrapolate", action="store_true", help="let coordinates run on beyond the trained grid")
+    parser.add_argument("--device", default=None, help="where to compute; by default where the run did")
+    flags = parse_flags(parser, argv, dict.fromkeys(["sizes", "aspect", "canvas", "extrapolate", "device"], str))
+    sizes = [parse_size(f"--{name}", text) for name in ("sizes", "aspect") for text in flags[name]]
+    canvas = [parse_size("--canvas", text) for text in flags.canvas]
+    print(table(evaluate(Path(flags.run), sizes, canvas, flags.extrapolate, flags.device)))
+
+
+def main() -> None:
+    sys.exit(run_command(lambda: command(sys.argv[1:])))
+
+
+if __name__ == "__main__":
+    main()
