@@ -4,7 +4,7 @@ PYTHON ?= $(firstword $(foreach p,python3 python3.12 python3.13 python3.11 pytho
 VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
-CHECK_SHAPES := --jaxtyping-packages=visionpos,beartype.beartype
+CHECK_SHAPES := -p tests.type_checker --jaxtyping-packages=visionpos,tests.type_checker.check
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-slow lint docs bench clean

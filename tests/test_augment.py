@@ -61,7 +61,8 @@ def test_every_encoding_in_a_model(name):
 
 
 @pytest.mark.parametrize(
-    ("options", "words"), [({"shift": -1.0}, "shift must be 0 or more"), ({"rescale": 0.5}, "rescale must be 1 or more")]
+    ("options", "words"),
+    [({"shift": -1.0}, "shift must be 0 or more"), ({"rescale": 0.5}, "rescale must be 1 or more")],
 )
 def test_errors(options, words):
     with pytest.raises(ValueError, match=words):

@@ -77,5 +77,5 @@ class BlockRotary(RotaryEncoding):
             else:
                 blocks = blocks.unflatten(-1, (self.block, self.num_blocks)).mT
             batch = "b" if prepared.ndim == 6 else ""  # shared matrices are not copied for every sample
-            turned = torch.einsum(f"{batch}hnjrc,bhnjc->bhnjr", prepared, blocks)
+            turned = torch.einsum(f"{batch}hnjrc,bhnjc->bhnjr", prepared.to(blocks.dtype), blocks)
             return (turned if interleaved else turned.mT).flatten(-2).to(x.dtype)

@@ -120,6 +120,7 @@ class String(RotaryEncoding):
         (cos, sin), basis = prepared
         with torch.autocast(x.device.type, enabled=False):
             exact = x.to(torch.promote_types(x.dtype, basis.dtype))
+            basis = basis.to(exact.dtype)
             inside = exact @ basis
             turned = rotate(inside, cos, sin, self.layout)
             if outer:  # prefix tokens do not turn, so nothing is added to them
