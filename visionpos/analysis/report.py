@@ -1,0 +1,129 @@
+"""What is known of encodings, as text: facts from the registry, measured properties beside each other."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from ..registry import CLAIMS, PLACES, encoding_info, get_encoding_class, list_encodings
+from . import kernel as kernels
+from .kernel import NotDefined
+from .measure import PROPERTIES, measure
+
+SMALL = 1e-6  # below it a residual is rounding, whose digits differ from machine to machine
+
+
+def number(value: float | NotDefined) -> str:
+    """For a table: three significant digits; a dash where a property has no meaning."""
+    if isinstance(value, NotDefined):
+        return "-"
+    if value != 0 and abs(value) < SMALL:
+        return "<1e-6"
+    return f"{value:.3g}"
+
+
+def columns(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of text in aligned columns, the first row underlined."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of text as a Markdown table."""
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
+
+
+def claims(name: str) -> str:
+    """What an encoding declares of itself, in a few words."""
+    info = encoding_info(name)
+    words = [claim.replace("_", " ") for claim in CLAIMS if info[claim] is True and claim != "shared"]
+    shared = "one for all layers" if info["shared"] else "one for each layer"
+    return ", ".join([*words, shared, f"another grid: {info['extrapolation']}"])
+
+
+def listing(pattern: str = "*", place: str | None = None) -> str:
+    """Names, places and summaries.
+
+    Raises:
+        ValueError: an unknown place, or a pattern that no name fits.
+    """
+    names = list_encodings(pattern, place=place)
+    if not names:
+        raise ValueError(f"no encoding fits {pattern!r}; `python -m visionpos list` shows all")
+    return columns(
+        [("name", "place", "summary"), *((n, *(encoding_info(n)[k] for k in ("place", "summary"))) for n in names)]
+    )
+
+
+def facts(name: str) -> str:
+    """Place, paper, formula, options with defaults, claims."""
+    info = encoding_info(name)
+    options = ", ".join(f"{key}={value!r}" for key, value in info["options"].items())
+    parts = [
+        f"{name}: {info['place']} encoding. {info['paper']}".rstrip(),
+        f"file     {inspect.getsourcefile(get_encoding_class(name))}",
+        f"needs    {', '.join(info['required']) or 'nothing'} (a model fills them in)",
+        f"options  {options or 'none'}",
+        f"claims   {claims(name)}",
+    ]
+    return "\n".join(parts) + f"\n\n{info['doc']}"
+
+
+def parse_options(pairs: Iterable[str]) -> dict[str, Any]:
+    """["temperature=10", "preset=mae"] -> {"temperature": 10, "preset": "mae"}.
+
+    Raises:
+        ValueError: a pair without "=".
+    """
+    words, options = {"true": True, "false": False, "none": None, "null": None}, {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key:
+            raise ValueError(f"an option is written key=value, got {pair!r}")
+        try:
+            options[key] = words[text.lower()] if text.lower() in words else ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            options[key] = text
+    return options
+
+
+def parameters(name: str, grid: tuple[int, int] = (14, 14), **options: Any) -> int:
+    """Learnable parameters of one module, in a ViT-Tiny with this grid."""
+    return sum(parameter.numel() for parameter in kernels.build(name, grid, **options).parameters())
+
+
+def label(name: str, options: Mapping[str, Any]) -> str:
+    """`rope_axial(temperature=10)`."""
+    return f"{name}({', '.join(f'{key}={value}' for key, value in options.items())})" if options else name
+
+
+def comparison(
+    specs: Sequence[tuple[str, Mapping[str, Any]]], grid: tuple[int, int], test_grid: tuple[int, int]
+) -> str:
+    """A table of properties, one column for each (name, options); below it why some are not defined."""
+    found = [measure(name, grid, test_grid, **options) for name, options in specs]
+    heads = [label(name, options) for name, options in specs]
+    rows = [(each.label, *(number(values[key]) for values in found)) for key, each in PROPERTIES.items()]
+    title = f"grid {grid[0]} x {grid[1]}, test grid {test_grid[0]} x {test_grid[1]}"
+    notes = [
+        f"- {head}: not defined, {reason}" for head, each in zip(heads, found, strict=True) for reason in reasons(each)
+    ]
+    return "\n".join([columns([(title, *heads), *rows]), *notes])
+
+
+def reasons(values: Mapping[str, float | NotDefined]) -> list[str]:
+    """Why some properties are not defined, each reason with its properties; not those of other places."""
+    found: dict[str, list[str]] = {}
+    for key, value in values.items():
+        if isinstance(value, NotDefined) and not str(value).startswith("only for the place"):
+            found.setdefault(str(value), []).append(PROPERTIES[key].label)
+    return [f"{reason} ({'; '.join(labels)})" for reason, labels in found.items()]
+
+
+def sections() -> dict[str, list[str]]:
+    """Names of each place, in order."""
+    return {place: names for place in PLACES if (names := list_encodings(place=place))}
