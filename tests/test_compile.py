@@ -2,6 +2,7 @@
 
 import copy
 
+import onnxruntime
 import pytest
 import timm
 import torch
@@ -16,10 +17,10 @@ def _fresh_compiler():
     torch._dynamo.reset()
 
 
-def vit():
+def vit(**more):
     torch.manual_seed(0)
     options = {"img_size": (16, 24), "patch_size": 4, "num_classes": 5, "embed_dim": 48, "depth": 1, "num_heads": 3}
-    return timm.create_model("vit_tiny_patch16_224", **options)
+    return timm.create_model("vit_tiny_patch16_224", **options, **more)
 
 
 @pytest.mark.parametrize("name", vp.list_encodings())
@@ -53,3 +54,28 @@ def test_export(name):
     exported = torch.export.export(model, (x,)).module()
     assert (exported(x) - model(x)).abs().max() < 1e-6
     copy.deepcopy(model)(x)  # nothing of the trace is left behind
+
+
+DYNAMIC = ({2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC},)
+SIZES = [(16, 24), (24, 40), (48, 32)]  # the first is the model's own; none is the one that is traced
+
+
+@pytest.mark.parametrize("name", ["learned", "rope_axial", "sincos2d+alibi2d", "relative_table", "rope_mixed"])
+def test_one_export_serves_other_sizes(name):
+    model = vp.set_encoding(vit(dynamic_img_size=True).eval(), name)
+    exported = torch.export.export(model, (torch.randn(1, 3, 40, 48),), dynamic_shapes=DYNAMIC).module()
+    for size in SIZES:
+        x = torch.randn(1, 3, *size)
+        assert (exported(x) - model(x)).abs().max() < 1e-5, size
+
+
+@pytest.mark.parametrize("name", ["learned", "rope_axial", "alibi2d", "relative_table"])
+def test_onnx_runtime_at_sizes_that_were_not_traced(name, tmp_path):
+    model = vp.set_encoding(vit(dynamic_img_size=True).eval(), name).requires_grad_(False)
+    program = torch.onnx.export(model, (torch.randn(1, 3, 40, 48),), dynamo=True, dynamic_shapes=DYNAMIC, verbose=False)
+    program.save(tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    for size in SIZES:
+        x = torch.randn(1, 3, *size)
+        (got,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+        assert (torch.from_numpy(got) - model(x)).abs().max() < 1e-4, size

@@ -8,12 +8,13 @@ import torch
 from jaxtyping import Int, Num
 from torch import Tensor
 
-from .windows import window_partition
+from .windows import same_grid, window_partition
 
 
 def _check_shape(name: str, shape: tuple[int, ...], axes: int) -> tuple[int, ...]:
-    shape = tuple(int(size) for size in shape)
-    if len(shape) != axes or min(shape) < 1:
+    shape = tuple(shape)  # of ints, or of symbols while a graph is exported
+    whole = all(isinstance(size, (int, torch.SymInt)) for size in shape)
+    if len(shape) != axes or not whole or min(shape) < 1:
         raise ValueError(f"{name} must be {axes} positive integers, got {shape}")
     return shape
 
@@ -108,7 +109,7 @@ class Positions:
         coordinates of the smaller one. An axis of one cell has only the coordinate 0.
         """
         feat_shape = _check_shape("feat_shape", feat_shape, len(self.feat_shape))
-        if feat_shape == self.feat_shape:
+        if same_grid(feat_shape, self.feat_shape):
             return self
         ratio = [(new - 1) / max(old - 1, 1) for new, old in zip(feat_shape, self.feat_shape, strict=True)]
         coords = torch.stack([axis * r for axis, r in zip(self.coords.unbind(-1), ratio, strict=True)], dim=-1)

@@ -6,7 +6,6 @@ Resampling is linear and separable: new = A_h table A_w^T. The matrices are buil
 
 from __future__ import annotations
 
-import math
 from functools import lru_cache
 from typing import Literal
 
@@ -15,63 +14,54 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .frequencies import wide
+from .windows import same_grid
 
 Mode = Literal["bicubic", "bilinear"]
 
 
-def _cubic(x: float, a: float) -> float:
-    """Keys' cubic convolution kernel."""
-    x = abs(x)
-    if x < 1:
-        return ((a + 2) * x - (a + 3)) * x * x + 1
-    return ((a * x - 5 * a) * x + 8 * a) * x - 4 * a if x < 2 else 0.0
+def _kernel(x: Tensor, mode: str, a: float) -> Tensor:
+    """Weight of a cell at distance x: Keys' cubic convolution with parameter a, or the triangle."""
+    x = x.abs()
+    if mode == "bilinear":
+        return (1 - x).clamp(min=0)
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
+    return torch.where(x < 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
 
 
-@lru_cache(maxsize=256)
-def _rows(new: int, old: int, mode: str, antialias: bool) -> tuple[tuple[float, ...], ...]:
-    """The weights of every old cell for every new cell; cells have their centres at i + 0.5."""
-    scale = old / new
-    stretch = max(scale, 1.0) if antialias else 1.0
-    reach = (2 if mode == "bicubic" else 1) * stretch
-    rows = []
-    for i in range(new):
-        centre = (i + 0.5) * scale - 0.5
-        if mode == "bilinear" and not antialias:
-            centre = min(max(centre, 0.0), old - 1.0)
-        row = [0.0] * old
-        for j in range(math.floor(centre - reach), math.ceil(centre + reach) + 1):
-            x = (j - centre) / stretch
-            # torch's two kernels: a = -0.5 with antialias (Pillow's), -0.75 without
-            weight = _cubic(x, -0.5 if antialias else -0.75) if mode == "bicubic" else max(0.0, 1 - abs(x))
-            if antialias and not 0 <= j < old:
-                continue  # the kernel is cut at the border and normalised; without antialias the border is repeated
-            row[min(max(j, 0), old - 1)] += weight
-        total = sum(row) if antialias else 1.0
-        rows.append(tuple(weight / total for weight in row))
-    return tuple(rows)
+def resize_matrix(
+    new: int, old: int, mode: Mode = "bicubic", antialias: bool = True, device=None
+) -> Float[Tensor, "new old"]:
+    """The matrix that resamples `old` cells to `new`, in float64; the identity where they are equal.
 
-
-@torch.compiler.assume_constant_result  # torch.compile takes the numbers and does not trace the loops
-def _constant_rows(new: int, old: int, mode: str, antialias: bool) -> tuple[tuple[float, ...], ...]:
-    return _rows(new, old, mode, antialias)
-
-
-def resize_matrix(new: int, old: int, mode: Mode = "bicubic", antialias: bool = True) -> Float[Tensor, "new old"]:
-    """The matrix that resamples `old` cells to `new`, float64; the identity where they are equal."""
+    Cells have their centres at i + 0.5. With antialias the kernel is stretched when shrinking, cut at the border and
+    normalised; without, the border is repeated. torch's two cubic kernels: a = -0.5 with antialias (Pillow's), -0.75
+    without. Plain tensor arithmetic, so that sizes may be symbols of an exported graph.
+    """
     if mode not in ("bicubic", "bilinear"):
         raise ValueError(f"mode must be 'bicubic' or 'bilinear', got {mode!r}")
     if new < 1 or old < 1:
         raise ValueError(f"sizes must be positive, got {old} -> {new}")
-    return torch.tensor(_constant_rows(new, old, mode, antialias), dtype=torch.float64)
+    scale, cells = old / new, wide(torch.arange(old, device=device))
+    centre = (wide(torch.arange(new, device=device)) + 0.5) * scale - 0.5  # in old cells
+    if antialias:
+        stretch = torch.sym_max(scale, 1.0)
+        weights = _kernel((cells - centre[:, None]) / stretch, mode, -0.5)
+        return weights / weights.sum(1, keepdim=True)
+    if mode == "bilinear":
+        centre = centre.clamp(0, old - 1)
+    matrix = torch.zeros_like(centre[:, None] + cells)
+    for tap in (-1, 0, 1, 2) if mode == "bicubic" else (0, 1):
+        cell = centre.floor() + tap
+        reads = cell.clamp(0, old - 1)[:, None] == cells
+        matrix = matrix + reads * _kernel(cell - centre, mode, -0.75)[:, None]
+    return matrix
 
 
 def _resample(grid: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """(h, w, C) -> (H, W, C), in float64, returned in the dtype of `grid`."""
-    rows, columns = rows.to(grid.device), columns.to(grid.device)
     with torch.autocast(grid.device.type, enabled=False):
-        wide_grid = wide(grid)
-        rows, columns = rows.to(wide_grid.dtype), columns.to(wide_grid.dtype)
-        return torch.einsum("Hh,hwc,Ww->HWc", rows, wide_grid, columns).to(grid.dtype)
+        return torch.einsum("Hh,hwc,Ww->HWc", rows, wide(grid), columns).to(grid.dtype)
 
 
 def resize_position_table(
@@ -104,10 +94,11 @@ def resize_position_table(
             f"the table has {table.shape[-2]} rows, but {num_prefix_tokens} prefix tokens and a grid of {h} x {w} need "
             f"{num_prefix_tokens + h * w}"
         )
-    if (h, w) == (height, width):
+    if same_grid((h, w), (height, width)):
         return table
     prefix, patches = table.split([num_prefix_tokens, h * w], dim=-2)
-    matrices = resize_matrix(height, h, mode, antialias), resize_matrix(width, w, mode, antialias)
+    sizes = (height, h), (width, w)
+    matrices = [resize_matrix(new, old, mode, antialias, table.device) for new, old in sizes]
     patches = _resample(patches.reshape(h, w, -1), *matrices).reshape(*table.shape[:-2], height * width, -1)
     return torch.cat([prefix, patches], dim=-2)
 
@@ -122,10 +113,10 @@ def _geometric_ratio(old: int, new: int) -> float:
     return (low + high) / 2
 
 
-def _geometric_matrix(new: int, old: int) -> Tensor:
+def _geometric_matrix(new: int, old: int, device=None) -> Tensor:
     """Linear interpolation from old offsets at 0, +-1, +-(1 + q), ... to the integer offsets of the new window."""
     if new == old or old == 1:
-        return resize_matrix(new, old, "bilinear", antialias=False)
+        return resize_matrix(new, old, "bilinear", antialias=False, device=device)
     q = _geometric_ratio(old, new)
     places = [sum(q**i for i in range(k)) for k in range(old // 2 + 1)]
     places = torch.tensor([-p for p in places[:0:-1]] + places, dtype=torch.float64)
@@ -136,7 +127,7 @@ def _geometric_matrix(new: int, old: int) -> Tensor:
     matrix = torch.zeros(new, old, dtype=torch.float64)
     matrix[row, right - 1] = 1 - share
     matrix[row, right] = share
-    return matrix
+    return wide(matrix.to(device))
 
 
 def resize_relative_table(
@@ -165,12 +156,13 @@ def resize_relative_table(
         raise ValueError(f"mode must be 'bicubic' or 'geometric', got {mode!r}")
     if table.shape[0] != h * w:
         raise ValueError(f"the table has {table.shape[0]} rows, but a window of {tuple(old_window)} needs {h * w}")
-    if (h, w) == (height, width):
+    if same_grid((h, w), (height, width)):
         return table
+    sizes = (height, h), (width, w)
     if mode == "geometric":
-        matrices = _geometric_matrix(height, h), _geometric_matrix(width, w)
+        matrices = [_geometric_matrix(*size, table.device) for size in sizes]
     else:
-        matrices = resize_matrix(height, h, antialias=False), resize_matrix(width, w, antialias=False)
+        matrices = [resize_matrix(*size, antialias=False, device=table.device) for size in sizes]
     return _resample(table.reshape(h, w, -1), *matrices).reshape(height * width, -1)
 
 

@@ -8,6 +8,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 
+def same_grid(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
+    """Whether two grids are known to be equal; a size that is a symbol of an exported graph equals no number."""
+    return all(type(x) is type(y) and x == y for x, y in zip(a, b, strict=True))
+
+
 def window_partition(x: Tensor, window_size: tuple[int, int]) -> Tensor:
     """(B, H, W, C) -> (B * windows, wh * ww, C); windows and the tokens of a window in row-major order.
 
@@ -35,8 +40,8 @@ def relative_position_index(window_size: tuple[int, int], device=None) -> Int[Te
     h, w = window_size
     if h < 1 or w < 1:
         raise ValueError(f"window_size must be two positive integers, got {window_size}")
-    token = torch.arange(h * w, device=device)
-    y, x = token // w, token % w
+    axes = torch.arange(h, device=device), torch.arange(w, device=device)
+    y, x = (axis.flatten() for axis in torch.meshgrid(*axes, indexing="ij"))  # of each token
     dy, dx = y[:, None] - y[None, :], x[:, None] - x[None, :]
     return (dy + h - 1) * (2 * w - 1) + (dx + w - 1)
 

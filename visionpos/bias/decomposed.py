@@ -74,7 +74,7 @@ class Decomposed(ContextualBias):
         if len(table) == 2 * size - 1:
             return table
         rows = wide(table)
-        matrix = resize_matrix(2 * size - 1, len(table), "bilinear", antialias=False)
+        matrix = resize_matrix(2 * size - 1, len(table), "bilinear", antialias=False, device=table.device)
         return (matrix.to(rows) @ rows).to(table.dtype)
 
     def set_feat_shape(self, feat_shape: tuple[int, int]) -> None:

@@ -9,6 +9,7 @@ from ..places import BiasEncoding
 from ..positions import Positions
 from ..registry import register_encoding
 from ..resize import sample_table
+from ..windows import same_grid
 from .tables import Interpolation, Preset, resize_table, table_index, table_place
 
 # the standard deviation of the initial table, and how it is carried to another window
@@ -113,7 +114,7 @@ class RelativeTable(BiasEncoding):
         table = self._resized(feat_shape)
         if queries.is_grid and keys.is_grid:
             index = self.relative_position_index
-            if feat_shape != self.feat_shape:
+            if not same_grid(feat_shape, self.feat_shape):
                 index = table_index(feat_shape, self.preset, table.device)
             return table.t().index_select(1, index.flatten()).unflatten(1, index.shape)  # (heads, N, N)
         delta = queries.coords[..., :, None, :] - keys.coords[..., None, :, :]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..resize import resize_relative_table
-from ..windows import relative_position_index
+from ..windows import relative_position_index, same_grid
 
 Preset = Literal["swin", "beit", "maxvit", "levit"]
 Interpolation = Literal["bicubic", "geometric"]
@@ -45,7 +45,7 @@ def resize_table(
     BEiT's three rows are copied. LeViT's table without signs is mirrored to one with signs, which is resized: by itself
     it would be resampled as if nothing lay on the other side of 0.
     """
-    if new_window == old_window:
+    if same_grid(new_window, old_window):
         return table
     if preset == "beit":
         return torch.cat([resize_relative_table(table[:-3], new_window, old_window, mode), table[-3:]])
