@@ -7,7 +7,7 @@ PYTEST := $(BIN)/python -m pytest
 CHECK_SHAPES := -p tests.type_checker --jaxtyping-packages=visionpos,tests.type_checker.check
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint docs bench clean
+.PHONY: help install demo test test-slow test-oldest lint docs bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -30,16 +30,24 @@ test: install  ## the fast tests
 test-slow: install  ## the long checks
 	$(PYTEST) -m slow
 
+OLDEST := $(VENV)-oldest
+test-oldest:  ## the fast tests with the oldest supported torch and timm, in an environment of their own
+	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check \
+		torch==2.8.0 torchvision==0.23.0 timm==1.0.26 --editable '.[dev]'
+	$(OLDEST)/bin/python -m pytest -m 'not slow'
+
 lint: install  ## ruff: style and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-docs: install  ## write docs/encodings.md and its pictures from the registry and from measurements
+docs: install  ## write docs/encodings.md, its pictures and docs/hosts.md from the registry and from measurements
 	$(BIN)/python -m visionpos docs
+	$(BIN)/python -m visionpos hosts > docs/hosts.md.new && mv docs/hosts.md.new docs/hosts.md
 
 bench: install  ## speed against timm and against no encoding, as ratios in one run
 	$(BIN)/python -m benchmarks.speed
 
 clean:  ## remove what was built and trained; data/ stays
-	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-oldest runs build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

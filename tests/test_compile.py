@@ -2,7 +2,6 @@
 
 import copy
 
-import onnxruntime
 import pytest
 import timm
 import torch
@@ -71,6 +70,7 @@ def test_one_export_serves_other_sizes(name):
 
 @pytest.mark.parametrize("name", ["learned", "rope_axial", "alibi2d", "relative_table"])
 def test_onnx_runtime_at_sizes_that_were_not_traced(name, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
     model = vp.set_encoding(vit(dynamic_img_size=True).eval(), name).requires_grad_(False)
     program = torch.onnx.export(model, (torch.randn(1, 3, 40, 48),), dynamo=True, dynamic_shapes=DYNAMIC, verbose=False)
     program.save(tmp_path / "model.onnx")

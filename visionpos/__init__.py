@@ -6,7 +6,7 @@ from .bias.alibi import alibi_slopes
 from .encoding import PositionEncoding
 from .input.sincos2d import sincos_2d
 from .input.sinusoidal import sincos_1d
-from .models import create_model, get_encoding, set_encoding, supported_hosts
+from .models import create_model, get_encoding, load_weights, set_encoding, supported_hosts
 from .places import BiasEncoding, ConditionalEncoding, ContextualBias, InputEncoding, RotaryEncoding
 from .positions import Positions
 from .registry import create_encoding, discover, encoding_info, list_encodings, register_encoding
@@ -40,6 +40,7 @@ __all__ = [
     "encoding_info",
     "get_encoding",
     "list_encodings",
+    "load_weights",
     "register_encoding",
     "relative_position_index",
     "resize_position_table",

@@ -1,4 +1,4 @@
-"""The command line: python -m visionpos list | show | check | plot | compare | docs."""
+"""The command line: python -m visionpos list | show | check | plot | compare | hosts | docs."""
 
 from __future__ import annotations
 
@@ -45,6 +45,7 @@ def make_parser() -> argparse.ArgumentParser:
         command.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="of the encoding")
     for command in (check, compare):
         command.add_argument("--test-grid", type=int, nargs=2, metavar=("H", "W"), help="twice the grid by default")
+    commands.add_parser("hosts", help="try every encoding in a small model of every family, and print the table")
     docs = commands.add_parser("docs", help="write encodings.md and its pictures")
     docs.add_argument("--out", default="docs", help="folder")
     docs.add_argument("--no-pictures", action="store_true")
@@ -59,6 +60,10 @@ def run(flags: argparse.Namespace) -> None:
         print(report.listing(flags.pattern, flags.place))
     elif flags.command == "show":
         print(report.facts(flags.name))
+    elif flags.command == "hosts":
+        from .analysis.hosts import host_matrix
+
+        print(host_matrix(), end="")
     elif flags.command == "docs":
         from .analysis.page import write_page
 

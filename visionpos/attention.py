@@ -66,28 +66,37 @@ class PositionState:
 
 
 def encoded(x: Tensor, q: Tensor, k: Tensor, v: Tensor, prepared: Iterable[tuple[PositionEncoding, Any]]):
-    """The tensors of an attention layer with every encoding applied; the bias, if any, 4-D and in q's dtype."""
+    """The tensors of an attention layer with every encoding applied; the bias as `fit_bias` leaves it."""
     tensors = AttentionTensors(x, q, k, v)
     for encoding, table in prepared:
         encoding.modify_attention(tensors, table)
+    return fit_bias(tensors)
+
+
+def fit_bias(tensors: AttentionTensors) -> AttentionTensors:
+    """The same with the bias, if any, 4-D and in q's dtype: a 3-D one would miss the fused kernels."""
     if tensors.bias is not None:
-        bias = tensors.bias if tensors.bias.ndim == 4 else tensors.bias.unsqueeze(0)  # 3-D would miss the fused kernels
-        tensors.bias = bias.to(q.dtype)
+        bias = tensors.bias if tensors.bias.ndim == 4 else tensors.bias.unsqueeze(0)
+        tensors.bias = bias.to(tensors.q.dtype)
     return tensors
 
 
 def attend(tensors: AttentionTensors, scale: float, dropout: nn.Dropout, fused: bool) -> Tensor:
     """softmax(q k^T scale + bias) v, (B, heads, T, head_dim), plus what encodings add to the output."""
     q, k, v, bias = tensors.q, tensors.k, tensors.v, tensors.bias
-    if fused and not tensors.value_terms:
-        p = dropout.p if dropout.training else 0.0
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=p, scale=scale)
-    else:
-        logits = (q * scale) @ k.transpose(-2, -1)
-        probabilities = dropout((logits if bias is None else logits + bias).softmax(dim=-1))
-        out = probabilities @ v
-        for term in tensors.value_terms:
-            out = out + term(probabilities).to(out.dtype)
+    if not fused or tensors.value_terms:
+        return attend_logits(tensors, (q * scale) @ k.transpose(-2, -1), dropout)
+    p = dropout.p if dropout.training else 0.0
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=p, scale=scale)
+    return out if tensors.output is None else out + tensors.output
+
+
+def attend_logits(tensors: AttentionTensors, logits: Tensor, dropout: nn.Dropout) -> Tensor:
+    """The same from the scaled logits (B, heads, T, T), which get the bias."""
+    probabilities = dropout((logits if tensors.bias is None else logits + tensors.bias).softmax(dim=-1))
+    out = probabilities @ tensors.v
+    for term in tensors.value_terms:
+        out = out + term(probabilities).to(out.dtype)
     return out if tensors.output is None else out + tensors.output
 
 
@@ -97,32 +106,66 @@ def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
     return mask.to(dtype)
 
 
+Prepared = tuple[tuple[PositionEncoding, Any], ...]  # encodings and the tables that their `prepare` returned
+
+
+def prepare_encodings(layer: nn.Module, context: AttentionContext | Tensor | None) -> Prepared:
+    """The encodings that act in a self-attention layer: those that all layers share, then its own.
+
+    Raises:
+        RuntimeError: the layer has encodings, but was called without a context.
+    """
+    if isinstance(context, AttentionContext):
+        return (*context.prepared, *((encoding, encoding.prepare(context.positions)) for encoding in layer.encodings))
+    if len(layer.encodings):
+        raise RuntimeError("this attention layer needs positions: call it through the model's forward")
+    return ()
+
+
+def self_attention(
+    layer: nn.Module,
+    x: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    prepared: Prepared,
+    attn_mask: Tensor | None = None,
+    is_causal: bool = False,
+) -> Tensor:
+    """What timm's self-attention layers do once they have q, k, v (B, heads, T, head_dim), with encodings.
+
+    Args:
+        layer: has `scale`, `attn_drop`, `fused_attn`, `proj` and `proj_drop`, and may have `norm` and `gate`.
+        x: (B, T, C), the layer's input.
+        prepared: see `prepare_encodings`.
+        attn_mask: the caller's own, boolean (True is seen) or additive.
+        is_causal: tokens see no later ones.
+    """
+    tensors = encoded(x, q, k, v, prepared)
+    if attn_mask is not None:
+        tensors.add_bias(_additive(attn_mask, q.dtype))
+    if is_causal:
+        later = torch.ones(q.shape[-2], q.shape[-2], dtype=torch.bool, device=q.device).triu(1)
+        tensors.add_bias(_additive(~later, q.dtype))
+    out = attend(tensors, layer.scale, layer.attn_drop, layer.fused_attn).transpose(1, 2).flatten(2)
+    norm, gate = getattr(layer, "norm", None), getattr(layer, "gate", None)
+    out = out if norm is None else norm(out)
+    out = out if gate is None else out * gate(x).sigmoid()
+    return layer.proj_drop(layer.proj(out))
+
+
 class Attention(TimmAttention):
     """Self-attention of ViT and DeiT with encodings; x (B, prefix + N, C)."""
 
     def forward(self, x: Tensor, attn_mask: AttentionContext | Tensor | None = None, is_causal: bool = False) -> Tensor:
         """`attn_mask` is the context that a block of the converted model passes on."""
-        if not isinstance(attn_mask, AttentionContext):
-            if len(self.encodings):
-                raise RuntimeError("this attention layer needs positions: call it through the model's forward")
+        prepared = prepare_encodings(self, attn_mask)
+        if isinstance(attn_mask, AttentionContext):
+            attn_mask = attn_mask.attn_mask
+        if not prepared:
             return super().forward(x, attn_mask, is_causal)
-        context = attn_mask
-        own = [(encoding, encoding.prepare(context.positions)) for encoding in self.encodings]
-        if not own and not context.prepared:
-            return super().forward(x, context.attn_mask, is_causal)
-
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        tensors = encoded(x, self.q_norm(q), self.k_norm(k), v, (*context.prepared, *own))
-        if context.attn_mask is not None:
-            tensors.add_bias(_additive(context.attn_mask, q.dtype))
-        if is_causal:
-            later = torch.ones(q.shape[-2], q.shape[-2], dtype=torch.bool, device=q.device).triu(1)
-            tensors.add_bias(_additive(~later, q.dtype))
-        out = self.norm(attend(tensors, self.scale, self.attn_drop, self.fused_attn).transpose(1, 2).flatten(2))
-        gate = getattr(self, "gate", None)  # timm has it from 1.0.28 on
-        if gate is not None:
-            out = out * gate(x).sigmoid()
-        return self.proj_drop(self.proj(out))
+        return self_attention(self, x, self.q_norm(q), self.k_norm(k), v, prepared, attn_mask, is_causal)
 
 
 class WindowAttention(TimmWindowAttention):

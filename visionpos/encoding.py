@@ -92,34 +92,43 @@ class PositionEncoding(nn.Module):
         self.reinit_buffers()
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that weight decay must not touch: all of them."""
-        return {name for name, _ in self.named_parameters(recurse=True)}
+        """Names of the parameters, in `home`, that weight decay must not touch: all of them."""
+        home, names = self.__dict__.get("_home", (self, ()))
+        return {name for name, _ in home.named_parameters() if home is self or name.split(".")[0] in names}
 
     # A host such as timm's ViT or Swin has its own name and place for a table, which optimisers, checkpoints and timm
     # itself rely on. The encoding then reads the parameter from there, so that it exists once, under the host's name.
 
+    @property
+    def home(self) -> nn.Module:
+        """The module that has the parameters: the encoding itself, or the owner that it lives in."""
+        return self.__dict__.get("_home", (self,))[0]
+
     def live_in(self, owner: nn.Module) -> None:
-        """Keep the parameters in `owner`, under their own names. One that `owner` already has there is taken over."""
+        """Keep parameters and child modules in `owner`, under their own names. Those that it has are taken over."""
         if "_home" in self.__dict__:
             return
-        names = tuple(self._parameters)
+        names = (*self._parameters, *self._modules)
         for name in names:
-            parameter = self._parameters.pop(name)
+            part = getattr(self, name)
+            delattr(self, name)
             if getattr(owner, name, None) is None:
-                setattr(owner, name, parameter)
+                setattr(owner, name, part)
         self._home = (owner, names)  # in a tuple, so that the owner is not registered as a child
 
     def move_out(self) -> None:
-        """Take the parameters back from the owner."""
+        """Take the parameters and child modules back from the owner."""
         owner, names = self.__dict__.pop("_home", (None, ()))
         for name in names:
-            self.register_parameter(name, getattr(owner, name))
+            part = getattr(owner, name)
+            if isinstance(part, Tensor) and not isinstance(part, nn.Parameter):  # a slice of a larger parameter
+                part = nn.Parameter(part.detach().clone())
+            setattr(self, name, part)
             setattr(owner, name, None)
 
     def set_parameter(self, name: str, value: Tensor) -> None:
         """Replace a parameter by one of another shape, wherever it lives."""
-        owner = self.__dict__.get("_home", (self,))[0]
-        setattr(owner, name, nn.Parameter(value, requires_grad=getattr(owner, name).requires_grad))
+        setattr(self.home, name, nn.Parameter(value, requires_grad=getattr(self.home, name).requires_grad))
 
     def __getattr__(self, name: str):
         home = self.__dict__.get("_home")

@@ -69,7 +69,7 @@ def test_oracle(grid, whole, heads, pretrained):
             assert bias[:, i + 1, j + 1].tolist() == pytest.approx(want, abs=1e-10)
 
 
-@pytest.mark.parametrize("window", [(3, 5), (4, 2), (1, 6), (7, 8)])
+@pytest.mark.parametrize("window", [(3, 5), (4, 2), (2, 6), (7, 8)])  # timm before 1.0.31 has NaN for one row
 @pytest.mark.parametrize("pretrained", [None, (6, 4)])
 def test_equals_timm(window, pretrained):
     theirs = WindowAttention(24, window, num_heads=3, pretrained_window_size=pretrained or (0, 0)).double()

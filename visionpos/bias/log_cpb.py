@@ -67,7 +67,8 @@ class LogCPB(BiasEncoding):
     def encode(self, queries: Positions, keys: Positions) -> Tensor:
         window = self.pretrained_window or queries.feat_shape
 
-        def bias(delta: Tensor) -> Tensor:
-            return 16 * run_mlp(self.cpb_mlp, log_coords(delta, window)).sigmoid()
+        def network(delta: Tensor) -> Tensor:
+            return run_mlp(self.cpb_mlp, log_coords(delta, window))
 
-        return bias_of_offsets(bias, queries, keys)
+        # the sigmoid of every pair, not of every offset: as in the reference code, to the last bit
+        return 16 * bias_of_offsets(network, queries, keys).sigmoid()

@@ -10,8 +10,10 @@ from torch import nn
 from ..encoding import PositionEncoding
 from ..registry import Spec, constructor_parameters, create_encoding, get_encoding_class, parse_spec
 from .host import Facts, Host, find_host, mixes_tokens, register_host, supported_hosts
+from .saving import remember_encoding
+from .weights import load_weights
 
-__all__ = ["Host", "create_model", "get_encoding", "register_host", "set_encoding", "supported_hosts"]
+__all__ = ["Host", "create_model", "get_encoding", "load_weights", "register_host", "set_encoding", "supported_hosts"]
 
 
 def create_model(name: str, encoding: Spec | None = None, **kwargs: Any) -> nn.Module:
@@ -84,6 +86,7 @@ def _set_encoding(model: nn.Module, spec: list) -> nn.Module:
     for encoding in {*inputs, *(encoding for layer in layers for encoding in layer)}:
         encoding.to(device=reference.device, dtype=reference.dtype).train(model.training)
     host.install(model, inputs, layers)
+    remember_encoding(model, spec, {type(encoding) for place in (old_inputs, *old_layers) for encoding in place})
     return model
 
 
@@ -105,6 +108,8 @@ def _build(item, facts: list[Facts], old: list[list[PositionEncoding]]) -> list[
         else:
             accepted = constructor_parameters(cls)
             fact = {"reference_shape": fact["feat_shape"], **fact}
+            if getattr(cls, "content_source", None) == "x":  # it reads what attention gets, not what it returns
+                fact["dim"] = fact.get("dim_in", fact["dim"])
             known = {key: value for key, value in fact.items() if key in accepted}
             built.append(create_encoding(name, **{**known, **options}))
     return built
@@ -118,4 +123,5 @@ def _check_fit(encoding: PositionEncoding, facts: Facts) -> None:
             )
 
 
-from . import swin, vit  # noqa: E402, F401  registers the hosts
+# registers the hosts and timm entry points
+from . import beit, eva, hiera, registered, relpos, sam, swin, swin_v2, vit  # noqa: E402, F401

@@ -55,6 +55,17 @@ def mixes_tokens(encoding: PositionEncoding | type[PositionEncoding]) -> bool:
     return getattr(encoding, "site", None) == "tokens"
 
 
+def encoding_parameters(model: nn.Module) -> set[str]:
+    """Full names of the parameters of encodings, wherever they live, that want no weight decay."""
+    paths = {module: path for path, module in model.named_modules()}
+    return {
+        f"{paths[module.home]}.{name}".removeprefix(".")
+        for module in paths
+        if isinstance(module, PositionEncoding)
+        for name in module.no_weight_decay()
+    }
+
+
 _HOSTS: list[Host] = []
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock
 from torch import Tensor, nn
 
 from ..attention import WindowAttention
 from ..bias.relative_table import RelativeTable
+from ..encoding import PositionEncoding
 from ..positions import Positions
-from .host import Facts, Host, mixes_tokens, register_host
-from .vit import encoding_parameters
+from .host import Facts, Host, encoding_parameters, mixes_tokens, register_host
 
 
 def add_positions(x: Tensor, encodings: nn.ModuleList) -> Tensor:
@@ -19,6 +21,21 @@ def add_positions(x: Tensor, encodings: nn.ModuleList) -> Tensor:
         positions = Positions.grid(tuple(x.shape[1:3]), device=x.device)
         x = encoding(x.flatten(1, 2), positions).view(x.shape)
     return x
+
+
+def house(
+    encodings: nn.ModuleList, new: list[PositionEncoding], owner: nn.Module, native: type | tuple[type, ...]
+) -> None:
+    """Put `new` in place of all `encodings`; the first `native` one of them keeps its parameters in `owner`.
+
+    There timm and its checkpoints have them.
+    """
+    for encoding in encodings:
+        encoding.move_out()
+    del encodings[:]
+    encodings.extend(new)  # the list stays, since a hook may hold it
+    for encoding in [encoding for encoding in new if isinstance(encoding, native)][:1]:
+        encoding.live_in(owner)
 
 
 class AddPositions:
@@ -31,16 +48,20 @@ class AddPositions:
         return add_positions(x, self.encodings)
 
 
-class EncodedSwinBlock(SwinTransformerBlock):
-    """A block after which conditional encodings may mix the tokens of the whole grid."""
+class EncodedGridBlock:
+    """Mixin of a block on (B, H, W, C) tokens, after which conditional encodings may mix those of the whole grid."""
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, H, W, C), as timm's."""
         return add_positions(super().forward(x), self.mixers)
 
 
-class EncodedSwinTransformer(SwinTransformer):
-    """A converted Swin Transformer."""
+class EncodedSwinBlock(EncodedGridBlock, SwinTransformerBlock):
+    """A block of a converted Swin Transformer."""
+
+
+class EncodedSwinMixin:
+    """What converted Swin Transformers of both versions do differently."""
 
     def set_input_size(self, img_size=None, patch_size=None, window_size=None, **kwargs) -> None:
         """As timm's; learned tables are resized, formulas interpolate their coordinates."""
@@ -57,33 +78,42 @@ class EncodedSwinTransformer(SwinTransformer):
         return {**super().group_matcher(coarse), "stem": r"^patch_embed|^pos_embed"}
 
 
-def swin_blocks(model: SwinTransformer) -> list[SwinTransformerBlock]:
-    """All blocks in order."""
-    return [block for stage in model.layers for block in stage.blocks]
+class EncodedSwinTransformer(EncodedSwinMixin, SwinTransformer):
+    """A converted Swin Transformer."""
 
 
 class SwinHost(Host):
-    """Swin v1."""
+    """Swin v1; the class attributes and `wrap_attention` are what another version has of its own."""
 
     name = "SwinTransformer (Swin v1)"
+    model_class: ClassVar[type] = SwinTransformer
+    encoded_class: ClassVar[type] = EncodedSwinTransformer
+    block_class: ClassVar[type] = EncodedSwinBlock
+    native: ClassVar[type] = RelativeTable  # the encoding that timm's model has, under names of its own
 
     def accepts(self, model: nn.Module) -> bool:
-        return type(model) in (SwinTransformer, EncodedSwinTransformer)
+        return type(model) in (self.model_class, self.encoded_class)
+
+    def blocks(self, model: SwinTransformer) -> list[nn.Module]:
+        """All blocks in order."""
+        return [block for stage in model.layers for block in stage.blocks]
+
+    def wrap_attention(self, attn: nn.Module) -> None:
+        """Swap the class of timm's window attention, and give it its own bias as an encoding."""
+        with torch.device("meta"):
+            table = RelativeTable(attn.num_heads, tuple(attn.window_size))
+        table.live_in(attn)
+        table.relative_position_index = attn._buffers.pop("relative_position_index")
+        attn.__class__ = WindowAttention
+        attn.encodings = nn.ModuleList([table])
 
     def prepare(self, model: SwinTransformer) -> None:
-        if isinstance(model, EncodedSwinTransformer):
+        if isinstance(model, self.encoded_class):
             return
-        for block in swin_blocks(model):
-            attn = block.attn
-            with torch.device("meta"):
-                table = RelativeTable(attn.num_heads, tuple(attn.window_size))
-            table.live_in(attn)
-            index = attn._buffers.pop("relative_position_index")
-            table.relative_position_index = index
-            attn.__class__ = WindowAttention
-            attn.encodings = nn.ModuleList([table])
-            block.__class__, block.mixers = EncodedSwinBlock, nn.ModuleList()
-        model.__class__ = EncodedSwinTransformer
+        for block in self.blocks(model):
+            self.wrap_attention(block.attn)
+            block.__class__, block.mixers = self.block_class, nn.ModuleList()
+        model.__class__ = self.encoded_class
         model.pos_embed_input = nn.ModuleList()
         model.patch_embed.register_forward_hook(AddPositions(model.pos_embed_input))
 
@@ -92,7 +122,7 @@ class SwinHost(Host):
         return {"dim": dim, "feat_shape": tuple(model.patch_embed.grid_size), "num_prefix_tokens": 0}
 
     def layer_facts(self, model: SwinTransformer) -> list[Facts]:
-        blocks = swin_blocks(model)
+        blocks = self.blocks(model)
         return [
             {
                 "dim": block.dim,
@@ -111,22 +141,16 @@ class SwinHost(Host):
         return [sum(depths[:stage]) for stage in range(len(depths))]
 
     def encodings(self, model: SwinTransformer):
-        layers = [[*block.attn.encodings, *block.mixers] for block in swin_blocks(model)]
+        layers = [[*block.attn.encodings, *block.mixers] for block in self.blocks(model)]
         return list(model.pos_embed_input), layers
 
     def install(self, model: SwinTransformer, inputs, layers) -> None:
         del model.pos_embed_input[:]
         model.pos_embed_input.extend(inputs)  # the hook holds this list
-        for block, encodings in zip(swin_blocks(model), layers, strict=True):
-            attn = block.attn
-            for encoding in attn.encodings:
-                encoding.move_out()
-            attn.relative_position_bias_table = None
+        for block, encodings in zip(self.blocks(model), layers, strict=True):
             block.mixers = nn.ModuleList(encoding for encoding in encodings if mixes_tokens(encoding))
-            attn.encodings = nn.ModuleList(encoding for encoding in encodings if not mixes_tokens(encoding))
-            for encoding in attn.encodings:
-                if isinstance(encoding, RelativeTable) and attn.relative_position_bias_table is None:
-                    encoding.live_in(attn)  # where timm and its checkpoints have the table
+            inside = [encoding for encoding in encodings if not mixes_tokens(encoding)]
+            house(block.attn.encodings, inside, block.attn, self.native)
 
 
 HOST = register_host(SwinHost())
