@@ -91,9 +91,15 @@ def attend(tensors: AttentionTensors, scale: float, dropout: nn.Dropout, fused: 
     return out if tensors.output is None else out + tensors.output
 
 
+def softmax_over_keys(logits: Tensor) -> Tensor:
+    """Softmax of (..., T, T); a query that sees no key gets zeros, as from torch's fused attention, and not NaN."""
+    blind = logits.isneginf().all(dim=-1, keepdim=True)
+    return logits.masked_fill(blind, 0).softmax(dim=-1).masked_fill(blind, 0)
+
+
 def attend_logits(tensors: AttentionTensors, logits: Tensor, dropout: nn.Dropout) -> Tensor:
     """The same from the scaled logits (B, heads, T, T), which get the bias."""
-    probabilities = dropout((logits if tensors.bias is None else logits + tensors.bias).softmax(dim=-1))
+    probabilities = dropout(softmax_over_keys(logits if tensors.bias is None else logits + tensors.bias))
     out = probabilities @ tensors.v
     for term in tensors.value_terms:
         out = out + term(probabilities).to(out.dtype)

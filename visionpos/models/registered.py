@@ -6,6 +6,7 @@ after the conversion, so that a model saved by `timm.models.save_for_hf` comes b
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -45,7 +46,7 @@ default_cfgs = generate_default_cfgs(
 
 
 def _build(
-    host: str, encoding: Spec | None, encoded_size: tuple[int, int] | None, img_size=None, **kwargs: Any
+    host: str, encoding: Spec | None, encoded_size: Sequence[int] | None, img_size=None, **kwargs: Any
 ) -> nn.Module:
     """The converted model, without weights. Encodings are made for `encoded_size` and carried to `img_size`."""
     size, built_size = (given and to_2tuple(given) for given in (img_size, encoded_size or img_size))
@@ -62,7 +63,7 @@ def _create(
     host: str,
     features: dict,
     encoding: Spec | None = None,
-    encoded_size: tuple[int, int] | None = None,
+    encoded_size: Sequence[int] | None = None,
     **kwargs: Any,
 ) -> nn.Module:
     return build_model_with_cfg(
@@ -79,7 +80,7 @@ def _vit(variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
     return _create(variant, pretrained, VIT_HOST, GETTER, **kwargs)
 
 
-def _swin(variant: str, pretrained: bool, depths: tuple[int, ...], **kwargs: Any) -> nn.Module:
+def _swin(variant: str, pretrained: bool, depths: Sequence[int], **kwargs: Any) -> nn.Module:
     features = {"out_indices": tuple(range(len(depths))), "flatten_sequential": True}
     return _create(variant, pretrained, SWIN_HOST, features, depths=depths, **kwargs)
 

@@ -94,7 +94,7 @@ class SwinHost(Host):
     def accepts(self, model: nn.Module) -> bool:
         return type(model) in (self.model_class, self.encoded_class)
 
-    def blocks(self, model: SwinTransformer) -> list[nn.Module]:
+    def blocks(self, model: nn.Module) -> list[nn.Module]:
         """All blocks in order."""
         return [block for stage in model.layers for block in stage.blocks]
 
@@ -107,7 +107,7 @@ class SwinHost(Host):
         attn.__class__ = WindowAttention
         attn.encodings = nn.ModuleList([table])
 
-    def prepare(self, model: SwinTransformer) -> None:
+    def prepare(self, model: nn.Module) -> None:
         if isinstance(model, self.encoded_class):
             return
         for block in self.blocks(model):
@@ -117,11 +117,11 @@ class SwinHost(Host):
         model.pos_embed_input = nn.ModuleList()
         model.patch_embed.register_forward_hook(AddPositions(model.pos_embed_input))
 
-    def input_facts(self, model: SwinTransformer) -> Facts:
+    def input_facts(self, model: nn.Module) -> Facts:
         dim = model.patch_embed.proj.out_channels
         return {"dim": dim, "feat_shape": tuple(model.patch_embed.grid_size), "num_prefix_tokens": 0}
 
-    def layer_facts(self, model: SwinTransformer) -> list[Facts]:
+    def layer_facts(self, model: nn.Module) -> list[Facts]:
         blocks = self.blocks(model)
         return [
             {
@@ -136,15 +136,15 @@ class SwinHost(Host):
             for index, block in enumerate(blocks)
         ]
 
-    def mixing_layers(self, model: SwinTransformer) -> list[int]:
+    def mixing_layers(self, model: nn.Module) -> list[int]:
         depths = [len(stage.blocks) for stage in model.layers]
         return [sum(depths[:stage]) for stage in range(len(depths))]
 
-    def encodings(self, model: SwinTransformer):
+    def encodings(self, model: nn.Module):
         layers = [[*block.attn.encodings, *block.mixers] for block in self.blocks(model)]
         return list(model.pos_embed_input), layers
 
-    def install(self, model: SwinTransformer, inputs, layers) -> None:
+    def install(self, model: nn.Module, inputs, layers) -> None:
         del model.pos_embed_input[:]
         model.pos_embed_input.extend(inputs)  # the hook holds this list
         for block, encodings in zip(self.blocks(model), layers, strict=True):
