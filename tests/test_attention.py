@@ -124,3 +124,40 @@ def test_low_precision_in_low_precision_out(dtype):
     out = attn(torch.randn(1, 6, DIM, dtype=dtype), AttentionContext(vp.Positions.grid((2, 3))))
     assert out.dtype == dtype
     assert out.isfinite().all()
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_nothing_is_kept_from_one_forward_to_the_next(fused):
+    attn = layer(build(["relative_table"], (2, 3)), fused)
+    x, positions = torch.randn(1, 6, DIM), vp.Positions.grid((2, 3))
+    moved = positions.keep(torch.tensor([3, 1, 5, 0, 4, 2]))
+    before = attn(x, AttentionContext(positions))
+    assert (attn(x, AttentionContext(moved)) - before).abs().max() > 1e-3
+    with torch.no_grad():
+        attn.encodings[0].relative_position_bias_table.zero_()
+    plain = layer([], fused)
+    plain.load_state_dict(attn.state_dict(), strict=False)
+    assert (attn(x, AttentionContext(positions)) - plain(x)).abs().max() < 1e-6
+
+
+def test_outputs_of_several_encodings_add_up():
+    attn = layer([vp.create_encoding("lepe", dim=DIM) for _ in range(2)], True)
+    alone = [layer([encoding], True) for encoding in attn.encodings]
+    plain = layer([], True)
+    for other in (*alone, plain):
+        other.load_state_dict(attn.state_dict(), strict=False)
+    x, context = torch.randn(2, 6, DIM), AttentionContext(vp.Positions.grid((2, 3)))
+    first, second = (other(x, context) for other in alone)
+    assert (attn(x, context) - (first + second - plain(x))).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_dropout_of_attention_in_training_alone(fused):
+    attn = layer(build(["alibi2d"], (2, 3)), fused)
+    x, context = torch.randn(64, 6, DIM), AttentionContext(vp.Positions.grid((2, 3)))
+    want = attn.eval()(x, context)
+    attn.attn_drop.p = 0.5
+    assert torch.equal(attn(x, context), want)
+    dropped = attn.train()(x, context)
+    assert (dropped - want).abs().mean() > 0.3 * want.abs().mean()
+    assert (dropped.mean(0) - want.mean(0)).abs().mean() < 0.5 * (dropped - want).abs().mean()

@@ -124,7 +124,8 @@ def with_input_size(model: nn.Module, size: Size, extrapolate: bool) -> nn.Modul
         encoding.extrapolate = extrapolate
     windows = {}
     if hasattr(model, "layers"):  # Swin: the windows stay what they were
-        windows["window_size"] = [stage.blocks[0].window_size for stage in model.layers]
+        each = [tuple(stage.blocks[0].window_size) for stage in model.layers]
+        windows["window_size"] = each[0] if len(set(each)) == 1 else each  # timm before 1.0.31 takes one for all
     model.set_input_size(img_size=size, **windows)
     return model
 

@@ -59,6 +59,13 @@ def test_queries_and_keys_at_different_places():
     assert torch.equal(bias, encoding.bias(positions)[:, :, [0, 6, 1, 12]])
 
 
+def test_keys_elsewhere_are_carried_to_the_trained_grid_too():
+    encoding = vp.create_encoding("alibi2d", num_heads=2, reference_shape=(3, 4))
+    positions = vp.Positions.grid((5, 10))
+    index = torch.tensor([5, 0, 49])
+    assert torch.equal(encoding.bias(positions, keys=positions.keep(index)), encoding.bias(positions)[:, :, index])
+
+
 def test_monotone_and_unbounded():
     bias = vp.create_encoding("alibi2d", num_heads=1).bias(vp.Positions.grid((1, 40)))[0, 0]
     assert (bias.diff() < 0).all()

@@ -23,6 +23,16 @@ def test_another_grid_is_resized_as_in_timm(old, new):
     assert (encoding(x, vp.Positions.grid(new, 1)) - want).abs().max() < 5e-6
 
 
+@pytest.mark.parametrize("antialias", [True, False])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_options_of_resizing(interpolation, antialias):
+    options = {"interpolation": interpolation, "antialias": antialias}
+    encoding = vp.create_encoding("learned", dim=6, feat_shape=(7, 8), init_std=1.0, **options)
+    table = encoding.pos_embed.unflatten(1, (7, 8)).movedim(-1, 1)
+    want = torch.nn.functional.interpolate(table, (5, 4), mode=interpolation, antialias=antialias)
+    assert (encoding.embed(vp.Positions.grid((5, 4))) - want[0].flatten(1).T).abs().max() < 5e-6
+
+
 @pytest.mark.parametrize("init_std", [0.02, 0.5])
 def test_init_std(init_std):
     torch.manual_seed(0)

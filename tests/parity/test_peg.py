@@ -125,3 +125,10 @@ def test_gradients(grid, keep, padding):
 
     inputs = [tokens(positions, 1, 2).requires_grad_(), encoding.proj.weight, encoding.proj.bias]
     assert torch.autograd.gradcheck(forward, inputs)
+
+
+def test_order_of_the_tokens_does_not_matter():
+    encoding, positions = build(), grid64((3, 5), 1)
+    x, order = tokens(positions), torch.randperm(15, generator=torch.Generator().manual_seed(2))
+    rows = torch.cat([torch.zeros(1, dtype=torch.long), 1 + order])
+    assert (encoding(x[:, rows], positions.keep(order)) - encoding(x, positions)[:, rows]).abs().max() < 1e-12

@@ -148,3 +148,10 @@ def test_gradients(grid, built):
 
     inputs = [queries(positions, 1, batch=1).requires_grad_(), encoding.key_table, encoding.value_table]
     assert torch.autograd.gradcheck(both, inputs)
+
+
+def test_keys_elsewhere_are_carried_to_the_trained_grid_too():
+    encoding, positions = build(reference_shape=(3, 4)), grid64((5, 10))
+    q, index = queries(positions), torch.tensor([5, 0, 49])
+    got = encoding.bias(positions, keys=positions.keep(index), content=q)
+    assert (got - encoding.bias(positions, content=q)[..., index]).abs().max() < 1e-12
