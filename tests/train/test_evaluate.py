@@ -49,8 +49,9 @@ def test_a_canvas_around_one_pixel():
 
 
 def test_a_swin_keeps_its_windows():
+    two = {"depths": (2, 2), "num_heads": (3, 6)}
     model = vp.create_model(
-        "swin_tiny_patch4_window7_224", encoding="relative_table", img_size=32, patch_size=2, window_size=4
+        "swin_tiny_patch4_window7_224", encoding="relative_table", img_size=32, patch_size=2, window_size=4, **two
     )
     larger = with_input_size(model, (48, 32), extrapolate=False)
     assert [stage.blocks[0].window_size for stage in larger.layers] == [
