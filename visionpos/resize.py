@@ -105,7 +105,7 @@ def resize_position_table(
 
 @lru_cache(maxsize=64)
 def _geometric_ratio(old: int, new: int) -> float:
-    """q with q + q^2 + ... + q^(old // 2) = new // 2: offsets that are 1, q, q^2 ... apart reach the new border."""
+    """q with 1 + q + ... + q^(old // 2 - 1) = new // 2: offsets 1, q, q^2 ... apart reach the new border."""
     low, high, reach = 1.01, 1.5, new // 2
     while high - low > 1e-6:
         q = (low + high) / 2

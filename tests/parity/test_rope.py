@@ -90,6 +90,14 @@ def test_apply_rotary_rounds_once(dtype):
     assert (error <= exact.abs() * torch.finfo(dtype).eps / 2 + 3e-6).all()
 
 
+@pytest.mark.parametrize("layout", ["interleaved", "half"])
+def test_the_form_for_compilers_equals_the_eager_one(layout, monkeypatch):
+    x, angles = torch.randn(2, 5, 8), torch.rand(5, 4) * 9
+    eager = vp.apply_rotary(x, angles, layout)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert (vp.apply_rotary(x, angles, layout) - eager).abs().max() < 1e-6
+
+
 def test_layouts_are_one_permutation_apart():
     x, angles = torch.randn(5, 8), torch.rand(5, 4)
     order = torch.tensor([0, 2, 4, 6, 1, 3, 5, 7])  # evens, then odds

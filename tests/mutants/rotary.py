@@ -1,0 +1,181 @@
+"""Mutants of the rotary encodings and of the maths that they share."""
+
+from tests.mutants.mutation import mutants_of
+
+ROTATION = mutants_of(
+    "rotary/rotation.py",
+    "parity/test_rope.py parity/test_rope_mixed.py rotary/test_convert_layout.py test_known_bugs.py",
+    [
+        ("sin for cos", "torch.complex(cos, sin)", "torch.complex(sin, cos)"),
+        ("turned the other way", "torch.complex(cos, sin)", "torch.complex(cos, -sin)"),
+        ("half for interleaved", 'interleaved = layout == "interleaved"', 'interleaved = layout == "half"'),
+        ("compiled form the other way", "a * cos - b * sin, a", "a * cos + b * sin, a"),
+        ("x and y of mixed angles swapped", "along_x, along_y = wide(freqs)", "along_y, along_x = wide(freqs)"),
+        ("angles rounded twice", "along_y = wide(freqs).unsqueeze", "along_y = freqs.bfloat16().double().unsqueeze"),
+        ("projection converted backwards", 'order if target == "half" else', 'order if target != "half" else'),
+        ("values converted too", "turned, kept = table.split([2 *", "turned, kept = table.split([3 *"),
+        ("layouts always in pairs", ".reshape(-1, block).T.flatten()", ".reshape(-1, 2).T.flatten()"),
+    ],
+)
+
+ROPE = [
+    *mutants_of(
+        "rotary/rope1d.py",
+        "parity/test_rope.py",
+        [
+            ("temperature 100", "temperature: float = 10000.0", "temperature: float = 100.0"),
+            (
+                "column order",
+                "flat_index(positions.coords, positions",
+                "flat_index(positions.coords.flip(-1), positions",
+            ),
+            (
+                "frequencies of half the pairs",
+                "(self.head_dim // 2, self.temp",
+                "(self.head_dim // 2, self.temp / 2 or self.temp",
+            ),
+        ],
+    ),
+    *mutants_of(
+        "rotary/rope_axial.py",
+        "parity/test_rope.py",
+        [
+            ("y before x", "torch.cat([x, y], dim=-1)", "torch.cat([y, x], dim=-1)"),
+            ("axes interleaved", "torch.cat([x, y], dim=-1)", "torch.stack([x, y], dim=-1).flatten(-2)"),
+            (
+                "exponent of one axis",
+                "geometric_frequencies(head_dim // 4, temperature",
+                "geometric_frequencies(head_dim // 4, temperature**0.5",
+            ),
+            (
+                "temperature 10000",
+                "head_dim: int, temperature: float = 100.0",
+                "head_dim: int, temperature: float = 10000.0",
+            ),
+            ("temperature of the function", "temperature: float = 100.0,\n", "temperature: float = 10000.0,\n"),
+            ("inclusive end", "temperature, device=coords.device)", "temperature, True, device=coords.device)"),
+        ],
+    ),
+    *mutants_of(
+        "rotary/rope_mixed.py",
+        "parity/test_rope_mixed.py",
+        [
+            ("half a turn between the directions", "+ math.pi / 2", "+ math.pi"),
+            ("sin for cos", "[directions.cos(), directions.sin()]", "[directions.sin(), directions.cos()]"),
+            ("temperature 100", "temperature: float = 10.0, layout", "temperature: float = 100.0, layout"),
+            ("heads in one quadrant", "2 * math.pi * torch.rand(", "torch.rand("),
+            ("one rotation for all heads", "torch.rand(self.num_heads, device", "torch.rand(1, device"),
+        ],
+    ),
+    *mutants_of(
+        "rotary/rope_eva.py",
+        "parity/test_rope_eva.py",
+        [
+            ("centre of the cell", "i / n * n_ref for", "((i + 0.5) / n * n_ref - 0.5) for"),
+            ("end to end", "i / n * n_ref for", "i / max(n - 1, 1) * (n_ref - 1) for"),
+            ("rescaled the wrong way", "i / n * n_ref for", "i * n / n_ref for"),
+            ("x before y", "(wide(positions.coords)[..., None]", "(wide(positions.coords).flip(-1)[..., None]"),
+            ("temperature 100", "temperature: float = 10000.0", "temperature: float = 100.0"),
+        ],
+    ),
+    *mutants_of(
+        "rotary/rope_dinov3.py",
+        "parity/test_rope_dinov3.py",
+        [
+            ("cells at their left ends", "2 * (i + 0.5) / n - 1", "2 * i / n - 1"),
+            ("box [0, 2]", "2 * (i + 0.5) / n - 1", "2 * (i + 0.5) / n"),
+            ("half the frequency", "(2 * math.pi * box", "(math.pi * box"),
+            (
+                "x before y",
+                "box = wide(positions.coords)\n",
+                "box, sizes = wide(positions.coords).flip(-1), sizes[::-1]\n",
+            ),
+            ("max for min", '{"max": max, "min": min}', '{"max": min, "min": max}'),
+            ("sizes swapped", "zip(box.unbind(-1), sizes", "zip(box.unbind(-1), sizes[::-1]"),
+            ("longest period excluded", "ratio, inclusive=True", "ratio, inclusive=False"),
+            ("shortest period ignored", "device=box.device) / self.min_period", "device=box.device)"),
+            ("temperature 10000", "temperature: float | None = 100.0", "temperature: float | None = 10000.0"),
+            ("interleaved for half", 'layout: Layout = "half"', 'layout: Layout = "interleaved"'),
+        ],
+    ),
+    *mutants_of(
+        "rotary/rope_golden.py",
+        "parity/test_rope_golden.py",
+        [
+            ("other golden angle", "(math.sqrt(5) - 1) / 2", "(3 - math.sqrt(5)) / 4"),
+            ("heads alike", ".unflatten(0, (self.num_heads, pairs))", ".unflatten(0, (self.num_heads, pairs))[:1]"),
+            (
+                "box on its side",
+                "math.sqrt(height / width), math.sqrt(width / height)",
+                "math.sqrt(width / height), math.sqrt(height / width)",
+            ),
+            ("box from border to border", "(2 * half / max(n - 1, 1))", "(2 * half / n)"),
+            ("not centred", "(i - (n - 1) / 2)", "(i - n / 2)"),
+            ("frequencies the other way", "self.min_freq / self.max_freq", "self.max_freq / self.min_freq"),
+            ("largest frequency excluded", "ratio, inclusive=True", "ratio, inclusive=False"),
+            ("still pairs last", "[turning.new_zeros(still), turning]", "[turning, turning.new_zeros(still)]"),
+            ("directions over a whole turn", "(math.pi / groups)", "(2 * math.pi / groups)"),
+        ],
+    ),
+]
+
+LEARNED = [
+    *mutants_of(
+        "rotary/blocks.py",
+        "parity/test_liere.py parity/test_comrope.py",
+        [
+            ("turned the other way", "return matrix - matrix.mT", "return matrix.mT - matrix"),
+            (
+                "triangle read by columns",
+                "torch.triu_indices(size, size, 1, device=upper.device)",
+                "torch.tril_indices(size, size, -1, device=upper.device).flip(0)",
+            ),
+            ("inverse rotation", "hnjrc,bhnjc->bhnjr", "hnjcr,bhnjc->bhnjr"),
+            ("layouts confused", 'interleaved = self.layout == "interleaved"', 'interleaved = self.layout == "half"'),
+            ("float32 exponential", "skew(wide(angles)", "skew(angles.float()"),
+            (
+                "prefix tokens turned",
+                "(0, 0, positions.num_prefix_tokens, 0)",
+                "(0, 0, 0, positions.num_prefix_tokens)",
+            ),
+        ],
+    ),
+    *mutants_of(
+        "rotary/liere.py",
+        "parity/test_liere.py",
+        [
+            ("border to border", "n / n_ref / max(n - 1, 1)", "1 / n_ref"),
+            ("reference_shape ignored", "n / n_ref / max(n - 1, 1)", "1 / max(n - 1, 1)"),
+            ("rescaled the wrong way", "n / n_ref / max(n - 1, 1)", "n_ref / n / max(n - 1, 1)"),
+            ("half a turn at the start", "0, 2 * math.pi)", "0, math.pi)"),
+        ],
+    ),
+    *mutants_of(
+        "rotary/comrope.py",
+        "parity/test_comrope.py",
+        [
+            ("centre of the picture ignored", "(i + 0.5) / n - 0.5", "(i + 0.5) / n"),
+            ("cells at their left ends", "(i + 0.5) / n - 0.5", "i / n - 0.5"),
+            ("axes of the partition swapped", "torch.stack([odd, 1 - odd])", "torch.stack([1 - odd, odd])"),
+            ("initial standard deviation", "math.sqrt(2) * self.init_std", "self.init_std"),
+        ],
+    ),
+    *mutants_of(
+        "rotary/string.py",
+        "parity/test_string.py",
+        [
+            ("Cayley sign", "torch.linalg.solve(eye + s, eye - s)", "torch.linalg.solve(eye - s, eye + s)"),
+            ("y before x", "x, y = wide(self.freqs)", "y, x = wide(self.freqs)"),
+            ("half the frequencies of circulants", "waves = 2 * (2 * math.pi", "waves = (2 * math.pi"),
+            ("cosines of circulants", "k[1:, None] * k).sin()", "k[1:, None] * k).cos()"),
+            ("basis for its inverse", "inside = exact @ basis\n", "inside = exact @ basis.mT\n"),
+            ("outer basis forgotten", "turned = exact + (turned - inside) @ basis.mT", "pass"),
+            ("folded with the inverse", "(basis.mT @ table.to(basis))", "(basis @ table.to(basis))"),
+            ("Nyquist as a constant", "d**-0.5 * (math.pi * n).cos()", "d**-0.5"),
+            ("basis not normalised", "math.sqrt(2 / d) * turns.cos()", "turns.cos()"),
+            ("frequencies not axial", "temperature).repeat(2)", "temperature).flip(0).repeat(2)"),
+        ],
+    ),
+]
+
+ROTARY = [*ROTATION, *ROPE, *LEARNED]

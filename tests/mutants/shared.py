@@ -1,0 +1,266 @@
+"""Mutants of what all encodings share: positions, windows, frequencies, resizing, the contract, attention."""
+
+from tests.mutants.mutation import mutants_of
+
+POSITIONS = mutants_of(
+    "positions.py",
+    "test_positions.py test_windows.py parity/test_rope.py test_contract.py",
+    [
+        ("axes swapped", 'indexing="ij"', 'indexing="xy"'),
+        ("counted from one", "torch.arange(size, dtype", "1 + torch.arange(size, dtype"),
+        ("kept index off by one", "coords.index_select(-2, index)", "coords.index_select(-2, (index - 1).abs())"),
+        (
+            "kept tokens of the first sample",
+            "coords.gather(1, index.unsq",
+            "coords.gather(1, index[:1].expand_as(index).unsq",
+        ),
+        ("kept tokens called a grid", "replace(self, coords=coords, is_grid=False)", "replace(self, coords=coords)"),
+        ("shifted the wrong way", ".roll((-shift[0], -shift[1])", ".roll((shift[0], shift[1])"),
+        ("shift of the other axis", ".roll((-shift[0], -shift[1])", ".roll((-shift[1], -shift[0])"),
+        ("end to end with n for n - 1", "(new - 1) / max(old - 1, 1)", "new / old"),
+        ("rescaled coordinates called a grid", "feat_shape=feat_shape, is_grid=False)", "feat_shape=feat_shape)"),
+        ("coordinates in bfloat16", "else self.coords.float()", "else self.coords.bfloat16().float()"),
+    ],
+)
+
+WINDOWS = mutants_of(
+    "windows.py",
+    "test_windows.py",
+    [
+        ("wrong stride", "return (dy + h - 1) * (2 * w - 1)", "return (dy + h - 1) * (2 * h - 1)"),
+        ("index off by one", "(2 * w - 1) + (dx + w - 1)\n", "(2 * w - 1) + (dx + w)\n"),
+        (
+            "key minus query",
+            "dy, dx = y[:, None] - y[None, :], x[:, None]",
+            "dy, dx = y[None, :] - y[:, None], x[:, None]",
+        ),
+        ("columns first", 'indexing="ij"', 'indexing="xy"'),
+        ("mask sign", 'masked_fill(apart, float("-inf"))', 'masked_fill(apart, float("inf"))'),
+        ("mask inverted", "masked_fill(apart, ", "masked_fill(~apart, "),
+        ("mask off by one", "(place >= length - offset)", "(place > length - offset)"),
+        ("regions of the axes confused", "labels.unsqueeze(-1) * 3 + region", "labels.unsqueeze(-1) + region"),
+        ("mask of one axis", "for axis, (length, window", "shift = (0, shift[1])\n    for axis, (length, window"),
+        ("grid not padded", "length += -length % window", "length -= length % window"),
+        ("windows reversed in column order", '"(b i j) (wh ww) c -> b (i wh)', '"(b j i) (wh ww) c -> b (i wh)'),
+        ("windows in column order", "-> (b i j) (wh ww) c", "-> (b j i) (wh ww) c"),
+        ("tokens of a window in column order", "-> (b i j) (wh ww) c", "-> (b i j) (ww wh) c"),
+    ],
+)
+
+FREQUENCIES = mutants_of(
+    "frequencies.py",
+    "parity/test_rope.py parity/test_sincos2d.py parity/test_sinusoidal.py",
+    [
+        (
+            "exponent off by one",
+            "wide(torch.arange(count, device=device))",
+            "wide(torch.arange(1, count + 1, device=device))",
+        ),
+        ("inclusive end ignored", "max(count - 1, 1) if inclusive else count", "count"),
+        ("end always included", "max(count - 1, 1) if inclusive else count", "max(count - 1, 1)"),
+        ("flat index with H for W", "enumerate(feat_shape[1:], start=1)", "enumerate(feat_shape[:-1], start=1)"),
+        ("float32 angles", "else torch.float64)", "else torch.float32)"),
+    ],
+)
+
+RESIZE = mutants_of(
+    "resize.py",
+    "test_resize.py parity/test_learned.py parity/test_relative_table.py",
+    [
+        ("bicubic coefficient", "_kernel(cell - centre, mode, -0.75)", "_kernel(cell - centre, mode, -0.5)"),
+        ("antialias coefficient", "/ stretch, mode, -0.5)", "/ stretch, mode, -0.75)"),
+        ("corners aligned", "+ 0.5) * scale - 0.5", ") * ((old - 1) / max(new - 1, 1))"),
+        ("cells at their left ends", "+ 0.5) * scale - 0.5", ") * scale"),
+        ("antialias without a wider kernel", "torch.sym_max(scale, 1.0)", "1.0"),
+        ("antialias not normalised", "weights / weights.sum(1, keepdim=True)", "weights"),
+        ("border wraps", "cell.clamp(0, old - 1)[:, None] == cells", "cell.remainder(old)[:, None] == cells"),
+        ("a tap too few", "(-1, 0, 1, 2) if mode", "(-1, 0, 1) if mode"),
+        ("antialias flag ignored", "resize_matrix(new, old, mode, antialias,", "resize_matrix(new, old, mode, True,"),
+        ("mode ignored", "resize_matrix(new, old, mode, antialias,", 'resize_matrix(new, old, "bicubic", antialias,'),
+        (
+            "equal counts taken for equal grids",
+            "    if same_grid((h, w), (height, width)):\n        return table\n    prefix",
+            "    if h * w == height * width:\n        return table\n    prefix",
+        ),
+        ("prefix rows at the end", "torch.cat([prefix, patches]", "torch.cat([patches, prefix]"),
+        (
+            "relative table with antialias",
+            "resize_matrix(*size, antialias=False",
+            "resize_matrix(*size, antialias=True",
+        ),
+        ("resized in float32", "rows, wide(grid), columns)", "rows.float(), grid.float(), columns.float())"),
+        ("geometric ratio", "range(old // 2)) > reach", "range(1, old // 2 + 1)) > reach"),
+        (
+            "geometric weights swapped",
+            "matrix[row, right - 1] = 1 - share\n    matrix[row, right] = share",
+            "matrix[row, right - 1] = share\n    matrix[row, right] = 1 - share",
+        ),
+        ("sampled weights swapped", "((top, 1 - (y - top)), ((top + 1)", "((top, y - top), ((top + 1)"),
+        ("sampled stride", "(row * w + column).long()", "(row * h + column).long()"),
+        ("sampled beyond the border", "coords[..., 1].clamp(0, w - 1)", "coords[..., 1].clamp(0, h - 1)"),
+    ],
+)
+
+CONTRACT = mutants_of(
+    "encoding.py",
+    "test_contract.py test_attention.py models/test_vit.py",
+    [
+        ("reference_shape ignored", "return positions.rescale(self.reference_shape)", "return positions"),
+        ("extrapolate ignored", "is None or self.extrapolate:", "is None:"),
+        ("a second bias replaces the first", "else self.bias + bias", "else bias"),
+        (
+            "autocast left on",
+            "device.type, enabled=False)",
+            "device.type, enabled=torch.is_autocast_enabled(positions.coords.device.type))",
+        ),
+        ("weight decay on tables", "return {name for name, _ in home.", "return {name[1:] for name, _ in home."),
+    ],
+)
+
+PLACES = mutants_of(
+    "places.py",
+    "parity/test_alibi.py parity/test_rope.py parity/test_shaw.py parity/test_lepe.py "
+    "parity/test_learned.py test_attention.py test_contract.py",
+    [
+        (
+            "prefix tokens rotated",
+            "angles = F.pad(self.encode(self.locate(positions)), (0, 0, positions.num_prefix_tokens, 0))",
+            "angles = F.pad(self.encode(self.locate(positions)), (0, 0, 0, positions.num_prefix_tokens))",
+        ),
+        (
+            "prefix tokens embedded",
+            "table = F.pad(table, (0, 0, positions.num_prefix_tokens, 0))",
+            "table = F.pad(table, (0, 0, 0, positions.num_prefix_tokens))",
+        ),
+        (
+            "prefix rows of a table at the end",
+            "torch.cat([prefix.expand(*table.shape[:-2], -1, -1), table], dim=-2)",
+            "torch.cat([table, prefix.expand(*table.shape[:-2], -1, -1)], dim=-2)",
+        ),
+        ("prefix tokens biased", "F.pad(bias, (keys, 0, queries, 0))", "F.pad(bias, (0, keys, 0, queries))"),
+        (
+            "prefix tokens mixed",
+            "F.pad(added, (0, 0, positions.num_prefix_tokens, 0))",
+            "F.pad(added, (0, 0, 0, positions.num_prefix_tokens))",
+        ),
+        ("sin for cos", "torch.stack([angles.cos(), angles.sin()])", "torch.stack([angles.sin(), angles.cos()])"),
+        (
+            "bfloat16 angles",
+            "torch.stack([angles.cos(), angles.sin()])",
+            "torch.stack([angles.bfloat16().cos(), angles.bfloat16().sin()])",
+        ),
+        (
+            "float32 angles",
+            "torch.stack([angles.cos(), angles.sin()])",
+            "torch.stack([angles.float().cos(), angles.float().sin()])",
+        ),
+        (
+            "keys not rotated",
+            "return self.rotate(q, prepared), self.rotate(k, prepared)",
+            "return self.rotate(q, prepared), k",
+        ),
+        (
+            "keys of attention not rotated",
+            "self.rotate(tensors.q, prepared), self.rotate(tensors.k, prepared)",
+            "self.rotate(tensors.q, prepared), tensors.k",
+        ),
+        (
+            "keys elsewhere ignored",
+            "bias = self.encode(queries, queries if keys is positions else self.locate(keys))",
+            "bias = self.encode(queries, queries)",
+        ),
+        (
+            "keys elsewhere not located",
+            "bias = self.encode(queries, queries if keys is positions else self.locate(keys))",
+            "bias = self.encode(queries, queries if keys is positions else keys)",
+        ),
+        (
+            "contextual keys not located",
+            "located = queries if keys is positions else self.locate(keys)",
+            "located = queries if keys is positions else keys",
+        ),
+        (
+            "content of prefix tokens",
+            "content[..., positions.num_prefix_tokens :, :]",
+            "content[..., : positions.num_patches, :]",
+        ),
+        (
+            "values of heads confused",
+            ".unflatten(2, (heads, -1)).transpose(1, 2)\n",
+            ".unflatten(2, (-1, heads)).permute(0, 3, 1, 2)\n",
+        ),
+        ("a second output replaces the first", "else tensors.output + mixed", "else mixed"),
+        (
+            "stale cache",
+            "return self.bias(positions)",
+            'return self.__dict__.setdefault("_cache", self.bias(positions))',
+        ),
+        (
+            "conditional mixes prefix tokens",
+            "self.encode(x[:, positions.num_prefix_tokens :], positions)",
+            "self.encode(x[:, : positions.num_patches], positions)",
+        ),
+    ],
+)
+
+ATTENTION = mutants_of(
+    "attention.py",
+    "test_attention.py parity/test_lepe.py parity/test_shaw.py test_known_bugs_of_tokens.py "
+    "models/test_swin.py models/test_vit.py",
+    [
+        ("logits not scaled", "(q * scale) @ k", "q @ k"),
+        ("bias twice", "else logits + tensors.bias))", "else logits + 2 * tensors.bias))"),
+        ("NaN for a query that sees no key", "logits.masked_fill(blind, 0).softmax", "logits.softmax"),
+        ("fused logits not scaled", "dropout_p=p, scale=scale)", "dropout_p=p, scale=1.0)"),
+        ("mask of the caller dropped", "tensors.add_bias(_additive(attn_mask, q.dtype))", "pass"),
+        ("boolean mask inverted", "masked_fill(~mask, ", "masked_fill(mask, "),
+        ("causal mask off by one", ".triu(1)", ".triu(2)"),
+        ("causal mask inverted", "_additive(~later, q.dtype)", "_additive(~later.t(), q.dtype)"),
+        (
+            "shift masks in the order of the batch",
+            ".repeat(x.shape[0] // mask.shape[0], 1, 1)",
+            ".repeat_interleave(x.shape[0] // mask.shape[0], 0)",
+        ),
+        ("shift mask dropped", "tensors.add_bias(mask.unsqueeze(1))", "pass"),
+        (
+            "window on its side",
+            "Positions.grid(self.window_size, device",
+            "Positions.grid(self.window_size[::-1], device",
+        ),
+        (
+            "tables of dropped patches",
+            "self.enter(self.positions.keep(index), [encoding for encoding, _ in self.prepared])",
+            "self.positions = self.positions.keep(index)",
+        ),
+        (
+            "fused output of encodings dropped",
+            "scale=scale)\n    return out if tensors.output is None else out + tensors.output",
+            "scale=scale)\n    return out",
+        ),
+        (
+            "output of encodings dropped",
+            ".to(out.dtype)\n    return out if tensors.output is None else out + tensors.output",
+            ".to(out.dtype)\n    return out",
+        ),
+        ("value vectors dropped", "out = out + term(probabilities).to(out.dtype)", "pass"),
+        ("window tables not resized", "encoding.set_feat_shape(self.window_size)", "pass"),
+        ("dropout of attention dropped", "p = dropout.p if dropout.training else 0.0", "p = 0.0"),
+        ("dropout in evaluation", "p = dropout.p if dropout.training else 0.0", "p = dropout.p"),
+    ],
+)
+
+AUGMENT = mutants_of(
+    "augment.py",
+    "test_augment.py",
+    [
+        ("shift after scaling", "((box + shift) * scale + 1)", "(box * scale + shift + 1)"),
+        ("cells at their left ends", "(2 * coords + 1) / size - 1", "2 * coords / size - 1"),
+        ("not moved back by half a cell", "* size / 2 - 0.5", "* size / 2"),
+        ("jitter not logarithmic", "math.log(self.jitter) * draws[2:4]", "self.jitter * draws[2:4]"),
+        ("one jitter for both axes", "math.log(self.jitter) * draws[2:4]", "math.log(self.jitter) * draws[2:3]"),
+        ("one shift for both axes", "self.shift * draws[:2]", "self.shift * draws[:1]"),
+        ("size of the other axis", "torch.tensor(positions.feat_shape, ", "torch.tensor(positions.feat_shape[::-1], "),
+    ],
+)
+
+SHARED = [*POSITIONS, *WINDOWS, *FREQUENCIES, *RESIZE, *CONTRACT, *PLACES, *ATTENTION, *AUGMENT]
