@@ -1,0 +1,76 @@
+"""Gradients and precision of the whole catalogue, in float64."""
+
+import pytest
+import torch
+
+import visionpos as vp
+from visionpos.registry import get_encoding_class
+from visionpos.testing import build, content
+
+NAMES = [name for name in vp.list_encodings() if name != "none"]
+FORMULAS = [n for n in NAMES if not vp.encoding_info(n)["learnable"]]
+
+
+def output(encoding, positions):
+    """What a layer computes with an encoding, on content that differs from token to token."""
+    shape = content(encoding, positions).shape
+    tokens = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    if encoding.place == "rotary":
+        q, k = encoding(tokens, tokens.flip(-1), positions)
+        return q @ k.mT
+    if encoding.place == "bias":
+        more = {"content": tokens} if encoding.content_dependent else {}
+        return encoding(torch.zeros(2, 4, shape[-2], shape[-2], dtype=torch.float64), positions, **more)
+    return encoding(tokens, positions)
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["grid", "kept"])
+@pytest.mark.parametrize("prefix", [0, 2])
+@pytest.mark.parametrize("grid", [(2, 3), (3, 2), (1, 3)])
+@pytest.mark.parametrize("name", NAMES)
+def test_gradcheck(name, grid, prefix, kept):
+    """Of the parameters, in random directions; of the coordinates where there are none."""
+    encoding = build(get_encoding_class(name), grid, prefix=0).double()
+    coords = vp.Positions.grid(grid).coords.double()
+    if kept:
+        coords = coords[[len(coords) - 1, 0]]
+    with torch.no_grad():  # away from the kinks where some begin: zero biases before a ReLU, FIRE's L at its threshold
+        for value in encoding.parameters():
+            value.add_(0.05 * torch.randn(value.shape, dtype=value.dtype, generator=torch.Generator().manual_seed(3)))
+    parameters = {key: value.detach().clone() for key, value in encoding.named_parameters()}
+    inputs = list(parameters.values()) or [coords + 0.1 * torch.rand(coords.shape, dtype=torch.float64)]
+    generator = torch.Generator().manual_seed(7)
+    directions = [torch.randn(value.shape, dtype=torch.float64, generator=generator) for value in inputs]
+
+    def along(step):
+        values = [value + step * direction for value, direction in zip(inputs, directions, strict=True)]
+        if not parameters:
+            return output(encoding, vp.Positions(values[0], grid, prefix))
+        for key, value in zip(parameters, values, strict=True):
+            module, _, leaf = key.rpartition(".")
+            owner = encoding.get_submodule(module)
+            owner._parameters.pop(leaf, None)
+            setattr(owner, leaf, value)
+        return output(encoding, vp.Positions(coords, grid, prefix, is_grid=not kept))
+
+    assert torch.autograd.gradcheck(along, torch.zeros((), dtype=torch.float64, requires_grad=True))
+
+
+@pytest.mark.parametrize("size", [(64, 48), (512, 512)])
+@pytest.mark.parametrize("name", FORMULAS)
+def test_float32_is_right_on_large_grids(name, size):
+    """Within 2e-5 of float64, relative to numbers above 1; also after .bfloat16() and under autocast."""
+    rows = torch.randint(0, size[0], (40,), generator=torch.Generator().manual_seed(1))
+    columns = torch.randint(0, size[1], (40,), generator=torch.Generator().manual_seed(2))
+    coords = torch.stack([rows, columns], dim=-1)
+    encoding = build(get_encoding_class(name), size)
+
+    def numbers(module, dtype):
+        positions = vp.Positions(coords.to(dtype), size)
+        return module.embed(positions) if module.place == "input" else module.prepare(positions)
+
+    exact = numbers(encoding, torch.float64)
+    limit = 2e-5 * exact.abs().clamp(min=1)
+    assert ((numbers(encoding, torch.float32).double() - exact).abs() <= limit).all()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert ((numbers(encoding.bfloat16(), torch.float32).double() - exact).abs() <= limit).all()
