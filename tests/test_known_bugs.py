@@ -35,10 +35,10 @@ from tests.bugs import (
 )
 from visionpos import places
 from visionpos.bias.relative_table import RelativeTable
+from visionpos.probe import GRID, build, output, raw
 from visionpos.registry import get_encoding_class
 from visionpos.rotary.rope_axial import RopeAxial
 from visionpos.rotary.rope_mixed import RopeMixed
-from visionpos.testing import GRID, build, output, raw
 
 ROTARY = vp.list_encodings(place="rotary")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import visionpos as vp
+from visionpos.probe import build, content
 from visionpos.registry import get_encoding_class
-from visionpos.testing import build, content
 
 NAMES = [name for name in vp.list_encodings() if name != "none"]
 FORMULAS = [n for n in NAMES if not vp.encoding_info(n)["learnable"]]
