@@ -213,7 +213,7 @@ def test_bug_20_window_changed_and_table_not():
         for old, new in ((4, 8), (8, 4), (4, (6, 10))):
             model = vp.set_encoding(swin(window_size=old), {"name": "relative_table", "init_std": 0.5})
             tables = [table.clone() for table in model.state_dict().values() if table.ndim == 2 and table.shape[1] == 2]
-            model.set_input_size(window_size=new)
+            model.set_input_size(model.patch_embed.img_size, window_size=new)
             fresh = swin(window_size=new)
             shapes = {key: value.shape for key, value in fresh.state_dict().items()}
             assert {key: value.shape for key, value in model.state_dict().items()} == shapes  # no derived buffers
