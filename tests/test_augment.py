@@ -67,3 +67,12 @@ def test_every_encoding_in_a_model(name):
 def test_errors(options, words):
     with pytest.raises(ValueError, match=words):
         vp.CoordinateAugmentation(**options)
+
+
+@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256", "hiera_tiny_224"])
+def test_a_host_that_cannot_says_so(name):
+    with torch.device("meta"):
+        model = vp.set_encoding(timm.create_model(name), "none")
+    model.coordinate_augmentation = None
+    with pytest.raises(ValueError, match="coordinate_augmentation is for models whose layers see the whole grid"):
+        model.coordinate_augmentation = vp.CoordinateAugmentation(rescale=2.0)

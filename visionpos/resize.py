@@ -48,8 +48,6 @@ def resize_matrix(
         stretch = torch.sym_max(scale, 1.0)
         weights = _kernel((cells - centre[:, None]) / stretch, mode, -0.5)
         return weights / weights.sum(1, keepdim=True)
-    if mode == "bilinear":
-        centre = centre.clamp(0, old - 1)
     matrix = torch.zeros_like(centre[:, None] + cells)
     for tap in (-1, 0, 1, 2) if mode == "bicubic" else (0, 1):
         cell = centre.floor() + tap

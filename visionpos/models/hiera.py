@@ -19,7 +19,7 @@ from ..input.abs_win import AbsWin
 from ..input.learned import Learned
 from ..places import ContextualBias
 from ..positions import Positions
-from .host import Facts, Host, encoding_parameters, mixes_tokens, register_host
+from .host import Facts, FixedCoordinates, Host, encoding_parameters, mixes_tokens, register_host
 from .swin import house
 
 NO_DROPOUT = nn.Dropout(0.0)  # Hiera's attention has none
@@ -128,7 +128,7 @@ class EnterPositions:
         self.state.enter(replace(positions, coords=coords, is_grid=False), ())
 
 
-class EncodedHiera(Hiera):
+class EncodedHiera(FixedCoordinates, Hiera):
     """A converted Hiera."""
 
     def _pos_embed(self, x: Tensor) -> Tensor:

@@ -66,6 +66,23 @@ def encoding_parameters(model: nn.Module) -> set[str]:
     }
 
 
+class FixedCoordinates:
+    """Mixin of a converted model whose layers see coordinates of windows: none that an augmentation could move."""
+
+    @property
+    def coordinate_augmentation(self) -> None:
+        """Nothing; setting it is an error, so that it is not ignored."""
+        return None
+
+    @coordinate_augmentation.setter
+    def coordinate_augmentation(self, augmentation: object) -> None:
+        if augmentation is not None:
+            raise ValueError(
+                f"coordinate_augmentation is for models whose layers see the whole grid (ViT, EVA, BEiT), "
+                f"not for {type(self).__name__}"
+            )
+
+
 _HOSTS: list[Host] = []
 
 

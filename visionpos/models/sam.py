@@ -12,7 +12,7 @@ from ..bias.decomposed import Decomposed
 from ..encoding import PositionEncoding
 from ..input.learned2d import Learned2D
 from ..positions import Positions
-from .host import Facts, Host, encoding_parameters, mixes_tokens, register_host
+from .host import Facts, FixedCoordinates, Host, encoding_parameters, mixes_tokens, register_host
 from .swin import AddPositions, EncodedGridBlock, house
 
 
@@ -33,7 +33,7 @@ class EncodedSAMBlock(EncodedGridBlock, Block):
     """A block of a converted encoder."""
 
 
-class EncodedSAM(VisionTransformerSAM):
+class EncodedSAM(FixedCoordinates, VisionTransformerSAM):
     """A converted image encoder."""
 
     def no_weight_decay(self) -> set[str]:
@@ -105,8 +105,7 @@ class SAMHost(Host):
     def install(self, model: VisionTransformerSAM, inputs, layers) -> None:
         own = [encoding for encoding in inputs if is_sams_table(encoding)][:1]
         house(model.pos_embed_own, own, model, Learned2D)
-        del model.pos_embed_input[:]
-        model.pos_embed_input.extend(encoding for encoding in inputs if encoding not in own)  # the hook holds this list
+        house(model.pos_embed_input, [encoding for encoding in inputs if encoding not in own], model, ())
         for block, encodings in zip(model.blocks, layers, strict=True):
             block.mixers = nn.ModuleList(encoding for encoding in encodings if mixes_tokens(encoding))
             inside = [encoding for encoding in encodings if not mixes_tokens(encoding)]

@@ -12,7 +12,7 @@ from ..attention import WindowAttention
 from ..bias.relative_table import RelativeTable
 from ..encoding import PositionEncoding
 from ..positions import Positions
-from .host import Facts, Host, encoding_parameters, mixes_tokens, register_host
+from .host import Facts, FixedCoordinates, Host, encoding_parameters, mixes_tokens, register_host
 
 
 def add_positions(x: Tensor, encodings: nn.ModuleList) -> Tensor:
@@ -60,7 +60,7 @@ class EncodedSwinBlock(EncodedGridBlock, SwinTransformerBlock):
     """A block of a converted Swin Transformer."""
 
 
-class EncodedSwinMixin:
+class EncodedSwinMixin(FixedCoordinates):
     """What converted Swin Transformers of both versions do differently."""
 
     def set_input_size(self, img_size=None, patch_size=None, window_size=None, **kwargs) -> None:
@@ -145,8 +145,7 @@ class SwinHost(Host):
         return list(model.pos_embed_input), layers
 
     def install(self, model: nn.Module, inputs, layers) -> None:
-        del model.pos_embed_input[:]
-        model.pos_embed_input.extend(inputs)  # the hook holds this list
+        house(model.pos_embed_input, inputs, model, ())
         for block, encodings in zip(self.blocks(model), layers, strict=True):
             block.mixers = nn.ModuleList(encoding for encoding in encodings if mixes_tokens(encoding))
             inside = [encoding for encoding in encodings if not mixes_tokens(encoding)]
