@@ -91,15 +91,16 @@ def attend(tensors: AttentionTensors, scale: float, dropout: nn.Dropout, fused: 
     return out if tensors.output is None else out + tensors.output
 
 
-def softmax_over_keys(logits: Tensor) -> Tensor:
+def softmax_over_keys(logits: Tensor, blind: Tensor | None) -> Tensor:
     """Softmax of (..., T, T); a query that sees no key gets zeros, as from torch's fused attention, and not NaN."""
-    blind = logits.isneginf().all(dim=-1, keepdim=True)
+    if blind is None:
+        return logits.softmax(dim=-1)
     return logits.masked_fill(blind, 0).softmax(dim=-1).masked_fill(blind, 0)
 
 
 def attend_logits(tensors: AttentionTensors, logits: Tensor, dropout: nn.Dropout) -> Tensor:
     """The same from the scaled logits (B, heads, T, T), which get the bias."""
-    probabilities = dropout(softmax_over_keys(logits if tensors.bias is None else logits + tensors.bias))
+    probabilities = dropout(softmax_over_keys(logits if tensors.bias is None else logits + tensors.bias, tensors.blind))
     out = probabilities @ tensors.v
     for term in tensors.value_terms:
         out = out + term(probabilities).to(out.dtype)
@@ -153,6 +154,8 @@ def self_attention(
     if is_causal:
         later = torch.ones(q.shape[-2], q.shape[-2], dtype=torch.bool, device=q.device).triu(1)
         tensors.add_bias(_additive(~later, q.dtype))
+    if attn_mask is not None:  # no encoding, and no window, hides a token from itself
+        tensors.blind = tensors.bias.isneginf().all(dim=-1, keepdim=True)
     out = attend(tensors, layer.scale, layer.attn_drop, layer.fused_attn).transpose(1, 2).flatten(2)
     norm, gate = getattr(layer, "norm", None), getattr(layer, "gate", None)
     out = out if norm is None else norm(out)

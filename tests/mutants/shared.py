@@ -209,7 +209,7 @@ ATTENTION = mutants_of(
     "models/test_swin.py models/test_vit.py",
     [
         ("logits not scaled", "(q * scale) @ k", "q @ k"),
-        ("bias twice", "else logits + tensors.bias))", "else logits + 2 * tensors.bias))"),
+        ("bias twice", "else logits + tensors.bias, ", "else logits + 2 * tensors.bias, "),
         ("NaN for a query that sees no key", "logits.masked_fill(blind, 0).softmax", "logits.softmax"),
         ("fused logits not scaled", "dropout_p=p, scale=scale)", "dropout_p=p, scale=1.0)"),
         ("mask of the caller dropped", "tensors.add_bias(_additive(attn_mask, q.dtype))", "pass"),
