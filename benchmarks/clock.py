@@ -5,10 +5,12 @@ A CPU is asked for the CPU time of this process, a CUDA device for the time betw
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import math
 import random
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ import torch
 
 Step = Callable[[], object]
 Times = dict[str, list[float]]  # seconds of one step, round by round
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # of glibc's malloc.h
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,18 @@ class Ratio:
     median: float
     q1: float
     q3: float
+
+
+def keep_memory() -> None:
+    """Have this process keep the memory that it frees, as it does on a GPU, where the C library is glibc.
+
+    Otherwise it goes back to the kernel whenever the heap happens to end with it, and fresh pages, a microsecond or two
+    for each 4 KiB, cost more than what is measured: in some variants and not in others, by accident.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        for option, value in ((M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 2**28), (M_MMAP_THRESHOLD, 2**25)):
+            mallopt(option, value)
 
 
 def time_on_cpu(step: Step, repeats: int) -> float:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.clock import Step, peak_bytes, ratio, take_turns
+from benchmarks.clock import Step, keep_memory, peak_bytes, ratio, take_turns
 
 BAND = 0.97, 1.03  # of the base over itself: a row outside is measured again, then marked
 ATTEMPTS = 3
@@ -145,6 +145,7 @@ def measure(row: Row, setting: Setting, rounds: int) -> dict[str, Any]:
         Unequal: a module does not compute what its peer does.
     """
     torch.set_num_threads(1)
+    keep_memory()
     torch.backends.cudnn.allow_tf32 = False  # of convolutions: equality is asserted in float32
     if setting.mode == "compiled":
         torch._dynamo.config.recompile_limit = 1000  # beyond it rows would run eagerly without a word

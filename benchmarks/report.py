@@ -24,8 +24,9 @@ A number is the time of a variant over the time of another, both run in turns, i
 median of the ratios of all rounds, and its quartiles in brackets. Less than 1 is faster. "Again" is the base over
 itself: the noise. A row where it lies outside {BAND[0]} to {BAND[1]} is measured again, and marked `?` if it stays so.
 Variants with timm's weights were checked to compute what timm's compute, before they were timed. On a CPU: one thread
-and CPU time, no memory. On CUDA: time between events, inputs larger than the L2 cache, and the ratio of the peak memory
-of one step beyond weights and inputs. Forward is in eval mode without gradients; bf16 is autocast."""
+and CPU time; the process keeps the memory that it frees, so that fresh pages are not what is measured. On CUDA: time
+between events, inputs larger than the L2 cache, and the ratio of the peak memory of one step beyond weights and inputs.
+Forward is in eval mode without gradients; bf16 is autocast."""
 
 
 def processor() -> str:

@@ -114,6 +114,35 @@ def test_windows_of_a_batch_are_those_of_each_image(name, host):
         assert (together - block._attn(x)).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("host", [swin.HOST, swin_v2.HOST], ids=["v1", "v2"])
+@torch.no_grad()
+def test_what_windows_remember_is_never_stale(host):
+    """In eval mode bias plus mask is computed once; whatever it was made of, a change in it is seen."""
+    kind = SwinTransformerBlock if host is swin.HOST else SwinTransformerV2Block
+    block, x = converted(timm_block(kind, GRIDS[0], (1, 2)), host).eval(), tokens(GRIDS[0])
+
+    def changes():
+        old, new = block._attn(x), copy.deepcopy(block)._attn(x)  # copies remember nothing
+        assert torch.equal(block._attn(x), old)
+        assert torch.equal(old, new)
+        return old
+
+    seen = [changes()]
+    for parameter in [each for name, each in block.attn.named_parameters() if "table" in name or "mlp" in name][:1]:
+        parameter.data.mul_(3)
+    seen.append(changes())
+    block.attn_mask[0, 0, 1] = -torch.inf
+    seen.append(changes())
+    block.attn_mask = torch.zeros_like(block.attn_mask)
+    seen.append(changes())
+    if host is swin_v2.HOST:
+        block.attn_mask = block.attn_mask.masked_fill(vp.shifted_window_mask(GRIDS[0], WINDOW, (1, 2)) != 0, -torch.inf)
+        seen.append(changes())
+        block.attn.logit_scale.data.fill_(math.log(100))  # hidden keys are seen, a little
+        seen.append(changes())
+    assert all((a - b).abs().max() > 1e-6 for a, b in itertools.pairwise(seen))
+
+
 def test_hidden_keys_get_exactly_nothing():
     """Probabilities of e^-100 are denormal numbers, many times slower than others."""
     block = timm_block(SwinTransformerBlock, GRIDS[0], (1, 1))

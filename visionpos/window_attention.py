@@ -14,6 +14,7 @@ from .attention import Prepared, attend, attend_logits, encoded, split_heads
 from .encoding import AttentionTensors
 from .kernels import window_attention
 from .kernels.choose import considered
+from .memory import remembered
 from .positions import Positions
 
 
@@ -28,27 +29,46 @@ def prepare_windows(layer: nn.Module, x: Tensor) -> Prepared:
     return tuple((encoding, encoding.prepared(positions)) for encoding in layer.encodings)
 
 
-def attend_windows(layer: nn.Module, tensors: AttentionTensors, mask: Tensor | None) -> Tensor:
-    """softmax(q k^T + bias + mask) v, projected: (B * windows, N, C).
+def hide_regions(layer: nn.Module, tensors: AttentionTensors, mask: Tensor | None, least: Tensor | None = None) -> None:
+    """Add Swin's shift mask to the bias, which becomes (1 or B, windows, heads or 1, N, N): one term for the logits.
 
-    Bias and mask are summed first, once for all images, and the logits get one addition. A mask of 0 and -inf leaves
-    the bits of (logits + bias) + mask.
+    Once for all images, and in eval mode on a CPU only where bias or mask have changed. A mask of 0 and -inf leaves the
+    bits of (logits + bias) + mask.
 
     Args:
-        layer: has `num_heads`, `fused_attn`, `attn_drop`, `proj` and `proj_drop`.
-        tensors: after all encodings; q or k has the scale of the logits.
-        mask: (windows, heads or 1, N, N), additive; the windows of an image are neighbours in the batch.
+        layer: owns what is remembered.
+        tensors: after all encodings.
+        mask: (windows, N, N), additive; the windows of an image are neighbours in the batch. None changes nothing.
+        least: what a hidden key gets instead of -inf, (heads, 1, 1).
     """
-    q, bias, windows = tensors.q, tensors.bias, tensors.q.shape[0]
-    if mask is not None:
-        windows, mask = mask.shape[0], mask.to(q.dtype)
-        bias = mask if bias is None else bias.unflatten(0, (-1, 1 if bias.shape[0] == 1 else windows)) + mask
-    if takes_fused_path(layer, q):
-        if mask is not None:  # torch's fused attention takes four dimensions only
-            bias = bias.expand(q.shape[0] // windows, -1, layer.num_heads, -1, -1).flatten(0, 1)
-        tensors.bias = bias
+    if mask is None:
+        return
+    bias, dtype = tensors.bias, tensors.q.dtype
+    alike = bias is None or bias.shape[0] == 1  # for all images
+
+    def add() -> Tensor:
+        hidden = (mask.unsqueeze(1) if least is None else mask.unsqueeze(1).maximum(least)).to(dtype)
+        return hidden.unsqueeze(0) if bias is None else bias.unflatten(0, (-1, 1 if alike else len(mask))) + hidden
+
+    tensors.bias = remembered(layer, add, (bias, mask, least, dtype)) if alike else add()
+
+
+def attend_windows(layer: nn.Module, tensors: AttentionTensors, fused: bool) -> Tensor:
+    """softmax(q k^T + bias) v, projected: (B * windows, N, C).
+
+    Args:
+        layer: has `num_heads`, `attn_drop`, `proj` and `proj_drop`.
+        tensors: after all encodings and `hide_regions`; q or k has the scale of the logits.
+        fused: by torch's fused attention; otherwise by timm's steps, and so with its bits.
+    """
+    q, bias = tensors.q, tensors.bias
+    masked = bias is not None and bias.ndim == 5
+    if fused:
+        if masked:  # torch's fused attention takes four dimensions only
+            tensors.bias = bias.expand(q.shape[0] // bias.shape[1], -1, layer.num_heads, -1, -1).flatten(0, 1)
         out = attend(tensors, 1.0, layer.attn_drop, fused=True)
     else:
+        windows = bias.shape[1] if masked else q.shape[0]
         logits = q.unflatten(0, (-1, windows)) @ tensors.k.unflatten(0, (-1, windows)).transpose(-2, -1)
         if bias is not None:
             logits += bias  # in place: nobody else needs the product
@@ -90,7 +110,8 @@ class WindowAttention(TimmWindowAttention):
         q, k, v, prepared = split_heads(self, qkv, prepare_windows(self, x))
         tensors = encoded(x, q, k, v, prepared)
         tensors.q = tensors.q * self.scale
-        return attend_windows(self, tensors, None if mask is None else mask.unsqueeze(1))
+        hide_regions(self, tensors, mask)
+        return attend_windows(self, tensors, takes_fused_path(self, x))
 
     def set_window_size(self, window_size: tuple[int, int]) -> None:
         """Work on another window; tables are resized."""

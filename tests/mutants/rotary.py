@@ -33,8 +33,8 @@ SPLIT = mutants_of(
         ("angles of queries alone", "return pairs.sum(2, keepdim=True)", "return pairs[:, :, :1]"),
         (
             "angles of the first sample alone",
-            "x.chunk(parts), grad.chunk(parts), strict=True",
-            "x.chunk(parts), grad[:1].chunk(1)",
+            "for y in (x, grad)), strict=True",
+            "for y in (x[:1], grad[:1]))",
         ),
         ("pairs of the wrong neighbours", "pairs = total[..., ::2]", "pairs = total[..., ::2].flip(-1)"),
         ("overwritten where it cannot be", 'layout == "interleaved" and lies_in_pairs(qk)', 'layout == "interleaved"'),

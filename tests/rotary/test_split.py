@@ -7,7 +7,7 @@ from timm.models.vision_transformer import Attention as TimmAttention
 import visionpos as vp
 from visionpos.attention import Attention, AttentionContext, self_attention, split_heads
 from visionpos.rotary.rotation import rotate
-from visionpos.rotary.split import split_qkv
+from visionpos.rotary.split import MANY, split_qkv
 
 B, T, HEADS, D = 3, 7, 2, 8
 
@@ -24,20 +24,21 @@ def plain(qkv, table, layout):
 
 
 @pytest.mark.parametrize("layout", ["interleaved", "half"])
-@pytest.mark.parametrize("batch", [None, 1, B])
+@pytest.mark.parametrize(("samples", "batch"), [(B, None), (B, 1), (B, B), (MANY, None), (MANY, MANY)])
 @pytest.mark.parametrize("heads", [1, HEADS])
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12), (torch.bfloat16, 0.1)], ids=str
 )
-def test_values_and_gradients_are_those_of_the_definition(dtype, tolerance, heads, batch, layout):
+def test_values_and_gradients_are_those_of_the_definition(dtype, tolerance, heads, samples, batch, layout):
     torch.manual_seed(0)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     angles, turn = table(heads, batch, wide)
-    qkv, grads = torch.randn(B, T, 3, HEADS, D).to(dtype).requires_grad_(), torch.randn(3, B, HEADS, T, D).to(dtype)
+    qkv = torch.randn(samples, T, 3, HEADS, D).to(dtype).requires_grad_()
+    grads = torch.randn(3, samples, HEADS, T, D).to(dtype)
     found = []
     for function in (split_qkv, plain):
         parts = function(qkv, turn(), layout)
-        assert all(part.dtype == dtype and part.shape == (B, HEADS, T, D) for part in parts)
+        assert all(part.dtype == dtype and part.shape == (samples, HEADS, T, D) for part in parts)
         found.append([*parts, *torch.autograd.grad(parts, (qkv, angles), tuple(grads))])
     for got, want in zip(*found, strict=True):
         assert got.dtype == want.dtype

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..attention import encoded
 from ..bias.log_cpb import LogCPB
 from ..rotary.split import split_qkv
-from ..window_attention import attend_windows, prepare_windows, takes_fused_path
+from ..window_attention import attend_windows, hide_regions, prepare_windows, takes_fused_path
 from .host import Facts, register_host
 from .plain import project
 from .swin import EncodedGridBlock, EncodedSwinMixin, SwinHost
@@ -40,13 +40,14 @@ class CosineWindowAttention(TimmWindowAttention):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """`mask` is Swin's shift mask, (windows, N, N), added to the logits."""
         q, k, v = split_qkv(project(self, x))
-        if not takes_fused_path(self, x):  # copied once, not anew for every product forward and backward
+        fused = takes_fused_path(self, x)
+        if not fused:  # copied once, not anew for every product forward and backward
             q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
         tau = self.logit_scale.clamp(max=math.log(100)).exp()  # (heads, 1, 1)
         tensors = encoded(x, to_length(q), to_length(k, tau), v, prepare_windows(self, x))
-        if mask is not None:  # logits reach from -tau to tau + 16: with a large tau, keys at -100 are seen nevertheless
-            mask = mask.unsqueeze(1).maximum(torch.where(tau > SURELY_HIDDEN, -100.0, -math.inf))
-        return attend_windows(self, tensors, mask)
+        # logits reach from -tau to tau + 16: with a large tau, keys at -100 are seen nevertheless
+        hide_regions(self, tensors, mask, torch.where(tau > SURELY_HIDDEN, -100.0, -math.inf))
+        return attend_windows(self, tensors, fused)
 
     def set_window_size(self, window_size: tuple[int, int]) -> None:
         """Work on another window; tables are resized."""

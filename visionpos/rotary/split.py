@@ -14,6 +14,8 @@ from torch.autograd.function import once_differentiable
 from ..memory import is_plain_eager
 from .rotation import Layout, as_pairs, lies_in_pairs, rotate
 
+MANY = 16  # samples for which it pays to write a table out for every head
+
 
 def split_qkv(
     qkv: Float[Tensor, "b t 3 heads d"],
@@ -55,9 +57,7 @@ class SplitQKV(torch.autograd.Function):
             return _by_head(qkv, qkv)
         qk = qkv[:, :, :2]
         inside = overwrite and layout == "interleaved" and lies_in_pairs(qk)
-        turned = qk if inside else qk.new_empty(qk.shape)
-        _turn(qk, *table, layout, out=turned)
-        return _by_head(turned, qkv)
+        return _by_head(_turn(qk, *table, layout, out=qk if inside else None), qkv)
 
     @staticmethod
     @once_differentiable
@@ -78,33 +78,41 @@ class SplitQKV(torch.autograd.Function):
         return buffer, torch.stack([-along * table[1], along * table[0]]), None, None
 
 
-def _turn(x: Tensor, cos: Tensor, sin: Tensor, layout: Layout, out: Tensor) -> None:
-    """Write the turned x to `out`, which may be x itself if layout is "interleaved"; in the wider of both dtypes."""
+def _turn(x: Tensor, cos: Tensor, sin: Tensor, layout: Layout, out: Tensor | None = None) -> Tensor:
+    """The turned x in x's dtype, computed in the wider of both; written to `out`, if it is given.
+
+    That may be x itself where layout is "interleaved".
+    """
     wide = torch.promote_types(x.dtype, cos.dtype)
-    if out.dtype != wide:  # rounded once, at the end
+    if x.dtype != wide:  # rounded once, at the end
         exact = x.to(wide, memory_format=torch.contiguous_format)
-        turned = exact if layout == "interleaved" else torch.empty_like(exact)
-        _turn(exact, cos, sin, layout, turned)
-        out.copy_(turned)
-        return
+        turned = _turn(exact, cos, sin, layout, out=exact if layout == "interleaved" else None)
+        return turned.to(x.dtype) if out is None else out.copy_(turned)
     cos, sin = cos.to(wide), sin.to(wide)
     if layout == "interleaved":
-        torch.mul(as_pairs(x), torch.complex(cos, sin), out=as_pairs(out))
-    else:
-        (a, b), (first, second) = x.chunk(2, dim=-1), out.chunk(2, dim=-1)
-        torch.mul(x, torch.cat([cos, cos], dim=-1), out=out)
-        first.addcmul_(b, sin, value=-1)
-        second.addcmul_(a, sin)
+        circle = torch.complex(cos, sin)
+        if circle.shape[0] == 1 and x.shape[0] >= MANY:  # a row for all heads makes inner loops long
+            circle = circle.expand(1, *x.shape[1:-1], -1).contiguous()
+        if out is None:
+            return torch.view_as_real(as_pairs(x) * circle).flatten(-2)
+        torch.mul(as_pairs(x), circle, out=as_pairs(out))
+        return out
+    out = torch.empty_like(x, memory_format=torch.contiguous_format) if out is None else out
+    (a, b), (first, second) = x.chunk(2, dim=-1), out.chunk(2, dim=-1)
+    torch.mul(x, torch.cat([cos, cos], dim=-1), out=out)
+    first.addcmul_(b, sin, value=-1)
+    second.addcmul_(a, sin)
+    return out
 
 
 def _angle_gradient(x: Tensor, grad: Tensor, layout: Layout, shape: torch.Size) -> Tensor:
     """Im(conj(x) grad) of every pair of x (B, T, 2, heads, D), summed to (B or 1, T, 1, heads or 1, D / 2)."""
     wide = torch.promote_types(x.dtype, torch.float32)
-    x, grad = x.to(wide), grad.to(wide)
     step = 1 if layout == "interleaved" else x.shape[-1] // 2  # from a pair's first channel to its second
     parts = x.shape[0] if shape[0] == 1 and x.device.type == "cpu" else 1  # a sample fits into the cache
-    total = x.new_zeros(x.shape[0] // parts, *x.shape[1:-1], x.shape[-1] - step)
-    for a, b in zip(x.chunk(parts), grad.chunk(parts), strict=True):
-        total.addcmul_(a[..., :-step], b[..., step:]).addcmul_(a[..., step:], b[..., :-step], value=-1)
-    pairs = total[..., ::2] if layout == "interleaved" else total
+    total = x.new_zeros(x.shape[0] // parts, *x.shape[1:], dtype=wide)
+    pairs = total.flatten(2)[..., :-step]  # in one row for all heads; where no pair begins, nobody looks
+    for a, b in zip(*(y.to(wide).flatten(2).chunk(parts) for y in (x, grad)), strict=True):
+        pairs.addcmul_(a[..., :-step], b[..., step:]).addcmul_(a[..., step:], b[..., :-step], value=-1)
+    pairs = total[..., ::2] if layout == "interleaved" else total[..., :step]
     return pairs.sum(2, keepdim=True).sum_to_size(shape)
