@@ -19,12 +19,12 @@ from train.command_line import parse
 from train.config import Config
 from train.engine import Trainer
 from train.errors import run_command
-from train.loop import Script, count, execute, resolved_encodings, versions
+from train.loop import Script, count, execute, resolved_encodings
 from train.objective import Classification, correct
 from train.record import RunDirectory
 from train.source import Source
 
-__all__ = ["headline", "resolved_encodings", "train", "versions"]
+__all__ = ["headline", "train"]
 
 
 def train(config: Config) -> dict[str, Any]:
@@ -35,22 +35,20 @@ def train(config: Config) -> dict[str, Any]:
 class Classify(Script):
     """Classification from random weights, or from those of a pretrained encoder."""
 
-    config_class = Config
-
     def check(self, config: Config) -> None:
         check_model(config)
         if config.init is not None:
-            pretrained_encoder(config.init)
+            pretrained_encoder(config.start)
 
     def build(self, config: Config, source: Source, device: torch.device) -> tuple[nn.Module, Classification]:
         model = build_model(config, source.facts)
         if config.init is not None:
-            load_encoder(model, config.init)
+            load_encoder(model, config.start)
         return model, Classification(source, config)
 
     def finish(self, trainer: Trainer, run: RunDirectory) -> None:
         """Which test pictures the final model gets right, for paired comparisons of runs."""
-        final = list(trainer.models.values())[-1]
+        final = trainer.models[trainer.final]
         with trainer.evaluating():
             right = {part: correct(final, trainer.source.evaluation(part)).cpu() for part in trainer.source.parts}
         if trainer.team.is_main:

@@ -15,10 +15,10 @@ from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_ty
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_loader
 
-from train.config import Config, PretrainConfig, encoding_label
+from train.config import Config, PretrainConfig, encoding_label, file_name
 from train.errors import ConfigError, did_you_mean, one_line
 
-__all__ = ["config_class", "field_types", "file_name", "make_parser", "parse", "parse_flags", "read_yaml"]
+__all__ = ["config_class", "field_types", "make_parser", "parse", "parse_flags", "read_yaml"]
 
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)
@@ -43,11 +43,6 @@ def parse(argv: Sequence[str], kind: type[AnyConfig] = Config) -> AnyConfig:
 def config_class(path: Path) -> type[Config]:
     """What the file of a run configures: pretraining, if it has a group `masked`, or else classification."""
     return PretrainConfig if "masked" in read_yaml(path) else Config
-
-
-def file_name(text: str) -> str:
-    """`text` with only those characters that no file system or shell minds."""
-    return re.sub(r"[^\w.=+-]+", "-", text).strip("-")
 
 
 def _load_encoding(spec: Any, folders: Sequence[Path]) -> Any:

@@ -1,6 +1,7 @@
 """The configuration of a run: what can be set, and what is accepted."""
 
 import operator
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -8,9 +9,10 @@ from typing import Any, Literal
 
 from train.augment import Augmentation
 from train.errors import ConfigError, did_you_mean
+from train.readers import CIFAR
 from train.tasks import TASKS
 
-__all__ = ["Config", "Data", "Masked", "Model", "PretrainConfig", "Recipe", "encoding_label"]
+__all__ = ["Config", "Data", "Masked", "Model", "PretrainConfig", "Recipe", "encoding_label", "file_name"]
 
 
 @dataclass
@@ -59,9 +61,9 @@ class Data:
         return self.name in TASKS
 
 
-@dataclass
-class Recipe:
-    """How to train.
+@dataclass(frozen=True)
+class Optimization:
+    """How long to train, and by what rule.
 
     Args:
         epochs: Length in passes over the pictures; for a position task give `steps`.
@@ -76,17 +78,7 @@ class Recipe:
         layer_decay: Factor of the learning rate from each layer to the one below it, for fine-tuning; null for none.
         warmup: Share of the steps in which the learning rate rises linearly.
         clip_grad: Largest norm of the gradient; null for none.
-        label_smoothing: Share of the target spread evenly over the classes.
         ema_decay: Decay of the averaged weights, reached gradually as in timm; null for none.
-        crop_padding: Pad by this many pixels and crop at random, per picture; 0 for none.
-        flip: Mirror every picture with probability one half.
-        auto_augment: trivial (TrivialAugment), rand(n, m) (RandAugment, n operations of magnitude m, 0 to 30), or null.
-        re_prob: Share of the pictures in which a box is erased.
-        mixup_alpha: Of mixup's Beta distribution; 0 for none.
-        cutmix_alpha: Of CutMix's Beta distribution; 0 for none.
-        mix_prob: Share of the batches with mixup or CutMix.
-        switch_prob: Share of CutMix among these, if both have an alpha.
-        mixup_off_epoch: Neither of the two from this epoch on; null for never.
     """
 
     epochs: int | None = None
@@ -101,17 +93,24 @@ class Recipe:
     layer_decay: float | None = None
     warmup: float = 0.05
     clip_grad: float | None = 1.0
-    label_smoothing: float = 0.0
     ema_decay: float | None = 0.999
-    crop_padding: int = 0
-    flip: bool = False
-    auto_augment: str | None = None
-    re_prob: float = 0.0
-    mixup_alpha: float = 0.0
-    cutmix_alpha: float = 0.0
-    mix_prob: float = 1.0
-    switch_prob: float = 0.5
+
+
+@dataclass(frozen=True)
+class Recipe(Augmentation, Optimization):  # fields in the order of bases from the last
+    """How to train.
+
+    Args:
+        mixup_off_epoch: Neither mixup nor CutMix from this epoch on; null for never.
+    """
+
     mixup_off_epoch: int | None = None
+
+    def __post_init__(self):
+        try:
+            super().__post_init__()
+        except ValueError as error:
+            raise ConfigError(f"recipe.{error}") from None
 
 
 @dataclass
@@ -124,6 +123,7 @@ class Config:
         recipe: How it learns.
         encoding: A name, names joined by '+', {name: ..., option: ...}, a list of those, or a file of one.
         init: Directory of a finished `train.pretrain_mae` run whose encoder is the start; null for random weights.
+            {encoding} and {seed} in it stand for this run's, as in directory names.
         seed: Decides shared weights, order of the data and augmentation, alike for every encoding.
         output: Directory of the run; by default runs/<config file>/<encoding>-seed<seed>.
         resume: Continue the run found in `output`; false makes an existing run an error.
@@ -150,6 +150,14 @@ class Config:
     log_every: int = 50
     profile: int | None = None
 
+    @property
+    def start(self) -> str | None:
+        """The directory that `init` names for this encoding and seed; None for random weights."""
+        if self.init is None:
+            return None
+        encoding = file_name(encoding_label(self.encoding))
+        return self.init.replace("{encoding}", encoding).replace("{seed}", str(self.seed))
+
     def check(self) -> None:
         """Raise ConfigError for values outside their range, or that contradict each other."""
         for name, (accepts, text) in RANGES.items():
@@ -170,10 +178,6 @@ class Config:
             raise ConfigError(f"recipe.{unit}: {given}; data {data.name!r} is {kind}: accepted: {unit} and no {other}")
         for name in changed(data, PICTURE_FIELDS if data.is_task else TASK_FIELDS):
             raise ConfigError(f"data.{name}: {getattr(data, name)} given, but {kind} ({data.name!r}) has no use for it")
-        try:
-            Augmentation(**{each.name: getattr(recipe, each.name) for each in fields(Augmentation)})
-        except ValueError as error:
-            raise ConfigError(f"recipe.{error}") from None
         if self.parallel == "fsdp" and recipe.optimizer == "muon":
             raise ConfigError("parallel: fsdp given; accepted with recipe.optimizer muon, for whole matrices: ddp")
         given = changed(recipe, AUGMENTATIONS)
@@ -231,10 +235,9 @@ def changed(group: object, names: Iterable[str]) -> list[str]:
     return [name for name in names if getattr(group, name) != type(group).__dataclass_fields__[name].default]
 
 
-CIFAR = ["cifar10", "cifar100"]
 PICTURE_FIELDS = ["root", "size", "download", "per_class", "validation"]
 MIXING = ["mixup_alpha", "cutmix_alpha", "mix_prob", "switch_prob", "mixup_off_epoch"]
-AUGMENTATIONS = ["flip", "crop_padding", "auto_augment", "re_prob", *MIXING]
+AUGMENTATIONS = [each.name for each in fields(Augmentation) if each.name != "label_smoothing"] + ["mixup_off_epoch"]
 SUPERVISED = ["label_smoothing", "layer_decay", *MIXING]
 TASK_FIELDS = ["grid", "cell", "holdout", "noise"]
 COUNT = (lambda value: value >= 1, "a whole number from 1")
@@ -262,7 +265,6 @@ RANGES = {
     "recipe.layer_decay": (lambda value: 0 < value <= 1, "a number above 0, at most 1"),
     "recipe.warmup": SHARE,
     "recipe.clip_grad": POSITIVE,
-    "recipe.label_smoothing": SHARE,
     "recipe.ema_decay": SHARE,
     "recipe.mixup_off_epoch": NATURAL,
     "masked.ratio": (lambda value: 0 < value <= 0.95, "a number above 0, at most 0.95"),
@@ -280,3 +282,8 @@ def encoding_label(spec: Any) -> str:
         options = ",".join(f"{key}={value}" for key, value in spec.items() if key != "name")
         return f"{spec['name']}({options})" if options else spec["name"]
     return spec
+
+
+def file_name(text: str) -> str:
+    """`text` with only those characters that no file system or shell minds."""
+    return re.sub(r"[^\w.=+-]+", "-", text).strip("-")

@@ -22,10 +22,11 @@ from torch import nn
 import visionpos as vp
 from train import checkpoint
 from train.build import trained_model
-from train.classify import train, versions
+from train.classify import train
 from train.command_line import make_parser, parse, parse_flags
 from train.config import Config, encoding_label
 from train.errors import ConfigError, run_command
+from train.loop import versions
 from train.record import RunDirectory, write_json
 
 __all__ = ["ENCODINGS", "demo", "position_map"]

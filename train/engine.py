@@ -5,6 +5,7 @@ schedule. Inside a step nothing waits for the device: losses stay there until `a
 """
 
 import math
+import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -45,6 +46,8 @@ def mixed_precision(device: torch.device, precision: str) -> AbstractContextMana
 
 def compile_mode(config: Config, device: torch.device) -> str | None:
     """torch.compile's mode, None for eager: on a GPU CUDA graphs for small batches, which cannot fill it otherwise."""
+    if config.compile == "graphs" and device.type != "cuda":
+        raise ConfigError(f"compile: graphs given; accepted on this device ({device.type}): auto, on, off")
     if config.compile == "auto":
         on_gpu = "graphs" if config.recipe.batch_size < 512 else "on"
         return COMPILE_MODES[on_gpu if device.type == "cuda" else "off"]
@@ -64,28 +67,30 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     groups, options = parameter_groups(model, recipe), {"lr": recipe.lr, "betas": tuple(recipe.betas)}
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(groups, **options, fused=True)
-    return Muon(by_optimizer(groups, model), **options, nesterov=True)
+    optimizer = Muon(groups, **options, nesterov=True)
+    optimizer.register_step_pre_hook(one_rate)
+    return optimizer
+
+
+def one_rate(optimizer: Muon, *_: Any) -> None:
+    """NAdamW has the rate of the schedule, before every step; timm 1.0.26 keeps it apart, later ones a factor to it."""
+    for group in optimizer.param_groups:
+        group.update(adamw_lr=group["lr"], fallback_lr_scale=1.0)
 
 
 def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
-    """timm's groups: no weight decay for norms, biases and what the model names; a smaller rate for lower layers."""
-    spared = model.no_weight_decay()
+    """timm's groups: no weight decay for norms, biases and what the model names; a smaller rate for lower layers.
+
+    For Muon those apart that NAdamW has: all but the matrices inside blocks, and what the model names.
+    """
+    options: dict[str, Any] = {"weight_decay": recipe.weight_decay, "no_weight_decay_list": model.no_weight_decay()}
+    if recipe.optimizer == "muon":
+        inside = re.compile(r"(blocks|layers)\.")
+        rest = {name for name, p in model.named_parameters() if p.ndim != 2 or not inside.search(name)}
+        options |= {"fallback_list": rest, "fallback_no_weight_decay": True}
     if recipe.layer_decay is None:
-        return param_groups_weight_decay(model, recipe.weight_decay, no_weight_decay_list=spared)
-    return param_groups_layer_decay(
-        model, recipe.weight_decay, no_weight_decay_list=spared, layer_decay=recipe.layer_decay
-    )
-
-
-def by_optimizer(groups: list[dict[str, Any]], model: nn.Module) -> list[dict[str, Any]]:
-    """Each group in two: what Muon is for, matrices inside blocks that are decayed, and what timm leaves to AdamW."""
-    inside = {id(p) for name, p in model.named_parameters() if p.ndim == 2 and ("blocks." in name or "layers." in name)}
-    split = []
-    for group in groups:
-        matrices = [p for p in group["params"] if id(p) in inside and group["weight_decay"] > 0]
-        others = [p for p in group["params"] if all(p is not matrix for matrix in matrices)]
-        split += [{**group, "params": part, "use_fallback": part is others} for part in (matrices, others) if part]
-    return split
+        return param_groups_weight_decay(model, **options)
+    return param_groups_layer_decay(model, layer_decay=recipe.layer_decay, **options)
 
 
 class Trainer:
@@ -96,13 +101,12 @@ class Trainer:
     Args:
         model: Any timm model, or one around it; it is moved to the device.
         objective: What it learns, and from where.
-        config: The run; its recipe must fit the source, as `Config.check` sees to.
-        team: The processes that train it together, and where; by default this one alone.
+        config: The run; its recipe must fit the source, as `Config.check` sees to, and the team, as `Team.check` does.
+        team: The processes that train it together, and where.
     """
 
     def __init__(self, model: nn.Module, objective: Objective, config: Config, team: Team):
         recipe, self.objective, self.source = config.recipe, objective, objective.source
-        team.check(recipe.batch_size)
         self.model, self.recipe, self.team, self.device = model.to(team.device).train(), recipe, team, team.device
         self.seed, self.stop = config.seed, Stop()
         self.step, self.total = 0, recipe.steps or recipe.epochs * self.source.steps_per_epoch
@@ -127,6 +131,11 @@ class Trainer:
     def learning_rate(self) -> float:
         """Of the last step done, at the top of the model."""
         return max(group["lr"] for group in self.optimizer.param_groups)
+
+    @property
+    def final(self) -> str:
+        """Which of the models counts in the end: the averaged one if there is one."""
+        return "raw" if self.ema is None else "ema"
 
     @property
     def epoch(self) -> float | None:
@@ -165,8 +174,6 @@ class Trainer:
         with record_function("batch"):
             batch = self.source.batch(self.step)
             self.schedule.step_update(self.step)
-            for group in self.optimizer.param_groups:
-                group["adamw_lr"] = group["lr"]  # where the Muon of timm 1.0.26 has the rate of the rest
         with record_function("forward"), self.precision:
             loss = self.objective.loss(self.forward, batch, self.step, self.team)
         with record_function("backward"):

@@ -23,7 +23,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import visionpos as vp
-from train import checkpoint
 from train.build import trained_model
 from train.command_line import make_parser, parse_flags
 from train.config import Config, encoding_label
@@ -31,7 +30,7 @@ from train.data import Pictures
 from train.engine import mixed_precision, pick_device
 from train.errors import ConfigError, run_command
 from train.objective import answers
-from train.record import RunDirectory, write_json
+from train.record import open_run, write_json
 from train.source import evaluation_pictures, open_task, picture_batches, picture_part, task_batches, task_parts
 
 __all__ = ["evaluate", "on_canvas", "scaled", "shifted", "with_input_size"]
@@ -57,11 +56,8 @@ def evaluate(
         device: Where to compute; by default where the run did.
         shifts: (down, right) in pixels.
     """
-    config = RunDirectory.config_of(path)
+    config, found = open_run(path)
     device = pick_device(device or config.device)
-    found = checkpoint.load(path / "checkpoints")
-    if found is None:
-        raise ConfigError(f"{path} has no checkpoint yet")
     model, weights = trained_model(config, found)
     model.to(device)
     trained = tuple(found.state["facts"]["image_size"])

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from contextlib import closing
 from dataclasses import asdict
 from importlib.metadata import version
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -29,8 +29,6 @@ __all__ = ["Script", "execute", "resolved_encodings", "versions"]
 
 class Script(ABC):
     """What one training script has of its own."""
-
-    config_class: ClassVar[type[Config]]
 
     @abstractmethod
     def check(self, config: Config) -> None:
@@ -65,6 +63,7 @@ def execute(script: Script, config: Config) -> dict[str, Any]:
         NonFiniteError: a loss, a gradient or a weight is not finite.
     """
     team = Team(pick_device(config.device))
+    team.check(config)
     script.check(config)
     if config.profile is not None:
         return profile(open_trainer(script, config, team), config.profile)
@@ -200,9 +199,9 @@ class Fit:
 
 def common(config: Config, trainer: Trainer, line: dict[str, Any]) -> dict[str, Any]:
     """What a table of results may want to say about any finished run."""
-    final, measure = ("ema" if trainer.ema is not None else "raw"), trainer.objective.measure
+    measure = trainer.objective.measure
     return {
-        "final": {"weights": final, **line[measure][final]},
+        "final": {"weights": trainer.final, **line[measure][trainer.final]},
         measure: line[measure],
         "loss": line["loss"],
         "steps": trainer.step,

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from train.build import check_model
-from train.command_line import file_name, parse
-from train.config import Config, encoding_label
+from train.build import check_model, pretrained_encoder
+from train.command_line import parse
+from train.config import Config, changed, encoding_label, file_name
 from train.errors import ConfigError
 from train.evaluate import parse_size
 from train.lock import hold
@@ -171,7 +171,8 @@ def configure(flags: tuple[str, ...]) -> Config:
 
 
 def as_flags(settings: Settings) -> tuple[str, ...]:
-    return tuple(part for key, value in settings.items() for part in (f"--{key}", json.dumps(value)))
+    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in settings.items()}
+    return tuple(part for key, text in texts.items() for part in (f"--{key}", text))
 
 
 def open_plan(path: Path, overrides: Sequence[str], output: str | None, storage: str | None) -> Plan:
@@ -202,18 +203,22 @@ def open_plan(path: Path, overrides: Sequence[str], output: str | None, storage:
         for spec in sweep.encodings:
             if isinstance(spec, str) and (path.parent / spec).is_file():
                 spec = str(path.parent / spec)
-            flags = (*base, *as_flags(setting), "--encoding", spec if isinstance(spec, str) else json.dumps(spec))
+            flags = (*base, *as_flags({**setting, "encoding": spec}))
             cells.append(make_cell(sweep, folder, flags, setting, journal))
     names = [f"{cell.name}-seed{seed}" for cell in cells for seed in sweep.seeds]
     if twice := {name for name in names if names.count(name) > 1}:
         raise ConfigError(f"encodings, seeds, vary: {min(twice)} is there more than once")
     check_tuning(cells[0])
+    check_starts(cells, [*sweep.seeds, *([sweep.tune.seed] if sweep.tune.fields else [])])
     return Plan(sweep, folder, cells)
 
 
 def make_cell(sweep: Sweep, folder: Path, flags: tuple[str, ...], setting: Settings, journal: Path) -> Cell:
     """The cell of these flags, its model built once to find mistakes."""
     config = configure(flags)
+    for field_name in changed(config, ["parallel", "profile"]):
+        given = getattr(config, field_name)
+        raise ConfigError(f"{field_name}: {given} given, but a sweep trains every run, each in one process")
     check_model(config)
     name = file_name("-".join([encoding_label(config.encoding), *(f"{key}={setting[key]}" for key in setting)]))
     sizes = {kind: [parse_size(kind, str(size)) for size in asked] for kind, asked in vars(sweep.evaluate).items()}
@@ -236,3 +241,11 @@ def check_tuning(cell: Cell) -> None:
         for end in (0, 1):
             values = {key: ends[end] for key, ends in cell.tune.ranges.items()}
             cell.config({**values, "data.validation": cell.tune.validation}, cell.tune.seed, cell.folder)
+
+
+def check_starts(cells: Sequence[Cell], seeds: Sequence[int]) -> None:
+    """Find pretrained encoders that are not there, each looked for once."""
+    starts = {replace(configure(cell.flags), seed=seed).start: None for cell in cells for seed in seeds}
+    for start in starts:
+        if start is not None:
+            pretrained_encoder(start)

@@ -50,8 +50,6 @@ def build_masked(config: PretrainConfig, encoder: nn.Module) -> MaskedImageModel
 class Pretrain(Script):
     """Masked image modelling."""
 
-    config_class = PretrainConfig
-
     def check(self, config: PretrainConfig) -> None:
         build_masked(config, check_model(config))
 
@@ -62,7 +60,7 @@ class Pretrain(Script):
     def look(self, trainer: Trainer, run: RunDirectory) -> None:
         """Test pictures, what is visible of them, and their reconstruction, in three rows."""
         images = next(iter(trainer.source.evaluation(trainer.source.parts[0])))[0][:SHOWN]
-        final = list(trainer.models.values())[-1]
+        final = trainer.models[trainer.final]
         with trainer.evaluating():
             result = trainer.objective.reconstruct(final, images)
         rows = images, final.visible(images, result.mask), final.reconstruct(images, result)

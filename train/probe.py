@@ -16,14 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from train import checkpoint
 from train.build import build_model, load_encoder, trained_model
+from train.checkpoint import Checkpoint
 from train.command_line import make_parser, parse_flags
 from train.config import Config, PretrainConfig, encoding_label
 from train.data import Pictures
 from train.engine import mixed_precision, pick_device
 from train.errors import ConfigError, run_command
-from train.record import RunDirectory, write_json
+from train.record import open_run, write_json
 from train.source import picture_batches, picture_part, training_pictures
 
 __all__ = ["fit_linear", "nearest_neighbours", "probe"]
@@ -40,13 +40,10 @@ def probe(path: Path, l2: float = 1e-4, device: str | None = None) -> dict[str, 
         l2: Weight of the squared weights of the linear probe in its loss.
         device: Where to compute; by default where the run did.
     """
-    config = RunDirectory.config_of(path)
+    config, found = open_run(path)
     if config.data.is_task:
         raise ConfigError(f"{path}: a position task ({config.data.name!r}) has no training pictures to probe with")
     place = pick_device(device or config.device)
-    found = checkpoint.load(path / "checkpoints")
-    if found is None:
-        raise ConfigError(f"{path} has no checkpoint yet")
     facts, splits = found.state["facts"], [part.to(place) for part in training_pictures(config.data)]
     torch.manual_seed(config.seed)
     models = {"random": build_model(config, facts), "trained": encoder_of(config, path, found)}
@@ -72,7 +69,7 @@ def probe(path: Path, l2: float = 1e-4, device: str | None = None) -> dict[str, 
     return report
 
 
-def encoder_of(config: Config, path: Path, found: checkpoint.Checkpoint) -> nn.Module:
+def encoder_of(config: Config, path: Path, found: Checkpoint) -> nn.Module:
     """The model of a run with its trained weights."""
     if not isinstance(config, PretrainConfig):
         return trained_model(config, found)[0]

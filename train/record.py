@@ -23,13 +23,15 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torchvision.utils import save_image
 
+from train import checkpoint
+from train.checkpoint import Checkpoint
 from train.command_line import config_class, parse, read_yaml
 from train.config import Config
 from train.errors import ConfigError
 from train.lock import hold, holder
 from train.team import Team
 
-__all__ = ["RunDirectory", "flat", "read_json", "write_json"]
+__all__ = ["RunDirectory", "flat", "open_run", "read_json", "write_json"]
 
 FREE_TO_CHANGE = (
     "output",
@@ -128,13 +130,16 @@ class RunDirectory:
         save_image(image, self.path / name / f"step-{step:08d}.png")
         self.writer.add_image(name, image, step)
 
-    @staticmethod
-    def config_of(path: Path) -> Config:
-        """The configuration of a run that exists."""
-        if not (path / "config.yaml").is_file():
-            raise ConfigError(f"{path} is no run directory: it has no config.yaml")
-        file = path / "config.yaml"
-        return parse(["--config", str(file), "--output", str(path)], config_class(file))
+
+def open_run(path: Path) -> tuple[Config, Checkpoint]:
+    """The configuration of a run that exists, and its newest checkpoint; ConfigError if it has none."""
+    file = path / "config.yaml"
+    if not file.is_file():
+        raise ConfigError(f"{path} is no run directory: it has no config.yaml")
+    found = checkpoint.load(path / "checkpoints")
+    if found is None:
+        raise ConfigError(f"{path} has no checkpoint yet")
+    return parse(["--config", str(file), "--output", str(path)], config_class(file)), found
 
 
 def read_json(path: Path) -> Any:

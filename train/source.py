@@ -6,13 +6,12 @@ its encoding, nor of when anything is logged. So the position in the data is one
 
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import fields
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from train.augment import Augment, Augmentation, normalize
+from train.augment import Augment, normalize
 from train.config import Data, Recipe
 from train.data import Pictures, holdout, load_pictures, subset
 from train.errors import ConfigError
@@ -79,11 +78,11 @@ class PictureSource:
     def __init__(self, train: Pictures, test: Pictures, part: str, recipe: Recipe, seed: int, device: torch.device):
         mean, std = train.mean_std()
         self.parts = (part,)
-        self.train, self.test, self.recipe, self.seed = train.to(device), test.to(device), recipe, seed
+        self.test, self.recipe, self.seed, self.device = test.to(device), recipe, seed, device
         self.steps_per_epoch = len(train) // recipe.batch_size
-        options = Augmentation(**{each.name: getattr(recipe, each.name) for each in fields(Augmentation)})
+        on_device = train.to(device)
         try:
-            self.augment = Augment(self.train.images, self.train.labels, len(train.classes), mean, std, options)
+            self.augment = Augment(on_device.images, on_device.labels, len(train.classes), mean, std, recipe)
         except ValueError as error:
             raise ConfigError(f"recipe: {error}") from None
         self.generator = torch.Generator(device)
@@ -105,7 +104,7 @@ class PictureSource:
         epoch, index = divmod(step, self.steps_per_epoch)
         if self.order[0] != epoch:
             shuffle = torch.Generator().manual_seed(stream("order", self.seed, epoch))
-            self.order = epoch, torch.randperm(len(self.train), generator=shuffle).to(self.train.labels.device)
+            self.order = epoch, torch.randperm(self.facts["train_size"], generator=shuffle).to(self.device)
         return self.order[1][index * self.recipe.batch_size : (index + 1) * self.recipe.batch_size]
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:

@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Interval", "degrees_of_freedom", "seed_interval", "two_level_bootstrap", "two_level_variance"]
+__all__ = ["Interval", "degrees_of_freedom", "seed_interval", "two_level_bootstrap", "variance_components"]
 
 REPLICATES = 2000
 LEVEL = 0.95
@@ -98,28 +98,23 @@ def student_quantile(freedom: float, share: float = (1 + LEVEL) / 2) -> float:
     return math.sqrt(freedom) * math.tan(np.interp(share, below / below[-1], angle))
 
 
-def two_level_variance(values: NDArray) -> float:
-    """The variance that the bootstrap's means of values (S, N) have in the limit of many replicates, in closed form.
-
-    With row means r, column means c and the mean m over everything, all averages over their index:
-    mean((r - m)^2) / (S - 1) + mean((c - m)^2) / N + mean((v - r - c + m)^2) / ((S - 1) N); with one seed, 1 for S - 1.
-    """
-    return sum(_components(np.asarray(values, dtype=np.float64)))
-
-
 def degrees_of_freedom(values: NDArray) -> float:
     """Satterthwaite's: (sum of the variances)^2 / sum of (variance^2 / its own degrees of freedom), at most NORMAL.
 
     Source: Satterthwaite 1946, doi 10.2307/3002019.
     """
     seeds, pictures = (max(side - 1, 1) for side in values.shape)
-    parts = _components(values)
+    parts = variance_components(values)
     spread = sum(part**2 / freedom for part, freedom in zip(parts, (seeds, pictures, seeds * pictures), strict=True))
     return min(sum(parts) ** 2 / spread, NORMAL) if spread else NORMAL
 
 
-def _components(values: NDArray) -> tuple[float, float, float]:
-    """The three terms of `two_level_variance`: of seeds, of pictures, of what is peculiar to both."""
+def variance_components(values: NDArray) -> tuple[float, float, float]:
+    """Of seeds, of pictures, of what is peculiar to both: together the variance of the bootstrap's means.
+
+    That is the limit of many replicates. With row means r and column means c of values (S, N) and the mean m over all:
+    mean((r - m)^2) / (S - 1), mean((c - m)^2) / N, mean((v - r - c + m)^2) / ((S - 1) N); with one seed, 1 for S - 1.
+    """
     draws, pictures = max(values.shape[0] - 1, 1), values.shape[1]
     rows, columns, mean = values.mean(1, keepdims=True), values.mean(0, keepdims=True), values.mean()
     between_seeds = float(np.square(rows - mean).mean() / draws)

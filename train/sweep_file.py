@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from train.command_line import field_types, make_parser, parse_flags
+from train.config import changed
 from train.errors import ConfigError
 
 __all__ = ["TAKEN", "Evaluate", "Sweep", "Tune", "read_sweep"]
@@ -104,6 +105,10 @@ class Sweep:
         if (tune.trials is not None) != bool(tune.ranges) or (tune.ranges and tune.trials < 1):
             raise ConfigError(
                 f"tune.trials: {tune.trials} given; accepted: a whole number from 1 with ranges, else none"
+            )
+        for name in () if tune.fields else changed(tune, ["validation", "seed"]):
+            raise ConfigError(
+                f"tune.{name}: {getattr(tune, name)} given, but there is nothing to tune: no grid or ranges"
             )
         if tune.fields and (tune.seed in self.seeds or "data.validation" in self.vary):
             raise ConfigError(f"tune.seed: {tune.seed} given; accepted: none of seeds, and no data.validation in vary")

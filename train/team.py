@@ -19,6 +19,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from train.config import Config
 from train.errors import ConfigError, Interrupted
 
 __all__ = ["Stop", "Team", "shared_like", "whole"]
@@ -54,8 +55,15 @@ class Team:
         parts = [self.share(part) for part in rows]
         return type(rows)(*parts) if hasattr(rows, "_fields") else tuple(parts)
 
-    def check(self, batch_size: int) -> None:
-        """Raise ConfigError unless a batch divides into equal shares."""
+    def check(self, config: Config) -> None:
+        """Raise ConfigError for what these processes cannot do, such as sharing out a model where there is only one."""
+        batch_size = config.recipe.batch_size
+        if self.size == 1 and config.parallel == "fsdp":
+            raise ConfigError(
+                "parallel: fsdp given, but this is one process; accepted: torchrun with 2 or more, or ddp"
+            )
+        if self.size > 1 and ":" in config.device:
+            raise ConfigError(f"device: {config.device!r} given; accepted under torchrun: auto, cpu, cuda")
         if batch_size % self.size:
             raise ConfigError(
                 f"recipe.batch_size: {batch_size} given; accepted: a multiple of the {self.size} processes"

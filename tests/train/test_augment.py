@@ -4,11 +4,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from train.augment import CropFlip, Crops, crop_flip, draw_crop_flip, normalize, pad_crop_flip
+from train.augment import CropFlip, Crops, draw_crop_flip, normalize
 
 
 def random_images(*shape):
     return torch.randint(256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+
+
+def crops_of(images, drawn, padding):
+    """A crop of each picture."""
+    return Crops(images, padding)(torch.arange(len(images), device=images.device), drawn)
+
+
+def random_crops(images, generator, padding=4, flip=True):
+    return crops_of(images, draw_crop_flip(len(images), generator, padding, flip), padding)
 
 
 def one_by_one(images, drawn, padding):
@@ -27,7 +36,7 @@ def one_by_one(images, drawn, padding):
 def test_each_picture_follows_the_definition(shape, padding):
     images = random_images(*shape)
     drawn = draw_crop_flip(len(images), torch.Generator().manual_seed(0), padding)
-    result = crop_flip(images, drawn, padding)
+    result = crops_of(images, drawn, padding)
     assert result.dtype == torch.uint8
     assert torch.equal(result, one_by_one(images, drawn, padding))
 
@@ -37,7 +46,7 @@ def test_every_offset_and_flip_of_a_non_square_picture():
     top, left, flipped = torch.cartesian_prod(torch.arange(7), torch.arange(7), torch.arange(2)).T
     drawn = CropFlip(top, left, flipped == 1)
     images = random_images(1, 2, 4, 6).expand(len(drawn.top), -1, -1, -1)
-    assert torch.equal(crop_flip(images, drawn, padding), one_by_one(images, drawn, padding))
+    assert torch.equal(crops_of(images, drawn, padding), one_by_one(images, drawn, padding))
 
 
 @pytest.mark.parametrize("flip", [True, False])
@@ -51,31 +60,23 @@ def test_crops_of_resident_pictures_are_the_same_crops(flip):
     assert crops(rows, drawn).any()  # it has a copy of its own
 
 
-def test_drawing_then_applying_is_the_whole():
-    images = random_images(8, 3, 10, 14)
-    drawn = draw_crop_flip(8, torch.Generator().manual_seed(5), padding=2)
-    assert torch.equal(
-        pad_crop_flip(images, torch.Generator().manual_seed(5), padding=2), crop_flip(images, drawn, padding=2)
-    )
-
-
 def test_without_padding_and_flip_nothing_changes():
     images = random_images(8, 3, 10, 14)
-    assert torch.equal(pad_crop_flip(images, torch.Generator(), padding=0, flip=False), images)
+    assert torch.equal(random_crops(images, torch.Generator(), padding=0, flip=False), images)
 
 
 def test_equal_pictures_come_out_different():
     images = random_images(1, 3, 16, 24).expand(256, -1, -1, -1)
-    distinct = len(pad_crop_flip(images, torch.Generator().manual_seed(0)).unique(dim=0))
+    distinct = len(random_crops(images, torch.Generator().manual_seed(0)).unique(dim=0))
     assert 100 <= distinct <= 162  # of 9 * 9 * 2; a draw per picture gives about 129
 
 
 def test_same_seed_same_batch_and_the_state_moves_on():
     images = random_images(32, 3, 8, 12)
     one, two = torch.Generator().manual_seed(3), torch.Generator().manual_seed(3)
-    first = pad_crop_flip(images, one)
-    assert torch.equal(first, pad_crop_flip(images, two))
-    assert not torch.equal(first, pad_crop_flip(images, one))
+    first = random_crops(images, one)
+    assert torch.equal(first, random_crops(images, two))
+    assert not torch.equal(first, random_crops(images, one))
 
 
 def test_draws_are_uniform_and_independent():
@@ -100,21 +101,20 @@ def test_flip_is_optional_and_leaves_the_offsets():
 
 @pytest.mark.parametrize("padding", [-1, 8, 20])
 def test_padding_must_fit(padding):
-    drawn = CropFlip(torch.zeros(2, dtype=torch.int64), torch.zeros(2, dtype=torch.int64), torch.zeros(2).bool())
     with pytest.raises(ValueError, match=f"padding {padding} .* 8x12 picture"):
-        crop_flip(random_images(2, 3, 8, 12), drawn, padding)
+        Crops(random_images(2, 3, 8, 12), padding)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_cuda_nothing_waits_for_the_device():
     images = random_images(64, 3, 12, 20)
-    expected = normalize(pad_crop_flip(images, torch.Generator().manual_seed(0)), (0.5,) * 3, (0.2,) * 3)
+    expected = normalize(random_crops(images, torch.Generator().manual_seed(0)), (0.5,) * 3, (0.2,) * 3)
     on_device, generator = images.cuda(), torch.Generator("cuda").manual_seed(0)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        pad_crop_flip(on_device, generator)
-        result = normalize(pad_crop_flip(on_device, torch.Generator().manual_seed(0)), (0.5,) * 3, (0.2,) * 3)
+        random_crops(on_device, generator)
+        result = normalize(random_crops(on_device, torch.Generator().manual_seed(0)), (0.5,) * 3, (0.2,) * 3)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     torch.testing.assert_close(result.cpu(), expected)

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from train.augment import Augment, Augmentation, crop_flip, normalize
+from train.augment import Augment, Augmentation, Crops, normalize
 from train.augment.erase import erase
 from train.augment.mix import mix
 
@@ -42,7 +42,7 @@ def test_by_default_pictures_are_normalised_and_that_is_all():
 def test_the_parts_in_their_order():
     augment = augment_of(FULL)
     drawn = augment.draw(len(ROWS), seeded())
-    pictures = augment.policy(crop_flip(IMAGES[ROWS], drawn.crop, padding=3), drawn.operations)
+    pictures = augment.policy(Crops(IMAGES, padding=3)(ROWS, drawn.crop), drawn.operations)
     expected = mix(erase(normalize(pictures, MEAN, STD), drawn.erasing), drawn.mixing)
     images, targets = augment(ROWS, seeded())
     assert images.shape == (8, 3, 12, 20)

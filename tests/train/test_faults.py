@@ -24,7 +24,7 @@ from tests.train.interrupting import (
     wait,
 )  # fmt: skip
 from tests.train.tiny_run import task_config
-from train import checkpoint
+from train import checkpoint, classify, loop
 from train.engine import Trainer
 from train.errors import ConfigError, run_command
 from train.record import RunDirectory
@@ -148,6 +148,37 @@ def test_ctrl_c_where_nothing_is_trained_yet_is_one_line(capsys):
 def test_muon_needs_whole_matrices(tmp_path):
     with pytest.raises(ConfigError, match="parallel: fsdp given; accepted with recipe.optimizer muon, .*: ddp"):
         config_of("task", tmp_path / "run", "--parallel", "fsdp", "--recipe.optimizer", "muon")
+
+
+@pytest.mark.parametrize(
+    ("flags", "processes", "line"),
+    [
+        (["--parallel", "fsdp"], 1, "parallel: fsdp given, but this is one process; accepted: torchrun with 2 or more"),
+        (["--compile", "graphs"], 1, "compile: graphs given; accepted on this device (cpu): auto, on, off"),
+        (["--device", "cuda:1"], 2, "device: 'cuda:1' given; accepted under torchrun: auto, cpu, cuda"),
+        (["--recipe.batch_size", "9"], 2, "recipe.batch_size: 9 given; accepted: a multiple of the 2 processes"),
+    ],
+)
+def test_what_these_processes_cannot_do_is_one_line_and_writes_nothing(
+    flags, processes, line, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(loop, "Team", lambda device: team_of(processes))
+    monkeypatch.setattr(loop, "pick_device", torch.device)
+    if "--compile" not in flags:
+        monkeypatch.setattr(classify, "check_model", lambda config: pytest.fail("a model was built"))
+    config = config_of("task", tmp_path / "run", *flags)
+    assert run_command(lambda: train(config)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {line}")
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def team_of(size: int) -> Team:
+    """The first of that many processes, without the others."""
+    team = object.__new__(Team)
+    team.size, team.rank, team.device = size, 0, torch.device("cpu")
+    return team
 
 
 def test_a_checkpoint_of_another_version_is_one_line(tmp_path, capsys):

@@ -1,11 +1,13 @@
 """Batches: a function of (seed, step) alone."""
 
+import weakref
+
 import pytest
 import torch
 
 from tests.train.tiny_run import picture_config, task_config
 from train.errors import ConfigError
-from train.source import open_source, stream
+from train.source import PictureSource, open_source, stream, training_pictures
 
 CPU = torch.device("cpu")
 
@@ -85,12 +87,26 @@ def test_parts_of_a_task(tmp_path):
 
 
 def test_validation_pictures_come_from_the_training_pictures(tmp_path):
-    source = source_of(picture_config(tmp_path, "--data.validation", "6", "--data.per_class", "7"))
+    plain = "--recipe.crop_padding", "0", "--recipe.flip", "false"
+    source = source_of(picture_config(tmp_path, "--data.validation", "6", "--data.per_class", "7", *plain))
     assert source.parts == ("validation",)
     assert source.facts["train_size"] == 21
     assert source.facts["test_size"] == 6
-    held = {image.numpy().tobytes() for image in source.test.images}
-    assert not held & {image.numpy().tobytes() for image in source.train.images}
+    trained, _ = source.augment(torch.arange(21), source.generator)
+    ((held, _),) = source.evaluation("validation")
+    trained, held = ({image.numpy().tobytes() for image in images} for images in (trained, held))
+    assert (len(trained), len(held)) == (21, 6)
+    assert not held & trained
+
+
+def test_training_pictures_are_in_memory_once(tmp_path):
+    config = picture_config(tmp_path)
+    pictures, others = training_pictures(config.data)
+    original = weakref.ref(pictures.images)
+    source = PictureSource(pictures, others, "test", config.recipe, 0, CPU)
+    del pictures
+    assert original() is None
+    assert source.batch(0)[0].shape == (8, 3, 8, 12)
 
 
 def test_mistakes_that_only_the_data_show(tmp_path):

@@ -10,7 +10,7 @@ from train.statistics import (
     seed_interval,
     student_quantile,
     two_level_bootstrap,
-    two_level_variance,
+    variance_components,
 )
 
 
@@ -33,15 +33,15 @@ def coverage(draw, interval, times):
 def test_the_means_scatter_as_the_closed_form_says(shape):
     values = np.random.default_rng(0).random(shape) + np.arange(shape[0])[:, None] / 4
     means = bootstrap_means(values, 20_000, seed=1)
-    assert means.var() == pytest.approx(two_level_variance(values), rel=0.05)
+    assert means.var() == pytest.approx(sum(variance_components(values)), rel=0.05)
     assert means.mean() == pytest.approx(values.mean(), abs=4 * means.std() / 20_000**0.5)
 
 
 def test_the_closed_form_is_the_textbook_s_at_either_level_alone():
     column = np.array([[0.1], [0.4], [0.7], [0.2]])
-    assert two_level_variance(column) == pytest.approx(column.var(ddof=1) / 4)
+    assert sum(variance_components(column)) == pytest.approx(column.var(ddof=1) / 4)
     row = np.array([[1.0, 0.0, 1.0, 1.0, 0.0]])
-    assert two_level_variance(row) == pytest.approx(0.6 * 0.4 / 5)
+    assert sum(variance_components(row)) == pytest.approx(0.6 * 0.4 / 5)
 
 
 def test_degrees_of_freedom_are_those_of_what_decides():

@@ -11,8 +11,11 @@ from pathlib import Path
 import pytest
 
 import train.plan
+import train.pretrain_mae
 import train.sweep
+from tests.train.test_pretrain_mae import pretrain_config
 from tests.train.tiny_run import PICTURES, write_pictures
+from train.collect import find_runs, group_runs
 from train.command_line import parse
 from train.errors import ConfigError, Interrupted, NonFiniteError, run_command
 from train.plan import open_plan
@@ -312,6 +315,35 @@ def test_the_choice_is_made_once(tmp_path):
     ]
 
 
+def test_each_run_starts_from_the_encoder_of_its_own_encoding_and_seed(tmp_path, monkeypatch):
+    flags = write_tuned(tmp_path, "vary: {init: [null, 'PRETRAINED/{encoding}-seed{seed}']}")
+    sweep = Path(flags[0])
+    sweep.write_text(sweep.read_text().replace("PRETRAINED", str(tmp_path / "mae")))
+    encoders = ["none-seed0", "none-seed1", "sincos2d-seed0", "sincos2d-seed1"]
+    for name in encoders:
+        with pytest.raises(
+            ConfigError, match=rf"init: '.*mae/{name}' given; accepted: the directory of a train.pretra"
+        ):
+            command([*flags, "--dry-run"])
+        encoding, seed = name.split("-seed")
+        own = ["--encoding", encoding, "--seed", seed, "--recipe.epochs", "1", "--output", str(tmp_path / "mae" / name)]
+        train.pretrain_mae.train(pretrain_config(tmp_path, *own))
+    read, load, own = [], train.classify.load_encoder, train.classify.train
+    monkeypatch.setattr(train.classify, "load_encoder", lambda model, path: read.append(path) or load(model, path))
+    monkeypatch.setattr(
+        train.sweep, "train", lambda config: read.append(f"{config.encoding} {config.seed}") or own(config)
+    )
+    assert command(flags) == []
+    expected = []
+    for seed in (0, 1):
+        expected += [f"none {seed}", f"sincos2d {seed}"]  # from random weights
+        for encoding in ("none", "sincos2d"):
+            expected += [f"{encoding} {seed}", str(tmp_path / "mae" / f"{encoding}-seed{seed}")]
+    assert read == expected
+    groups = group_runs(find_runs([tmp_path / "runs"], []))
+    assert [(group.label, len(group.runs)) for group in groups] == [("none", 2)] * 2 + [("sincos2d", 2)] * 2
+
+
 MISTAKES = [
     ("seed: [1]", [], "seed: no such field; did you mean 'seeds'? accepted: run, encodings"),
     ("tune: {gird: {}}", [], "tune.gird: no such field; did you mean 'tune.grid'?"),
@@ -329,6 +361,8 @@ MISTAKES = [
     ("tune: {grid: {recipe.lr: [1]}, trials: 2}", [], "tune.trials: 2 given"),
     ("tune: {grid: {recipe.lr: [1]}, seed: 3}", [], "tune.seed: 3 given; accepted: none of seeds"),
     ("tune: {grid: {recipe.lr: [1]}}\nvary: {recipe.lr: [1]}", [], "recipe.lr: the sweep decides this field elsewhere"),
+    ("tune: {validation: 6}", [], "tune.validation: 6 given, but there is nothing to tune: no grid or ranges"),
+    ("tune: {seed: 7}", [], "tune.seed: 7 given, but there is nothing to tune"),
     ("evaluate: {sizes: [big]}", [], "sizes: 'big' given; accepted: pixels"),
     ("evaluate: {shifts: [far]}", [], "shifts: 'far' given; accepted: pixels"),
     ("evaluate: {size: [8]}", [], "evaluate.size: no such field; did you mean 'evaluate.sizes'?"),
@@ -336,6 +370,13 @@ MISTAKES = [
     ("", ["--recipe.lrr", "3"], "recipe.lrr: no such field; did you mean 'recipe.lr'?"),
     ("", ["--seed", "3"], "--seed: the sweep decides this field for every run"),
     ("", ["--encoding=none"], "--encoding: the sweep decides this field for every run"),
+    ("", ["--profile", "2"], "profile: 2 given, but a sweep trains every run, each in one process"),
+    ("vary: {parallel: [ddp, fsdp]}", [], "parallel: fsdp given, but a sweep trains every run, each in one process"),
+    (
+        "",
+        ["--init", "nowhere/{encoding}-{seed}"],
+        "init: 'nowhere/none-0' given; accepted: the directory of a train.pre",
+    ),
     ("", ["--storage", "x"], "--storage: x given, but only tune.ranges uses Optuna"),
 ]
 

@@ -102,7 +102,7 @@ def compare(kind: str, folder: Path, flags: list[str], vary: bool) -> dict[str, 
     """How far apart one process and two are in losses, gradients (shares of the largest, above 1) and weights."""
     flags, changes = [*NO_DROPOUT, *flags], [vary_sizes] if vary else []
     alone = [lambda change=change: change(0) for change in (*changes, record_steps(folder / "one's"))]
-    assert run(config_of(kind, folder / "one", *flags), *alone) == 0
+    assert run(config_of(kind, folder / "one", *flags, "--parallel", "ddp"), *alone) == 0
     assert run_two(config_of(kind, folder / "two", *flags), *changes, record_steps(folder / "two's")) == [0, 0]
     apart = {"steps": 0, "loss": 0.0, "gradient": 0.0}
     for step in range(checkpoint.load(folder / "one" / "checkpoints").step):

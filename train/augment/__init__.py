@@ -14,7 +14,7 @@ import torch
 from timm.data.mixup import mixup_target
 from torch import Tensor
 
-from train.augment.crop import CropFlip, Crops, crop_flip, draw_crop_flip, normalize, pad_crop_flip
+from train.augment.crop import CropFlip, Crops, draw_crop_flip, normalize
 from train.augment.erase import Erasing, draw_erasing, erase
 from train.augment.mix import Mixing, draw_mixing, mix
 from train.augment.policy import Operations, Policy, parse_policy
@@ -26,10 +26,8 @@ __all__ = [
     "Crops",
     "Drawn",
     "Policy",
-    "crop_flip",
     "draw_crop_flip",
     "normalize",
-    "pad_crop_flip",
 ]
 
 
@@ -38,10 +36,9 @@ class Augmentation:
     """What may happen to a training picture; by default nothing. Named as in timm where timm has a name.
 
     Args:
-        crop_padding: Pad by this many reflected pixels and crop at random; 0 for none.
+        crop_padding: Pad by this many reflected pixels and crop at random, per picture; 0 for none.
         flip: Mirror every picture with probability one half.
-        auto_augment: 'trivial' (TrivialAugment, wide), 'rand(n, m)' (RandAugment, n operations at magnitude m of
-            0 .. 30), or None.
+        auto_augment: trivial (TrivialAugment), rand(n, m) (RandAugment, n operations of magnitude m, 0 to 30), or null.
         re_prob: Share of the pictures in which a box is erased.
         mixup_alpha: Of mixup's Beta distribution; 0 for none.
         cutmix_alpha: Of CutMix's Beta distribution; 0 for none.

@@ -83,44 +83,6 @@ class Crops:
         return crops.view(-1, self.height, self.width, self.channels).permute(0, 3, 1, 2)
 
 
-def crop_flip(images: Tensor, drawn: CropFlip, padding: int = 4) -> Tensor:
-    """Pads each picture by reflection, crops it at its own offset to its old size and mirrors it where drawn.
-
-    For pictures that are seen once; those that stay belong in `Crops`.
-
-    Args:
-        images: (B, C, H, W), any dtype.
-        drawn: what to do with each of the B pictures.
-        padding: pixels of reflected border on each side, less than H and W.
-
-    Returns:
-        (B, C, H, W), same dtype and device.
-
-    Raises:
-        ValueError: If the padding does not fit the pictures.
-    """
-    return Crops(images, padding)(torch.arange(len(images), device=images.device), drawn)
-
-
-def pad_crop_flip(images: Tensor, generator: torch.Generator, padding: int = 4, flip: bool = True) -> Tensor:
-    """Random crop out of a reflected border, and a random mirror image, drawn per picture.
-
-    Args:
-        images: (B, C, H, W) uint8.
-        generator: the only source of randomness. On another device than the pictures it works too, at the price of a
-            small copy.
-        padding: pixels of reflected border on each side, less than H and W.
-        flip: whether half of the pictures are mirrored.
-
-    Returns:
-        (B, C, H, W) uint8.
-
-    Raises:
-        ValueError: If the padding does not fit the pictures.
-    """
-    return crop_flip(images, draw_crop_flip(len(images), generator, padding, flip), padding)
-
-
 def normalize(
     images: Tensor, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor, dtype: torch.dtype = torch.float32
 ) -> Tensor:
