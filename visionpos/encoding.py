@@ -85,8 +85,8 @@ class PositionEncoding(nn.Module):
         return positions.rescale(self.reference_shape)
 
     def prepare(self, positions: Positions) -> Any:
-        """What `modify_attention` needs, computed once for a forward pass."""
-        raise TypeError(f"{type(self).__name__} does not act inside attention")
+        """What `forward` adds or `modify_attention` needs, computed once for a forward pass."""
+        raise TypeError(f"{type(self).__name__} must define prepare()")
 
     def prepared(self, positions: Positions) -> Any:
         """What `prepare` returns; in eval mode on a CPU computed only if anything that it depends on has changed.

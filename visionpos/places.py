@@ -38,6 +38,17 @@ class InputEncoding(PositionEncoding):
         """The vectors of the prefix tokens, (P, dim); None means zeros, as in MAE."""
         return None
 
+    def prepare(self, positions: Positions) -> Tensor:
+        """The vectors of all tokens, ([B,] prefix + N, dim)."""
+        table = self.embed(positions)
+        if positions.num_prefix_tokens:
+            prefix = self.embed_prefix(positions.num_prefix_tokens)
+            if prefix is None:
+                table = F.pad(table, (0, 0, positions.num_prefix_tokens, 0))
+            else:
+                table = torch.cat([prefix.expand(*table.shape[:-2], -1, -1), table], dim=-2)
+        return table
+
     def forward(self, x: Float[Tensor, "b t dim"], positions: Positions) -> Float[Tensor, "b t dim"]:
         """x (B, prefix + N, dim) plus the encoding, in x's dtype.
 
@@ -47,14 +58,23 @@ class InputEncoding(PositionEncoding):
         check_tokens(x, 1, positions, "x")
         if x.shape[-1] != self.dim:
             raise ValueError(f"x has {x.shape[-1]} channels, but {self.name} was built with dim={self.dim}")
-        table = self.embed(positions)
-        if positions.num_prefix_tokens:
-            prefix = self.embed_prefix(positions.num_prefix_tokens)
-            if prefix is None:
-                table = F.pad(table, (0, 0, positions.num_prefix_tokens, 0))
-            else:
-                table = torch.cat([prefix.expand(*table.shape[:-2], -1, -1), table], dim=-2)
-        return x + table.to(x.dtype)
+        return x + self.prepared(positions).to(x.dtype)
+
+
+def take_tokens(table: Tensor, index: Tensor, num_prefix_tokens: int) -> Tensor:
+    """The rows of the prefix tokens and of the patch tokens index (B, K), other ones for every sample.
+
+    Args:
+        table: (..., heads, prefix + N, X).
+        index: (B, K).
+        num_prefix_tokens: how many prefix tokens there are.
+
+    Returns:
+        (..., B, heads, prefix + K, X).
+    """
+    prefix = torch.arange(num_prefix_tokens, device=index.device).expand(len(index), -1)
+    rows = torch.cat([prefix, index + num_prefix_tokens], dim=1)
+    return table.index_select(-2, rows.flatten()).unflatten(-2, rows.shape).movedim(-3, -4)
 
 
 class RotaryEncoding(PositionEncoding):
@@ -86,10 +106,15 @@ class RotaryEncoding(PositionEncoding):
             return self.encode(self.locate(positions)).to(positions.coords.dtype)
 
     def prepare(self, positions: Positions) -> Tensor:
-        """Cosines and sines, (2, [B,] heads or 1, prefix + N, head_dim / 2); prefix tokens get the identity."""
+        """Cosines and sines, (2, [B,] heads or 1, prefix + N, head_dim / 2); prefix tokens get the identity.
+
+        Of a subset of tokens: computed for all of them, and taken from there, once for all samples.
+        """
+        whole, index = positions.kept or (positions, None)
         with full_precision(positions):
-            angles = F.pad(self.encode(self.locate(positions)), (0, 0, positions.num_prefix_tokens, 0))
-            return torch.stack([angles.cos(), angles.sin()]).to(positions.coords.dtype)
+            angles = F.pad(self.encode(self.locate(whole)), (0, 0, positions.num_prefix_tokens, 0))
+            table = torch.stack([angles.cos(), angles.sin()]).to(positions.coords.dtype)
+        return table if index is None else take_tokens(table, index, positions.num_prefix_tokens)
 
     def rotate(self, x: Tensor, prepared: Tensor) -> Tensor:
         """x (B, heads, prefix + N, head_dim) turned by what `prepare` returned."""

@@ -125,12 +125,14 @@ CONTRACT = mutants_of(
 PLACES = mutants_of(
     "places.py",
     "parity/test_alibi.py parity/test_rope.py parity/test_shaw.py parity/test_lepe.py "
-    "parity/test_learned.py test_attention.py test_contract.py rotary/test_split.py",
+    "parity/test_learned.py test_attention.py test_contract.py rotary/test_split.py rotary/test_kept.py",
     [
+        ("kept tokens one off", "index + num_prefix_tokens", "index"),
+        ("kept tokens of other samples", ".movedim(-3, -4)", ".flip(-3).movedim(-3, -4)"),
         (
             "prefix tokens rotated",
-            "angles = F.pad(self.encode(self.locate(positions)), (0, 0, positions.num_prefix_tokens, 0))",
-            "angles = F.pad(self.encode(self.locate(positions)), (0, 0, 0, positions.num_prefix_tokens))",
+            "angles = F.pad(self.encode(self.locate(whole)), (0, 0, positions.num_prefix_tokens, 0))",
+            "angles = F.pad(self.encode(self.locate(whole)), (0, 0, 0, positions.num_prefix_tokens))",
         ),
         (
             "prefix tokens embedded",

@@ -19,7 +19,7 @@ from ..input.abs_win import AbsWin
 from ..input.learned import Learned
 from ..places import ContextualBias
 from ..positions import Positions
-from .host import Facts, FixedCoordinates, Host, encoding_parameters, mixes_tokens, register_host
+from .host import Facts, FixedCoordinates, ForgetsPositions, Host, encoding_parameters, mixes_tokens, register_host
 from .swin import house
 
 NO_DROPOUT = nn.Dropout(0.0)  # Hiera's attention has none
@@ -128,7 +128,7 @@ class EnterPositions:
         self.state.enter(AttentionContext(replace(positions, coords=coords, is_grid=False)))
 
 
-class EncodedHiera(FixedCoordinates, Hiera):
+class EncodedHiera(ForgetsPositions, FixedCoordinates, Hiera):
     """A converted Hiera."""
 
     def _pos_embed(self, x: Tensor) -> Tensor:
@@ -136,18 +136,6 @@ class EncodedHiera(FixedCoordinates, Hiera):
         for encoding in self.pos_embed_input:
             x = encoding(x, positions)
         return x
-
-    def forward_features(self, *args, **kwargs):
-        """As timm's; the positions are forgotten afterwards."""
-        out = super().forward_features(*args, **kwargs)
-        self.position_state.clear()
-        return out
-
-    def forward_intermediates(self, *args, **kwargs):
-        """As timm's; the positions are forgotten afterwards."""
-        out = super().forward_intermediates(*args, **kwargs)
-        self.position_state.clear()
-        return out
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """As timm's, block by block."""

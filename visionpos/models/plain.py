@@ -63,11 +63,6 @@ def project(attn: nn.Module, x: Tensor) -> Tensor:
     return qkv.unflatten(-1, (3, attn.num_heads, -1))
 
 
-def project_qkv(attn: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
-    """The same as q, k, v (B, heads, T, head_dim)."""
-    return project(attn, x).permute(2, 0, 3, 1, 4).unbind(0)
-
-
 class Home(nn.Module):
     """A module of timm's name, where timm and its checkpoints have the parameters of an encoding."""
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ..attention import Attention, PositionState
-from .host import register_host
+from .host import ForgetsPositions, register_host
 from .plain import PlainHost, PlainMixin, mix
 
 register_notrace_module(Attention)
@@ -46,25 +46,13 @@ class EncodedPatchDropout(PatchDropout):
         return x
 
 
-class EncodedViTMixin(PlainMixin):
+class EncodedViTMixin(ForgetsPositions, PlainMixin):
     """What a converted VisionTransformer does differently: where positions enter, and nothing else."""
 
     def _pos_embed(self, x: Tensor) -> Tensor:
         x, positions = self.embed(x)
         self.position_state.enter(self.context(positions))
         return self.pos_drop(x) if len(self.pos_embed_input) else x.contiguous()  # copied where timm concatenates
-
-    def forward_features(self, *args, **kwargs) -> Tensor:
-        """As timm's; the positions are forgotten afterwards."""
-        out = super().forward_features(*args, **kwargs)
-        self.position_state.clear()
-        return out
-
-    def forward_intermediates(self, *args, **kwargs):
-        """As timm's; the positions are forgotten afterwards."""
-        out = super().forward_intermediates(*args, **kwargs)
-        self.position_state.clear()
-        return out
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """As timm's, block by block."""

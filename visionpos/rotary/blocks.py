@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..encoding import full_precision
 from ..frequencies import require_multiple, wide
-from ..places import RotaryEncoding
+from ..places import RotaryEncoding, take_tokens
 from ..positions import Positions
 from .rotation import Layout
 
@@ -61,11 +61,19 @@ class BlockRotary(RotaryEncoding):
         return self.num_blocks * self.block_angles
 
     def prepare(self, positions: Positions) -> Tensor:
-        """Rotation matrices, ([B,] heads or 1, prefix + N, head_dim / b, b, b); prefix tokens get the identity."""
+        """Rotation matrices, ([B,] heads or 1, prefix + N, head_dim / b, b, b); prefix tokens get the identity.
+
+        Of a subset of tokens: computed for all of them, and taken from there, once for all samples.
+        """
+        whole, index = positions.kept or (positions, None)
         with full_precision(positions):
-            angles = F.pad(self.encode(self.locate(positions)), (0, 0, positions.num_prefix_tokens, 0))
+            angles = F.pad(self.encode(self.locate(whole)), (0, 0, positions.num_prefix_tokens, 0))
             generators = skew(wide(angles).unflatten(-1, (self.num_blocks, self.block_angles)), self.block)
-            return torch.linalg.matrix_exp(generators).to(positions.coords.dtype)
+            table = torch.linalg.matrix_exp(generators).to(positions.coords.dtype)
+        if index is None:
+            return table
+        rows = take_tokens(table.flatten(-3), index, positions.num_prefix_tokens)
+        return rows.unflatten(-1, table.shape[-3:])
 
     def rotate(self, x: Tensor, prepared: Tensor) -> Tensor:
         """x (B, heads, prefix + N, head_dim) turned by what `prepare` returned."""
