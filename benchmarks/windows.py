@@ -80,7 +80,8 @@ def attention(setting: Setting, name: str, stage: int, shifted: bool, batch: tup
     (height, width), area, dim = (getattr(found["timm"], fact) for fact in ("input_resolution", "window_area", "dim"))
     windows = setting.batch(*batch) * height * width // area
     x = torch.randn(windows, area, dim, requires_grad=setting.backward)
-    return Case((x,), {key: Attention(block) for key, block in found.items()}, {"visionpos": "timm"})
+    rounding = 4 if name == V2 else 1  # timm rounds cosines, and then multiplies them by tau
+    return Case((x,), {key: Attention(block) for key, block in found.items()}, {"visionpos": "timm"}, depth=rounding)
 
 
 def partition(setting: Setting, name: str, stage: int, shifted: bool, batch: tuple[int, int], **options) -> Case:

@@ -80,6 +80,25 @@ def test_swin_v2_block_agrees_with_timms(grid, shift, tau):
         assert (by_name[name] - b).abs().max() <= 1e-4 * b.abs().max(), name
 
 
+@pytest.mark.parametrize("shift", SHIFTS[::5])
+@torch.no_grad()
+def test_bfloat16_costs_no_more_accuracy_than_in_timm(shift):
+    """Biases stay in float32, as in timm; v1 has timm's bits."""
+    for kind, host in ((SwinTransformerBlock, swin.HOST), (SwinTransformerV2Block, swin_v2.HOST)):
+        theirs = timm_block(kind, GRIDS[0], shift)
+        for name, parameter in theirs.attn.named_parameters():
+            if "bias_table" in name or "cpb_mlp.2" in name:
+                parameter.mul_(5)  # large logits, as after training
+        ours, x = converted(theirs, host), tokens(GRIDS[0], 8)
+        exact = theirs._attn(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            want, got = theirs._attn(x), ours._attn(x)
+        if kind is SwinTransformerBlock:
+            assert torch.equal(got, want)
+        assert (got - exact).norm() <= 1.05 * (want - exact).norm()
+        assert ours.bfloat16()._attn(x.bfloat16()).dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize("host", [swin.HOST, swin_v2.HOST], ids=["v1", "v2"])
 @pytest.mark.parametrize("images", [1, 3])
 def test_fused_attention_agrees(host, images):

@@ -89,10 +89,9 @@ def encoded(x: Tensor, q: Tensor, k: Tensor, v: Tensor, prepared: Iterable[tuple
 
 
 def fit_bias(tensors: AttentionTensors) -> AttentionTensors:
-    """The same with the bias, if any, 4-D and in q's dtype: a 3-D one would miss the fused kernels."""
-    if tensors.bias is not None:
-        bias = tensors.bias if tensors.bias.ndim == 4 else tensors.bias.unsqueeze(0)
-        tensors.bias = bias.to(tensors.q.dtype)
+    """The same with the bias, if any, 4-D: a 3-D one would miss the fused kernels."""
+    if tensors.bias is not None and tensors.bias.ndim == 3:
+        tensors.bias = tensors.bias.unsqueeze(0)
     return tensors
 
 
@@ -118,7 +117,7 @@ def attend(tensors: AttentionTensors, scale: float, dropout: nn.Dropout, fused: 
             return out if tensors.output is None else out + tensors.output
         tensors.add_bias(encoding.bias(positions))
         fit_bias(tensors)
-    bias = tensors.bias
+    tensors.bias = bias = None if tensors.bias is None else tensors.bias.to(q.dtype)  # as torch's fused attention wants
     if not fused or tensors.value_terms or math_is_faster(q, bias):
         return attend_logits(tensors, (q * scale) @ k.transpose(-2, -1), dropout)
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=p, scale=scale)
@@ -133,8 +132,12 @@ def softmax_over_keys(logits: Tensor, blind: Tensor | None) -> Tensor:
 
 
 def attend_logits(tensors: AttentionTensors, logits: Tensor, dropout: Callable[[Tensor], Tensor]) -> Tensor:
-    """The same from the scaled logits (B, heads, T, T), which get the bias; `dropout` acts on the probabilities."""
-    probabilities = dropout(softmax_over_keys(logits if tensors.bias is None else logits + tensors.bias, tensors.blind))
+    """The same from the scaled logits (B, heads, T, T), which get the bias, in the wider dtype of both.
+
+    `dropout` acts on the probabilities.
+    """
+    logits = logits if tensors.bias is None else logits + tensors.bias
+    probabilities = dropout(softmax_over_keys(logits, tensors.blind)).to(tensors.v.dtype)
     out = probabilities @ tensors.v
     for term in tensors.value_terms:
         out = out + term(probabilities).to(out.dtype)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .encoding import AttentionTensors, PositionEncoding, check_tokens, full_precision
 from .frequencies import require_multiple
+from .materialize import materialize
 from .positions import Positions
 from .rotary.rotation import Layout, rotate
 
@@ -74,7 +75,7 @@ def take_tokens(table: Tensor, index: Tensor, num_prefix_tokens: int) -> Tensor:
     """
     prefix = torch.arange(num_prefix_tokens, device=index.device).expand(len(index), -1)
     rows = torch.cat([prefix, index + num_prefix_tokens], dim=1)
-    return table.index_select(-2, rows.flatten()).unflatten(-2, rows.shape).movedim(-3, -4)
+    return materialize(table.index_select(-2, rows.flatten())).unflatten(-2, rows.shape).movedim(-3, -4)
 
 
 class RotaryEncoding(PositionEncoding):

@@ -14,6 +14,7 @@ from .attention import Prepared, attend, attend_logits, encoded, split_heads
 from .encoding import AttentionTensors
 from .kernels import window_attention
 from .kernels.choose import considered
+from .materialize import materialize
 from .memory import remembered
 from .positions import Positions
 
@@ -26,7 +27,8 @@ def takes_fused_path(layer: nn.Module, x: Tensor) -> bool:
 def prepare_windows(layer: nn.Module, x: Tensor) -> Prepared:
     """The encodings of the layer and their tables, for windows x (B * windows, N, C)."""
     positions = Positions.grid(layer.window_size, device=x.device)
-    return tuple((encoding, encoding.prepared(positions)) for encoding in layer.encodings)
+    prepared = ((encoding, encoding.prepared(positions)) for encoding in layer.encodings)
+    return tuple((e, materialize(table) if isinstance(table, Tensor) else table) for e, table in prepared)
 
 
 def hide_regions(layer: nn.Module, tensors: AttentionTensors, mask: Tensor | None, least: Tensor | None = None) -> None:
@@ -43,14 +45,14 @@ def hide_regions(layer: nn.Module, tensors: AttentionTensors, mask: Tensor | Non
     """
     if mask is None:
         return
-    bias, dtype = tensors.bias, tensors.q.dtype
+    bias = tensors.bias
     alike = bias is None or bias.shape[0] == 1  # for all images
 
     def add() -> Tensor:
-        hidden = (mask.unsqueeze(1) if least is None else mask.unsqueeze(1).maximum(least)).to(dtype)
+        hidden = mask.unsqueeze(1) if least is None else mask.unsqueeze(1).maximum(least)
         return hidden.unsqueeze(0) if bias is None else bias.unflatten(0, (-1, 1 if alike else len(mask))) + hidden
 
-    tensors.bias = remembered(layer, add, (bias, mask, least, dtype)) if alike else add()
+    tensors.bias = remembered(layer, add, (bias, mask, least)) if alike else add()
 
 
 def attend_windows(layer: nn.Module, tensors: AttentionTensors, fused: bool) -> Tensor:
@@ -70,8 +72,9 @@ def attend_windows(layer: nn.Module, tensors: AttentionTensors, fused: bool) -> 
     else:
         windows = bias.shape[1] if masked else q.shape[0]
         logits = q.unflatten(0, (-1, windows)) @ tensors.k.unflatten(0, (-1, windows)).transpose(-2, -1)
-        if bias is not None:
-            logits += bias  # in place: nobody else needs the product
+        if bias is not None:  # in place, where its dtype is wide enough: nobody else needs the product
+            wide = torch.promote_types(logits.dtype, bias.dtype)
+            logits = logits.add_(bias) if logits.dtype == wide else logits + bias
         tensors.bias = None
         out = attend_logits(tensors, logits.flatten(0, 1), layer.attn_drop)
     return layer.proj_drop(layer.proj(out.transpose(1, 2).flatten(2)))

@@ -216,7 +216,7 @@ ATTENTION = mutants_of(
     "models/test_swin.py models/test_vit.py",
     [
         ("logits not scaled", "(q * scale) @ k", "q @ k"),
-        ("bias twice", "else logits + tensors.bias, ", "else logits + 2 * tensors.bias, "),
+        ("bias twice", "else logits + tensors.bias\n", "else logits + 2 * tensors.bias\n"),
         ("NaN for a query that sees no key", "logits.masked_fill(blind, 0).softmax", "logits.softmax"),
         ("fused logits not scaled", "dropout_p=p, scale=scale)", "dropout_p=p, scale=1.0)"),
         ("mask of the caller dropped", "tensors.add_bias(_additive(attn_mask, q.dtype))", "pass"),
@@ -294,9 +294,10 @@ WINDOW_ATTENTION = mutants_of(
         ("shift mask dropped", "mask.unsqueeze(1) if least", "0 * mask.unsqueeze(1).exp() if least"),
         ("bias of a sample in the order of windows", "1 if alike else len(mask)", "1"),
         ("fused bias not in the order of the batch", "-1, -1).flatten(0, 1)", "-1, -1).transpose(0, 1).flatten(0, 1)"),
-        ("a remembered bias stays", "(bias, mask, least, dtype)", "(mask, least, dtype)"),
-        ("a remembered mask stays", "(bias, mask, least, dtype)", "(bias, least, dtype)"),
-        ("bias dropped", "logits += bias", "pass"),
+        ("a remembered bias stays", "(bias, mask, least)", "(mask, least)"),
+        ("a remembered mask stays", "(bias, mask, least)", "(bias, least)"),
+        ("bias dropped", "logits.add_(bias) if", "logits if"),
+        ("bias in bfloat16", "torch.promote_types(logits.dtype, bias.dtype)", "logits.dtype"),
         ("bias twice", "tensors.bias = None", "pass"),
         ("logits of windows not scaled", "tensors.q * self.scale", "tensors.q"),
         (

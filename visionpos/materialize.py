@@ -1,0 +1,35 @@
+"""Tables that compiled graphs write to memory.
+
+A compiler repeats the computation of a table, such as the gather of a bias, for every element that reads it: in windows
+as often as there are windows.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+@torch.library.custom_op("visionpos::materialize", mutates_args=(), schema="(Tensor x) -> Tensor")
+def _materialize(x: Tensor) -> Tensor:
+    return x.clone()
+
+
+@_materialize.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+@_materialize.register_vmap
+def _(info, in_dims: tuple[int], x: Tensor) -> tuple[Tensor, int]:
+    return _materialize(x), in_dims[0]
+
+
+_materialize.register_autograd(lambda ctx, grad: grad)
+
+
+def materialize(x: Tensor) -> Tensor:
+    """x, in a compiled graph as an operation that nothing is fused with. Exported programs do without."""
+    if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+        return _materialize(x)
+    return x
