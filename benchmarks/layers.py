@@ -19,7 +19,14 @@ import visionpos as vp
 from benchmarks.measure import Case, Row, Setting
 
 BEIT = {"name": "relative_table", "preset": "beit", "init_std": 0.02}
-ENCODINGS = {"rope_axial": "rope_axial", "rope_mixed": "rope_mixed", "alibi2d": "alibi2d", "lookhere": "lookhere"}
+HALF = {"name": "rope_axial", "layout": "half"}
+ENCODINGS = {
+    "rope_axial": "rope_axial",
+    "rope_axial, half": HALF,
+    "rope_mixed": "rope_mixed",
+    "alibi2d": "alibi2d",
+    "lookhere": "lookhere",
+}
 
 
 class Layer(nn.Module):
