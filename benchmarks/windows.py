@@ -56,12 +56,24 @@ def variants(native: nn.Module, encodings: tuple[str, ...]) -> dict[str, nn.Modu
     return {"timm": native, "visionpos": converted, **others}
 
 
+PEERS = {"visionpos": "timm", "visionpos, fused": "timm"}
+
+
+def with_fused(modules: dict[str, nn.Module]) -> dict[str, nn.Module]:
+    """And the converted one with torch's fused attention, as TIMM_FUSED_ATTN=2 has it: not with timm's bits."""
+    fused = copy.deepcopy(modules["visionpos"])
+    for module in fused.modules():
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = True
+    return {**modules, "visionpos, fused": fused}
+
+
 def swin(setting: Setting, name: str, batch: tuple[int, int], **options) -> Case:
     """A whole Swin; options are timm's."""
     native = timm.create_model(name, num_classes=10, drop_path_rate=0.0, **options)
     images = torch.randn(setting.batch(*batch), 3, *native.patch_embed.img_size)
-    modules = variants(native, ("none", "rope_axial"))
-    return Case((images,), modules, {"visionpos": "timm"}, depth=sum(len(stage.blocks) for stage in native.layers))
+    modules = with_fused(variants(native, ("none", "rope_axial")))
+    return Case((images,), modules, PEERS, depth=sum(len(stage.blocks) for stage in native.layers))
 
 
 def blocks(name: str, stage: int, shifted: bool, encodings: tuple[str, ...], options: dict) -> dict[str, nn.Module]:
@@ -81,7 +93,7 @@ def attention(setting: Setting, name: str, stage: int, shifted: bool, batch: tup
     windows = setting.batch(*batch) * height * width // area
     x = torch.randn(windows, area, dim, requires_grad=setting.backward)
     rounding = 4 if name == V2 else 1  # timm rounds cosines, and then multiplies them by tau
-    return Case((x,), {key: Attention(block) for key, block in found.items()}, {"visionpos": "timm"}, depth=rounding)
+    return Case((x,), with_fused({key: Attention(block) for key, block in found.items()}), PEERS, depth=rounding)
 
 
 def partition(setting: Setting, name: str, stage: int, shifted: bool, batch: tuple[int, int], **options) -> Case:

@@ -64,20 +64,25 @@ def attend_windows(layer: nn.Module, tensors: AttentionTensors, fused: bool) -> 
         fused: by torch's fused attention; otherwise by timm's steps, and so with its bits.
     """
     q, bias = tensors.q, tensors.bias
-    masked = bias is not None and bias.ndim == 5
     if fused:
-        if masked:  # torch's fused attention takes four dimensions only
+        if bias is not None and bias.ndim == 5:  # torch's fused attention takes four dimensions only
             tensors.bias = bias.expand(q.shape[0] // bias.shape[1], -1, layer.num_heads, -1, -1).flatten(0, 1)
         out = attend(tensors, 1.0, layer.attn_drop, fused=True)
     else:
-        windows = bias.shape[1] if masked else q.shape[0]
-        logits = q.unflatten(0, (-1, windows)) @ tensors.k.unflatten(0, (-1, windows)).transpose(-2, -1)
-        if bias is not None:  # in place, where its dtype is wide enough: nobody else needs the product
-            wide = torch.promote_types(logits.dtype, bias.dtype)
-            logits = logits.add_(bias) if logits.dtype == wide else logits + bias
         tensors.bias = None
-        out = attend_logits(tensors, logits.flatten(0, 1), layer.attn_drop)
+        out = attend_logits(tensors, window_logits(q, tensors.k, bias), layer.attn_drop)
     return layer.proj_drop(layer.proj(out.transpose(1, 2).flatten(2)))
+
+
+def window_logits(q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
+    """q k^T + bias, (B * windows, heads, N, N), in the wider dtype of both."""
+    if bias is None:
+        return q @ k.transpose(-2, -1)
+    windows = bias.shape[-4] if bias.ndim == 5 else q.shape[0]
+    logits = q.unflatten(0, (-1, windows)) @ k.unflatten(0, (-1, windows)).transpose(-2, -1)
+    wide = torch.promote_types(logits.dtype, bias.dtype)
+    logits = logits.add_(bias) if logits.dtype == wide else logits + bias  # nobody else needs the product
+    return logits.flatten(0, 1)
 
 
 def fuse_windows(block: nn.Module, x: Tensor) -> Tensor | None:

@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 from ..memory import is_plain_eager
 from .rotation import Layout, as_pairs, lies_in_pairs, rotate
 
-MANY = 16  # samples for which it pays to write a table out for every head
+MANY = 4  # samples for which it pays to write a table out for every head
 
 
 def split_qkv(
@@ -34,9 +34,21 @@ def split_qkv(
     if table is not None:
         table = (table if table.ndim == 5 else table.unsqueeze(1)).transpose(2, 3).unsqueeze(3)  # as qkv[:, :, :2]
     if not is_plain_eager():
-        qk = qkv[:, :, :2] if table is None else rotate(qkv[:, :, :2], *table, layout)
-        return _by_head(qk, qkv)
-    return SplitQKV.apply(qkv, table, layout, overwrite and not torch.is_grad_enabled())
+        return _by_head(qkv if table is None else rotate(qkv[:, :, :2], *table, layout), qkv)
+    if torch.is_grad_enabled():
+        return SplitQKV.apply(qkv, table, layout)
+    return _split(qkv, table, layout, overwrite)
+
+
+def _split(qkv: Tensor, table: Tensor | None, layout: Layout, overwrite: bool = False) -> tuple[Tensor, ...]:
+    """`split_qkv` for a table (2, B or 1, T, 1, heads or 1, D / 2), or None."""
+    if table is None:
+        return tuple(qkv.permute(2, 0, 3, 1, 4))
+    qk = qkv[:, :, :2]
+    if overwrite and layout == "interleaved" and lies_in_pairs(qk):
+        _turn(qk, *table, layout, out=qk)
+        return tuple(qkv.permute(2, 0, 3, 1, 4))
+    return _by_head(_turn(qk, *table, layout), qkv)
 
 
 def _by_head(qk: Tensor, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -44,24 +56,20 @@ def _by_head(qk: Tensor, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class SplitQKV(torch.autograd.Function):
-    """`split_qkv` for a table (2, B or 1, T, 1, heads or 1, D / 2), or None.
+    """`_split` with gradients.
 
     The table's gradient is its part along the circle, (-sin, cos) Im(conj(x) dx): all that an angle receives.
     """
 
     @staticmethod
-    def forward(ctx, qkv: Tensor, table: Tensor | None, layout: Layout, overwrite: bool) -> tuple[Tensor, ...]:
+    def forward(ctx, qkv: Tensor, table: Tensor | None, layout: Layout) -> tuple[Tensor, ...]:
         ctx.layout = layout
         ctx.save_for_backward(table, qkv if ctx.needs_input_grad[1] else None)
-        if table is None:
-            return _by_head(qkv, qkv)
-        qk = qkv[:, :, :2]
-        inside = overwrite and layout == "interleaved" and lies_in_pairs(qk)
-        return _by_head(_turn(qk, *table, layout, out=qk if inside else None), qkv)
+        return _split(qkv, table, layout)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+    def backward(ctx, *grads: Tensor) -> tuple[Tensor, Tensor | None, None]:
         table, qkv = ctx.saved_tensors
         grads = [grad.transpose(1, 2) for grad in grads]  # (B, T, heads, D)
         b, t, heads, d = grads[0].shape
@@ -73,9 +81,9 @@ class SplitQKV(torch.autograd.Function):
                 cos, sin = table.squeeze(3)
                 _turn(grad, cos, -sin, ctx.layout, out=buffer[:, :, index])
         if qkv is None:
-            return buffer, None, None, None
+            return buffer, None, None
         along = _angle_gradient(qkv[:, :, :2], buffer[:, :, :2], ctx.layout, table[0].shape)
-        return buffer, torch.stack([-along * table[1], along * table[0]]), None, None
+        return buffer, torch.stack([-along * table[1], along * table[0]]), None
 
 
 def _turn(x: Tensor, cos: Tensor, sin: Tensor, layout: Layout, out: Tensor | None = None) -> Tensor:
@@ -95,7 +103,10 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor, layout: Layout, out: Tensor | Non
             circle = circle.expand(1, *x.shape[1:-1], -1).contiguous()
         if out is None:
             return torch.view_as_real(as_pairs(x) * circle).flatten(-2)
-        torch.mul(as_pairs(x), circle, out=as_pairs(out))
+        if out is x:
+            as_pairs(x).mul_(circle)
+        else:
+            torch.mul(as_pairs(x), circle, out=as_pairs(out))
         return out
     out = torch.empty_like(x, memory_format=torch.contiguous_format) if out is None else out
     (a, b), (first, second) = x.chunk(2, dim=-1), out.chunk(2, dim=-1)
@@ -112,7 +123,9 @@ def _angle_gradient(x: Tensor, grad: Tensor, layout: Layout, shape: torch.Size) 
     parts = x.shape[0] if shape[0] == 1 and x.device.type == "cpu" else 1  # a sample fits into the cache
     total = x.new_zeros(x.shape[0] // parts, *x.shape[1:], dtype=wide)
     pairs = total.flatten(2)[..., :-step]  # in one row for all heads; where no pair begins, nobody looks
-    for a, b in zip(*(y.to(wide).flatten(2).chunk(parts) for y in (x, grad)), strict=True):
-        pairs.addcmul_(a[..., :-step], b[..., step:]).addcmul_(a[..., step:], b[..., :-step], value=-1)
+    x, grad = (y.to(wide).flatten(2) for y in (x, grad))
+    firsts_and_seconds = (y.chunk(parts) for z in (x, grad) for y in (z[..., :-step], z[..., step:]))
+    for x1, x2, grad1, grad2 in zip(*firsts_and_seconds, strict=True):
+        pairs.addcmul_(x1, grad2).addcmul_(x2, grad1, value=-1)
     pairs = total[..., ::2] if layout == "interleaved" else total[..., :step]
     return pairs.sum(2, keepdim=True).sum_to_size(shape)
