@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import itertools
 import math
 import random
 import statistics
@@ -16,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 Step = Callable[[], object]
 Times = dict[str, list[float]]  # seconds of one step, round by round
@@ -93,13 +95,17 @@ def ratio(times: Times, name: str, over: str) -> Ratio:
     return Ratio(median, q1, q3)
 
 
-def peak_bytes(step: Step, device: torch.device) -> int | None:
-    """What a step allocates on a CUDA device at its worst moment, beyond what was there before it; None on a CPU."""
-    if device.type != "cuda":
-        return None
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
-    step()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated(device) - before
+def peak_bytes(step: Step, device: torch.device) -> int:
+    """What a step allocates at its worst moment, beyond what was there before it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        step()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated(device) - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        step()
+    events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
+    changes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    return max(itertools.accumulate(changes, initial=0))

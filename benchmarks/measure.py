@@ -189,7 +189,7 @@ def measure(row: Row, setting: Setting, rounds: int) -> dict[str, Any]:
                 "variant": name,
                 "over": over,
                 **asdict(ratio(times, name, over)),
-                "memory": memory[name] and memory[over] and memory[name] / memory[over],
+                "memory": memory[name] / memory[over] if memory[over] else None,
             }
             for name, over in pairs
         ],

@@ -25,8 +25,8 @@ median of the ratios of all rounds, and its quartiles in brackets. Less than 1 i
 itself: the noise. A row where it lies outside {BAND[0]} to {BAND[1]} is measured again, and marked `?` if it stays so.
 Variants with timm's weights were checked to compute what timm's compute, before they were timed. On a CPU: one thread
 and CPU time; the process keeps the memory that it frees, so that fresh pages are not what is measured. On CUDA: time
-between events, inputs larger than the L2 cache, and the ratio of the peak memory of one step beyond weights and inputs.
-Forward is in eval mode without gradients; bf16 is autocast."""
+between events, and inputs larger than the L2 cache. Memory is the ratio of the peaks of one step, beyond weights and
+inputs. Forward is in eval mode without gradients; bf16 is autocast."""
 
 
 def processor() -> str:
@@ -61,7 +61,7 @@ def facts(device: torch.device, command: str, rounds: int) -> Result:
 def cell(found: Result) -> str:
     """Median, quartiles, and memory where it was measured."""
     text = f"{found['median']:.2f} ({found['q1']:.2f}-{found['q3']:.2f})"
-    return text if found.get("memory") is None else f"{text}, memory {found['memory']:.2f}"
+    return text if found.get("memory") is None else f"{text}; memory {found['memory']:.2f}"
 
 
 def progress(result: Result) -> str:
@@ -104,7 +104,8 @@ def ratio_lines(results: list[Result]) -> Iterator[list[str]]:
                 columns.setdefault("", {})[backward] = result["error"]
                 continue
             base, doubt = result["base"], "" if result["valid"] else " ?"
-            columns.setdefault(base, {})[backward] = f"{result['base_ms']:.2f} ms"
+            size = f"; {result['base_bytes'] / 2**20:.1f} MiB" if result.get("base_bytes") else ""
+            columns.setdefault(base, {})[backward] = f"{result['base_ms']:.2f} ms{size}"
             columns.setdefault(f"{base} again", {})[backward] = cell(result["control"]) + doubt
             for found in result["ratios"]:
                 columns.setdefault(f"{found['variant']} / {found['over']}", {})[backward] = cell(found)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks import layers, models, operations, speed, windows
-from benchmarks.clock import ratio
+from benchmarks.clock import peak_bytes, ratio
 from benchmarks.measure import Case, Row, Setting, Unequal, measure
 from benchmarks.report import page, progress, write
 from benchmarks.targets import TARGETS, goals
@@ -95,11 +95,32 @@ def test_ratio_is_the_median_of_the_rounds():
     assert dataclasses.astuple(ratio(times, "a", "b")) == (3.0, 2.0, 4.0)
 
 
+@pytest.mark.unhooked
+def test_peak_memory_of_a_step_on_a_cpu():
+    """Two tensors at a time, of three in all; what was there before does not count."""
+    before = torch.ones(1000)
+
+    def step():
+        first, second = before + 1, before + 2
+        del first
+        return (second + 1).sum()
+
+    step()
+    assert 8000 <= peak_bytes(step, torch.device("cpu")) < 8200
+
+
 def result_of(row="Swin-T", median=0.7, valid=True, **changes):
     quartiles = {"q1": median - 0.1, "q3": median + 0.1}
-    ratios = [{"variant": "visionpos", "over": "timm", "median": median, **quartiles, "memory": None}]
+    ratios = [{"variant": "visionpos", "over": "timm", "median": median, **quartiles, "memory": 0.5}]
     control = {"median": 1.0 if valid else 1.2, "q1": 0.9, "q3": 1.3}
-    result = {"row": row, "group": "swin", **dataclasses.asdict(FORWARD), "base": "timm", "base_ms": 12.5}
+    result = {
+        "row": row,
+        "group": "swin",
+        **dataclasses.asdict(FORWARD),
+        "base": "timm",
+        "base_ms": 12.5,
+        "base_bytes": 2**21,
+    }
     return {**result, "control": control, "valid": valid, "attempts": 1, "ratios": ratios, **changes}
 
 
@@ -130,9 +151,9 @@ def test_page_shows_ratios_targets_and_doubts(tmp_path):
     assert "| Swin-T | visionpos / timm | forward | float32 eager | 0.74 | 0.700 | met |" in lines
     missed = "| Swin-T | visionpos / timm | forward + backward | float32 eager | 0.82 | 1.000 | missed ?: the same"
     assert any(line.startswith(missed) for line in lines)
-    assert "| Swin-T | timm | 12.50 ms | 12.50 ms |" in lines
+    assert "| Swin-T | timm | 12.50 ms; 2.0 MiB | 12.50 ms; 2.0 MiB |" in lines
     assert "|  | timm again | 1.00 (0.90-1.30) | 1.20 (0.90-1.30) ? |" in lines
-    assert "|  | visionpos / timm | 0.70 (0.60-0.80) | 1.00 (0.90-1.10) |" in lines
+    assert "|  | visionpos / timm | 0.70 (0.60-0.80); memory 0.50 | 1.00 (0.90-1.10); memory 0.50 |" in lines
     assert "| window |  | not measured: b differs |  |" in lines
     assert progress(rows[1]).endswith("timm 12.50 ms; ? (again 1.200) visionpos/timm 1.00")
     write(measured, tmp_path)
