@@ -1,3 +1,3 @@
 import os
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # torch's profiler, which sees the memory, is silent
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler, which sees the memory, is silent

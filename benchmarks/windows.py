@@ -56,7 +56,9 @@ def variants(native: nn.Module, encodings: tuple[str, ...]) -> dict[str, nn.Modu
     return {"timm": native, "visionpos": converted, **others}
 
 
-PEERS = {"visionpos": "timm", "visionpos, fused": "timm"}
+def peers(setting: Setting) -> dict[str, str]:
+    """What must equal timm's; in bf16, torch's fused attention rounds elsewhere."""
+    return {"visionpos": "timm"} | ({"visionpos, fused": "timm"} if setting.dtype == "float32" else {})
 
 
 def with_fused(modules: dict[str, nn.Module]) -> dict[str, nn.Module]:
@@ -73,7 +75,7 @@ def swin(setting: Setting, name: str, batch: tuple[int, int], **options) -> Case
     native = timm.create_model(name, num_classes=10, drop_path_rate=0.0, **options)
     images = torch.randn(setting.batch(*batch), 3, *native.patch_embed.img_size)
     modules = with_fused(variants(native, ("none", "rope_axial")))
-    return Case((images,), modules, PEERS, depth=sum(len(stage.blocks) for stage in native.layers))
+    return Case((images,), modules, peers(setting), depth=sum(len(stage.blocks) for stage in native.layers))
 
 
 def blocks(name: str, stage: int, shifted: bool, encodings: tuple[str, ...], options: dict) -> dict[str, nn.Module]:
@@ -93,7 +95,9 @@ def attention(setting: Setting, name: str, stage: int, shifted: bool, batch: tup
     windows = setting.batch(*batch) * height * width // area
     x = torch.randn(windows, area, dim, requires_grad=setting.backward)
     rounding = 4 if name == V2 else 1  # timm rounds cosines, and then multiplies them by tau
-    return Case((x,), with_fused({key: Attention(block) for key, block in found.items()}), PEERS, depth=rounding)
+    return Case(
+        (x,), with_fused({key: Attention(block) for key, block in found.items()}), peers(setting), depth=rounding
+    )
 
 
 def partition(setting: Setting, name: str, stage: int, shifted: bool, batch: tuple[int, int], **options) -> Case:
