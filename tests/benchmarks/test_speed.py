@@ -129,7 +129,7 @@ def test_targets_stand_beside_what_was_measured():
     assert [(goal["limit"], goal["met"]) for goal in goals(result_of(backward=True, median=0.83))] == [(0.82, False)]
     assert not list(goals(result_of(dtype="bf16")))
     assert [goal["limit"] for goal in goals(result_of(row="any", mode="compiled"))] == [1.0]  # timm's, compiled
-    misses = {0.75: "less than the noise", 0.9: "timm's bits"}
+    misses = {0.75: "less than the noise", 0.9: "timm's steps"}
     assert all(text in next(goals(result_of(median=median)))["reason"] for median, text in misses.items())
     assert next(goals(result_of(median=0.9, mode="compiled")))["met"]
     assert next(goals(result_of(median=1.2, mode="compiled")))["reason"] == ""  # known for eager runs alone
