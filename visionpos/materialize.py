@@ -28,8 +28,13 @@ def _(info, in_dims: tuple[int], x: Tensor) -> tuple[Tensor, int]:
 _materialize.register_autograd(lambda ctx, grad: grad)
 
 
+@torch.compiler.assume_constant_result  # asked while a graph is traced: torch 2.8 takes every graph for an exported one
+def _is_exporting() -> bool:
+    return torch.compiler.is_exporting()
+
+
 def materialize(x: Tensor) -> Tensor:
     """x, in a compiled graph as an operation that nothing is fused with. Exported programs do without."""
-    if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+    if torch.compiler.is_compiling() and not _is_exporting():
         return _materialize(x)
     return x
