@@ -1,6 +1,7 @@
 """Tables written to memory in compiled operations, and nowhere else."""
 
 import pytest
+import timm
 import torch
 
 import visionpos as vp
@@ -41,8 +42,6 @@ def test_the_operation():
 @pytest.mark.unhooked
 @pytest.mark.parametrize("training", [False, True])
 def test_windows_and_kept_tokens_use_it_when_compiled(training):
-    import timm
-
     torch.manual_seed(0)
     options = {"img_size": (16, 24), "embed_dim": 16, "depths": (1,), "num_heads": (2,), "window_size": (2, 3)}
     swin = timm.create_model("swin_tiny_patch4_window7_224", num_classes=3, **options)

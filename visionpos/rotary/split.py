@@ -42,13 +42,13 @@ def split_qkv(
 
 def _split(qkv: Tensor, table: Tensor | None, layout: Layout, overwrite: bool = False) -> tuple[Tensor, ...]:
     """`split_qkv` for a table (2, B or 1, T, 1, heads or 1, D / 2), or None."""
-    if table is None:
-        return tuple(qkv.permute(2, 0, 3, 1, 4))
     qk = qkv[:, :, :2]
-    if overwrite and layout == "interleaved" and lies_in_pairs(qk):
-        _turn(qk, *table, layout, out=qk)
-        return tuple(qkv.permute(2, 0, 3, 1, 4))
-    return _by_head(_turn(qk, *table, layout), qkv)
+    inside = overwrite and layout == "interleaved" and lies_in_pairs(qk)
+    if table is not None:
+        turned = _turn(qk, *table, layout, out=qk if inside else None)
+        if not inside:
+            return _by_head(turned, qkv)
+    return tuple(qkv.permute(2, 0, 3, 1, 4))
 
 
 def _by_head(qk: Tensor, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
