@@ -46,7 +46,7 @@ docs: install  ## write docs/encodings.md, its pictures and docs/hosts.md from t
 	$(BIN)/python -m visionpos docs
 	$(BIN)/python -m visionpos hosts > docs/hosts.md.new && mv docs/hosts.md.new docs/hosts.md
 
-bench: install  ## speed against timm and against no encoding, as ratios in one run (about 3 minutes)
+bench: install  ## speed against timm and against no encoding, as ratios in one run (about 4 minutes)
 	$(BIN)/python -m benchmarks.speed --quick
 
 gpu: install  ## GPU tests, throughput, speed and a sweep in 9 minutes, into runs/gpu; repeat to continue

@@ -1,6 +1,6 @@
 """What an encoding costs: layers, whole models and single operations, over the same without it and over timm's.
 
-    python -m benchmarks.speed --quick                              the small rows, about 3 minutes on one core
+    python -m benchmarks.speed --quick                              the small rows, about 4 minutes on one core
     python -m benchmarks.speed --output docs                        everything, hours on a CPU
     python -m benchmarks.speed --rows layer "Swin-T" --dtype bf16   groups of rows, or rows by name
 
