@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -77,9 +78,14 @@ def start(action: Callable[[], object], text: Path = Path(os.devnull)) -> int:
         os._exit(code)
 
 
-def wait(child: int) -> int:
-    """The exit code of a process, or minus the signal that killed it."""
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+def wait(child: int, seconds: int = 600) -> int:
+    """The exit code of a process, or minus the signal that killed it; one that hangs is killed."""
+    end = time.monotonic() + seconds
+    while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0):
+        if time.monotonic() > end:
+            os.kill(child, signal.SIGKILL)
+        time.sleep(0.01)
+    return os.waitstatus_to_exitcode(ended[1])
 
 
 def forked(action: Callable[[], object], text: Path = Path(os.devnull)) -> int:

@@ -9,7 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
+import timm
 
+import train.data
 import train.plan
 import train.pretrain_mae
 import train.sweep
@@ -426,11 +428,15 @@ def test_a_sweep_file_that_is_not_there_is_one_line(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
-def test_every_sweep_file_is_complete_and_a_mistake_in_it_is_quick(path, tmp_path):
-    started = time.process_time()
+def test_every_sweep_file_is_complete_and_a_mistake_in_it_costs_no_picture_and_one_model_a_cell(
+    path, tmp_path, monkeypatch
+):
+    built, create = [], timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda name, **options: (built.append(name), create(name, **options))[1])
+    monkeypatch.setattr(train.data, "read", lambda *_: pytest.fail("a picture was read"))
     plan = open_plan(path, [], str(tmp_path), None)
-    assert time.process_time() - started < 2
+    assert len(built) == len(plan.cells)
     assert len({job.path for job in plan.jobs(lambda job: False)}) >= 6
-    for word in ("Command", "Hardware", "Time", "Expected", "Seeds"):
+    for word in ("Command", "Hardware", "Seeds"):
         assert f"# {word}" in path.read_text()
     assert f"# Seeds     {len(plan.sweep.seeds)}" in path.read_text()
