@@ -29,7 +29,7 @@ from timm.data import Mixup, create_transform
 from torchvision import transforms
 
 from benchmarks.clock import ratio, take_turns
-from train.augment import Augment, Augmentation
+from visionpos.training.data.augment import Augment, Augmentation
 
 BATCH, PICTURES, CLASSES, SIDE = 512, 5000, 10, 32
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)

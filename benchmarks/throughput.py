@@ -32,13 +32,13 @@ from torch.utils.data import Dataset
 
 import visionpos as vp
 from benchmarks.report import facts
-from train.command_line import read_yaml
-from train.config import Config, Data, Model, Recipe
-from train.data import Pictures
-from train.engine import Trainer, pick_device
-from train.objective import Classification
-from train.source import PictureSource
-from train.team import Team
+from visionpos.training.config.command_line import read_yaml
+from visionpos.training.config.schema import Config, Data, Model, Recipe
+from visionpos.training.data.datasets import Pictures
+from visionpos.training.run.distributed import Team
+from visionpos.training.run.engine import Trainer, pick_device
+from visionpos.training.run.objective import Classification
+from visionpos.training.run.source import PictureSource
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 OWN = {"vit_192x9": "learned", "swin_96": "relative_table"}  # what timm's model has

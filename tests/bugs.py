@@ -10,7 +10,7 @@ import torch
 import visionpos as vp
 from visionpos.frequencies import geometric_frequencies, wide
 from visionpos.rotary.rope_axial import RopeAxial
-from visionpos.rotary.rotation import mixed_angles
+from visionpos.rotation import mixed_angles
 
 ENCODINGS = [name for name in vp.list_encodings() if name != "none"]
 SIZE = (32, 48)

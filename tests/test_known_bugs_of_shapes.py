@@ -13,7 +13,8 @@ from timm.layers import resample_abs_pos_embed
 
 import visionpos as vp
 from tests.bugs import SIZE, pictures, put_back, swin, vit
-from visionpos import resize, window_attention, windows
+from visionpos import resize, windows
+from visionpos.hosts import window_attention
 from visionpos.input import learned
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

@@ -12,9 +12,10 @@ import torch.nn.functional as F
 
 import visionpos as vp
 from tests.bugs import ENCODINGS, RIGHT_INIT, SIZE, pictures, put_back, vit
-from visionpos import attention, places
+from visionpos import places
 from visionpos.encoding import AttentionTensors
-from visionpos.models import vit as vit_host
+from visionpos.hosts import attention
+from visionpos.hosts import vit as vit_host
 from visionpos.probe import DIM, GRID, HEAD_DIM, HEADS, build, output
 from visionpos.registry import _hints, constructor_parameters, get_encoding_class
 from visionpos.rotary.rope_axial import RopeAxial

@@ -9,7 +9,7 @@ from timm.layers import RelPosMlp
 
 import visionpos as vp
 from visionpos import memory
-from visionpos.models.relpos import NetworkOfHost
+from visionpos.hosts.relpos import NetworkOfHost
 
 GRID, FACTS = (3, 4), {"num_heads": 2, "head_dim": 8, "dim": 16, "layer": 0, "depth": 2, "feat_shape": (3, 4)}
 PLAIN = [

@@ -14,15 +14,15 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from train.build import build_model, check_model, load_encoder, pretrained_encoder
-from train.command_line import parse
-from train.config import Config
-from train.engine import Trainer
-from train.errors import run_command
-from train.loop import Script, count, execute, resolved_encodings
-from train.objective import Classification, correct
-from train.record import RunDirectory
-from train.source import Source
+from visionpos.training.config.command_line import parse
+from visionpos.training.config.schema import Config
+from visionpos.training.errors import run_command
+from visionpos.training.run.build import build_model, check_model, load_encoder, pretrained_encoder
+from visionpos.training.run.engine import Trainer
+from visionpos.training.run.loop import Script, count, execute, resolved_encodings
+from visionpos.training.run.objective import Classification, correct
+from visionpos.training.run.record import RunDirectory
+from visionpos.training.run.source import Source
 
 __all__ = ["headline", "train"]
 

@@ -20,14 +20,14 @@ from matplotlib.figure import Figure
 from torch import nn
 
 import visionpos as vp
-from train import checkpoint
-from train.build import trained_model
 from train.classify import train
-from train.command_line import make_parser, parse, parse_flags
-from train.config import Config, encoding_label
-from train.errors import ConfigError, run_command
-from train.loop import versions
-from train.record import RunDirectory, write_json
+from visionpos.training.config.command_line import make_parser, parse, parse_flags
+from visionpos.training.config.schema import Config, encoding_label
+from visionpos.training.errors import ConfigError, run_command
+from visionpos.training.run import checkpoint
+from visionpos.training.run.build import trained_model
+from visionpos.training.run.loop import versions
+from visionpos.training.run.record import RunDirectory, write_json
 
 __all__ = ["ENCODINGS", "demo", "position_map"]
 

@@ -23,15 +23,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import visionpos as vp
-from train.build import trained_model
-from train.command_line import make_parser, parse_flags
-from train.config import Config, encoding_label
-from train.data import Pictures
-from train.engine import mixed_precision, pick_device
-from train.errors import ConfigError, run_command
-from train.objective import answers
-from train.record import open_run, write_json
-from train.source import evaluation_pictures, open_task, picture_batches, picture_part, task_batches, task_parts
+from visionpos.training.config.command_line import make_parser, parse_flags
+from visionpos.training.config.schema import Config, encoding_label
+from visionpos.training.data.datasets import Pictures
+from visionpos.training.errors import ConfigError, run_command
+from visionpos.training.run.build import trained_model
+from visionpos.training.run.engine import mixed_precision, pick_device
+from visionpos.training.run.objective import answers
+from visionpos.training.run.record import open_run, write_json
+from visionpos.training.run.source import (
+    evaluation_pictures,
+    open_task,
+    picture_batches,
+    picture_part,
+    task_batches,
+    task_parts,
+)
 
 __all__ = ["evaluate", "on_canvas", "scaled", "shifted", "with_input_size"]
 

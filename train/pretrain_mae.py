@@ -14,16 +14,16 @@ from torch import Tensor, nn
 from torchvision.utils import make_grid
 
 import visionpos as vp
-from train.build import build_model, check_model
-from train.command_line import parse
-from train.config import PretrainConfig
-from train.engine import Trainer
-from train.errors import ConfigError, run_command
-from train.loop import Script, count, execute, resolved_encodings
-from train.objective import MaskedImages
-from train.record import RunDirectory
-from train.source import Source
-from visionpos.models.masked import MaskedImageModel
+from visionpos.masked.model import MaskedImageModel
+from visionpos.training.config.command_line import parse
+from visionpos.training.config.schema import PretrainConfig
+from visionpos.training.errors import ConfigError, run_command
+from visionpos.training.run.build import build_model, check_model
+from visionpos.training.run.engine import Trainer
+from visionpos.training.run.loop import Script, count, execute, resolved_encodings
+from visionpos.training.run.objective import MaskedImages
+from visionpos.training.run.record import RunDirectory
+from visionpos.training.run.source import Source
 
 __all__ = ["build_masked", "train"]
 

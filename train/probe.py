@@ -16,15 +16,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from train.build import build_model, load_encoder, trained_model
-from train.checkpoint import Checkpoint
-from train.command_line import make_parser, parse_flags
-from train.config import Config, PretrainConfig, encoding_label
-from train.data import Pictures
-from train.engine import mixed_precision, pick_device
-from train.errors import ConfigError, run_command
-from train.record import open_run, write_json
-from train.source import picture_batches, picture_part, training_pictures
+from visionpos.training.config.command_line import make_parser, parse_flags
+from visionpos.training.config.schema import Config, PretrainConfig, encoding_label
+from visionpos.training.data.datasets import Pictures
+from visionpos.training.errors import ConfigError, run_command
+from visionpos.training.run.build import build_model, load_encoder, trained_model
+from visionpos.training.run.checkpoint import Checkpoint
+from visionpos.training.run.engine import mixed_precision, pick_device
+from visionpos.training.run.record import open_run, write_json
+from visionpos.training.run.source import picture_batches, picture_part, training_pictures
 
 __all__ = ["fit_linear", "nearest_neighbours", "probe"]
 

@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from train.collect import Found, Group, find_runs, group_runs
-from train.command_line import make_parser, parse_flags
-from train.errors import ConfigError, run_command
-from train.figures import draw
-from train.record import write_json, write_whole
-from train.statistics import seed_interval
+from visionpos.training.config.command_line import make_parser, parse_flags
+from visionpos.training.errors import ConfigError, run_command
+from visionpos.training.reports.collect import Found, Group, find_runs, group_runs
+from visionpos.training.reports.figures import draw
+from visionpos.training.reports.statistics import seed_interval
+from visionpos.training.run.record import write_json, write_whole
 
 __all__ = ["markdown", "report"]
 

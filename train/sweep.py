@@ -23,11 +23,11 @@ from pathlib import Path
 import torch
 
 from train.classify import headline, train
-from train.errors import ConfigError, Interrupted, one_line, run_command
 from train.evaluate import evaluate
-from train.lock import hold, holder
-from train.plan import Job, Plan, open_plan
-from train.record import read_json, write_json
+from visionpos.training.errors import ConfigError, Interrupted, one_line, run_command
+from visionpos.training.run.lock import hold, holder
+from visionpos.training.run.record import read_json, write_json
+from visionpos.training.sweeps.plan import Job, Plan, open_plan
 
 __all__ = ["Worker", "listing"]
 

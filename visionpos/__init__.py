@@ -3,25 +3,17 @@
 from . import bias, conditional, input, none, rotary
 from .augment import CoordinateAugmentation
 from .bias.alibi import alibi_slopes
+from .convert import MaskedAutoencoder, SimMIM, create_model, get_encoding, load_weights, set_encoding, supported_hosts
 from .encoding import PositionEncoding
 from .input.sincos2d import sincos_2d
 from .input.sinusoidal import sincos_1d
-from .masking import draw_mask
-from .models import (
-    MaskedAutoencoder,
-    SimMIM,
-    create_model,
-    get_encoding,
-    load_weights,
-    set_encoding,
-    supported_hosts,
-)
+from .masked.masks import draw_mask
 from .places import BiasEncoding, ConditionalEncoding, ContextualBias, InputEncoding, RotaryEncoding
 from .positions import Positions
 from .registry import create_encoding, discover, encoding_info, list_encodings, register_encoding
 from .resize import resize_position_table, resize_relative_table
 from .rotary.rope_axial import rope_angles_axial
-from .rotary.rotation import apply_rotary, convert_qk_layout
+from .rotation import apply_rotary, convert_qk_layout
 from .testing import check_encoding
 from .windows import relative_position_index, shifted_window_mask
 

@@ -13,7 +13,7 @@ from .encoding import AttentionTensors, PositionEncoding, check_tokens, full_pre
 from .frequencies import require_multiple
 from .materialize import materialize
 from .positions import Positions
-from .rotary.rotation import Layout, rotate
+from .rotation import Layout, rotate
 
 
 class InputEncoding(PositionEncoding):

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import visionpos as vp
-from visionpos import attention, kernels, window_attention
+from visionpos import kernels
+from visionpos.hosts import attention, window_attention
 
 SIZE = {"img_size": (24, 40), "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 3}
 

@@ -25,7 +25,7 @@ POSITIONS = mutants_of(
 
 WINDOWS = mutants_of(
     "windows.py",
-    "test_windows.py test_window_attention.py",
+    "test_windows.py hosts/test_window_attention.py",
     [
         ("wrong stride", "return (dy + h - 1) * (2 * w - 1)", "return (dy + h - 1) * (2 * h - 1)"),
         ("index off by one", "(2 * w - 1) + (dx + w - 1)\n", "(2 * w - 1) + (dx + w)\n"),
@@ -108,7 +108,7 @@ RESIZE = mutants_of(
 
 CONTRACT = mutants_of(
     "encoding.py",
-    "test_contract.py test_attention.py models/test_vit.py",
+    "test_contract.py hosts/test_attention.py hosts/test_vit.py",
     [
         ("reference_shape ignored", "return positions.rescale(self.reference_shape)", "return positions"),
         ("extrapolate ignored", "is None or self.extrapolate:", "is None:"),
@@ -125,7 +125,7 @@ CONTRACT = mutants_of(
 PLACES = mutants_of(
     "places.py",
     "parity/test_alibi.py parity/test_rope.py parity/test_shaw.py parity/test_lepe.py "
-    "parity/test_learned.py test_attention.py test_contract.py rotary/test_split.py rotary/test_kept.py",
+    "parity/test_learned.py hosts/test_attention.py test_contract.py rotary/test_split.py rotary/test_kept.py",
     [
         ("kept tokens one off", "index + num_prefix_tokens", "index"),
         ("kept tokens of other samples", ".movedim(-3, -4)", ".flip(-3).movedim(-3, -4)"),
@@ -212,8 +212,8 @@ PLACES = mutants_of(
 
 ATTENTION = mutants_of(
     "attention.py",
-    "test_attention.py parity/test_lepe.py parity/test_shaw.py test_known_bugs_of_tokens.py "
-    "models/test_swin.py models/test_vit.py",
+    "hosts/test_attention.py parity/test_lepe.py parity/test_shaw.py test_known_bugs_of_tokens.py "
+    "hosts/test_swin.py hosts/test_vit.py",
     [
         ("logits not scaled", "(q * scale) @ k", "q @ k"),
         ("bias twice", "else logits + tensors.bias\n", "else logits + 2 * tensors.bias\n"),
@@ -246,7 +246,7 @@ ATTENTION = mutants_of(
 
 FAST_ATTENTION = mutants_of(
     "attention.py",
-    "rotary/test_split.py test_fast_attention.py",
+    "rotary/test_split.py hosts/test_fast_attention.py",
     [
         ("norms of q and k skipped", "if not all(norm is None or", "if not any(norm is None or"),
         ("a hook of the norms unheard", "nn.Identity) and not norm._forward_hooks)", "nn.Identity))"),
@@ -284,7 +284,7 @@ MEMORY = mutants_of(
 
 WINDOW_ATTENTION = mutants_of(
     "window_attention.py",
-    "test_window_attention.py test_attention.py models/test_swin.py",
+    "hosts/test_window_attention.py hosts/test_attention.py hosts/test_swin.py",
     [
         (
             "shift masks of other windows",

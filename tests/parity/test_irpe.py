@@ -8,8 +8,8 @@ from timm.models.vision_transformer import Attention as TimmAttention
 from torch import nn
 
 import visionpos as vp
-from visionpos.attention import Attention, AttentionContext
 from visionpos.bias.irpe import piecewise_index
+from visionpos.hosts.attention import Attention, AttentionContext
 
 F64 = torch.float64
 METHODS = ["product", "euclid", "quant", "cross"]

@@ -8,7 +8,7 @@ from timm.models.vision_transformer import Attention as TimmAttention
 from torch import nn
 
 import visionpos as vp
-from visionpos.attention import Attention, AttentionContext
+from visionpos.hosts.attention import Attention, AttentionContext
 
 F64 = torch.float64
 GRIDS = [(3, 5), (4, 2), (1, 6)]

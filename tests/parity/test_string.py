@@ -19,9 +19,9 @@ from tests.parity.rotary_oracle import (
     rotation_matrix,
     tokens,
 )
-from visionpos.attention import Attention as EncodedAttention
-from visionpos.attention import AttentionContext
 from visionpos.encoding import AttentionTensors
+from visionpos.hosts.attention import Attention as EncodedAttention
+from visionpos.hosts.attention import AttentionContext
 
 PRESETS = ["cayley", "circulant"]
 

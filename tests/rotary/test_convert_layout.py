@@ -7,9 +7,9 @@ import torch
 from timm.layers import Attention
 
 import visionpos as vp
-from visionpos.attention import Attention as EncodedAttention
-from visionpos.attention import AttentionContext
-from visionpos.rotary.rotation import convert_qk_layout
+from visionpos.hosts.attention import Attention as EncodedAttention
+from visionpos.hosts.attention import AttentionContext
+from visionpos.rotation import convert_qk_layout
 
 OTHER = {"interleaved": "half", "half": "interleaved"}
 OPTIONS = {

@@ -5,9 +5,9 @@ import torch
 from timm.models.vision_transformer import Attention as TimmAttention
 
 import visionpos as vp
-from visionpos.attention import Attention, AttentionContext, self_attention, split_heads
-from visionpos.rotary.rotation import rotate
+from visionpos.hosts.attention import Attention, AttentionContext, self_attention, split_heads
 from visionpos.rotary.split import MANY, split_qkv
+from visionpos.rotation import rotate
 
 B, T, HEADS, D = 3, 7, 2, 8
 

@@ -13,7 +13,7 @@ import timm
 import torch
 from torch import nn
 
-from ..models import get_encoding, set_encoding
+from ..convert import get_encoding, set_encoding
 from ..registry import list_encodings
 
 SMALL = {"num_classes": 3, "depth": 1, "embed_dim": 48, "num_heads": 3}

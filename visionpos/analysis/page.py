@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
+from ..convert import create_model
 from ..input.sinusoidal import sincos_1d
-from ..models import create_model
 from ..registry import encoding_info, list_encodings
 from . import kernel as kernels
 from . import report

@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..rotary.rotation import Layout
 from ..rotary.split import split_qkv as plain
+from ..rotation import Layout
 from .choose import Kernel, needs_gpu
 
 

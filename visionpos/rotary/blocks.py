@@ -14,7 +14,7 @@ from ..encoding import full_precision
 from ..frequencies import require_multiple, wide
 from ..places import RotaryEncoding, take_tokens
 from ..positions import Positions
-from .rotation import Layout
+from ..rotation import Layout
 
 
 def skew(upper: Float[Tensor, "*batch k"], size: int) -> Float[Tensor, "*batch b b"]:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from ..frequencies import require_multiple, wide
 from ..positions import Positions
 from ..registry import register_encoding
+from ..rotation import Layout, mixed_angles
 from .blocks import BlockRotary
-from .rotation import Layout, mixed_angles
 
 
 @register_encoding("comrope")

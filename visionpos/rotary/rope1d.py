@@ -8,7 +8,7 @@ from ..frequencies import flat_index, geometric_frequencies
 from ..places import RotaryEncoding
 from ..positions import Positions
 from ..registry import register_encoding
-from .rotation import Layout
+from ..rotation import Layout
 
 
 @register_encoding("rope1d")

@@ -12,7 +12,7 @@ from ..frequencies import geometric_frequencies, require_multiple, wide
 from ..places import RotaryEncoding
 from ..positions import Positions
 from ..registry import register_encoding
-from .rotation import Layout
+from ..rotation import Layout
 
 
 @register_encoding("rope_dinov3")

@@ -14,9 +14,9 @@ from ..frequencies import geometric_frequencies, require_multiple, wide
 from ..places import RotaryEncoding
 from ..positions import Positions
 from ..registry import register_encoding
+from ..rotation import Layout, map_qk_rows, mixed_angles, rotate
 from .blocks import skew
 from .rope_mixed import RopeMixed
-from .rotation import Layout, map_qk_rows, mixed_angles, rotate
 
 
 @register_encoding("string")

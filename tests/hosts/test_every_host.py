@@ -1,0 +1,132 @@
+"""What people do to a model, on a small model of every family, with an encoding that is not its own."""
+
+import copy
+
+import pytest
+import timm
+import torch
+from timm.optim import param_groups_layer_decay
+
+import visionpos as vp
+from visionpos.analysis.hosts import ZOO, build, host_matrix, own_encoding
+
+SPEC = "rope_axial"
+
+
+def converted(family, spec=SPEC, **options):
+    model, (height, width) = build(family, **options)
+    x = torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(1))
+    return vp.set_encoding(model, spec).eval(), x
+
+
+def close(a, b, tolerance=1e-5):
+    assert (a - b).abs().max() < tolerance
+
+
+def test_there_are_at_least_twelve_families():
+    assert len(ZOO) >= 12
+    assert len(vp.supported_hosts()) >= 7
+
+
+@pytest.mark.parametrize("family", ZOO)
+def test_the_timm_model_is_still_the_timm_model(family):
+    plain, _ = build(family)
+    model, x = converted(family)
+    assert isinstance(model, type(plain))
+    assert type(model).__module__.startswith("visionpos.convert.")
+    shared = dict(plain.named_parameters())
+    for name, parameter in model.named_parameters():
+        assert name not in shared or torch.equal(parameter, shared[name]), name
+    assert model.no_weight_decay() >= {n for n in plain.no_weight_decay() if n in dict(model.named_parameters())}
+    assert torch.equal(model(x), model.forward_head(model.forward_features(x)))
+
+
+@pytest.mark.parametrize("family", ZOO)
+def test_asking_for_what_it_has_changes_nothing(family):
+    """By name: the weights stay. Layers of timm's own that are kept as they are have no name to ask for."""
+    names = own_encoding(family)
+    if not set(names.split("+")) <= set(vp.list_encodings()):
+        names = vp.get_encoding(build(family)[0])
+    plain, size = build(family)
+    model, _ = build(family)
+    if isinstance(names, list):
+        names = vp.get_encoding(model)
+    vp.set_encoding(model, names)
+    assert list(model.state_dict()) == list(plain.state_dict())
+    x = torch.randn(2, 3, *size)
+    close(model.eval()(x), plain.eval()(x), 3e-6)
+    plain.load_state_dict(model.state_dict(), strict=True)
+
+
+@pytest.mark.parametrize("family", ZOO)
+def test_memory_format_and_precision(family):
+    model, x = converted(family)
+    want = model(x)
+    close(model.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last)), want)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = model(x)
+    assert out.isfinite().all()
+    close(out.float(), want, 0.1 * want.abs().max() + 0.05)
+    half = copy.deepcopy(model).bfloat16()(x.bfloat16())
+    assert half.dtype == torch.bfloat16
+    assert half.isfinite().all()
+
+
+@pytest.mark.parametrize("family", ZOO)
+@pytest.mark.parametrize("spec", ["rope_axial", "relative_table"])
+def test_meta_device_then_weights_then_buffers(family, spec):
+    source, x = converted(family, spec)
+    with torch.device("meta"):
+        model, _ = converted(family, spec)
+    model = model.to_empty(device="cpu")
+    for tensor in [*model.parameters(), *model.buffers()]:
+        tensor.data.fill_(-12345 if tensor.is_floating_point() else 7)
+    model.load_state_dict(source.state_dict(), strict=True)
+    for module in model.modules():
+        if hasattr(module, "init_non_persistent_buffers"):
+            module.init_non_persistent_buffers()
+    close(model.eval()(x), source(x), 1e-6)
+
+
+@pytest.mark.parametrize("family", ZOO)
+def test_layer_decay_puts_encodings_into_their_own_layer(family):
+    model, _ = converted(family, "relative_table")
+    groups = param_groups_layer_decay(
+        model, 0.05, no_weight_decay_list=model.no_weight_decay(), layer_decay=0.5, min_scale=0.0
+    )
+    scale = {id(parameter): group["lr_scale"] for group in groups for parameter in group["params"]}
+    decay = {id(parameter): group["weight_decay"] for group in groups for parameter in group["params"]}
+    named = dict(model.named_parameters())
+    tables = [name for name in named if "relative_position" in name]
+    assert tables
+    for name in tables:
+        block = name.split(".attn")[0]
+        peer = next(n for n in named if n.startswith(block) and ("qkv.weight" in n or "q.weight" in n))
+        assert scale[id(named[name])] == scale[id(named[peer])], (name, peer)
+        assert decay[id(named[name])] == 0
+
+
+@pytest.mark.parametrize("family", ["ViT, class token", "EVA-02", "BEiT", "Swin", "Hiera", "DINOv3"])
+def test_forward_intermediates_and_features_only(family):
+    model, x = converted(family)
+    final, intermediates = model.forward_intermediates(x)
+    close(final, model.forward_features(x))
+    assert all(feature.ndim == 4 and feature.isfinite().all() for feature in intermediates)
+    name, options, _ = ZOO[family]
+    options = {key: value for key, value in options.items() if key not in ("num_classes", "global_pool")}
+    torch.manual_seed(0)
+    getter = timm.create_model(name, features_only=True, out_indices=(0,), **options).eval()
+    inner = getattr(getter, "model", getter)
+    if family != "Swin":  # timm wraps Swin's stages one by one: there is no SwinTransformer left to convert
+        vp.set_encoding(inner, SPEC)
+        assert getter(x)[-1].isfinite().all()
+    registered = timm.create_model("visionpos_vit_xs_patch4_32", encoding=SPEC, features_only=True).eval()
+    assert registered(torch.randn(1, 3, 32, 32))[-1].shape[1] == 128
+
+
+@pytest.mark.slow
+def test_the_page_of_hosts_is_up_to_date():
+    from pathlib import Path
+
+    page = Path(__file__).parents[2] / "docs" / "hosts.md"
+    assert host_matrix() == page.read_text(), "run `make docs`"

@@ -1,0 +1,230 @@
+"""timm's attention layers with a slot for encodings, and the positions of the forward pass on their way to them.
+
+Each class here is a timm layer whose `__class__` was swapped: same children, same parameter names. A layer without
+encodings computes what timm's computes, bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.fx
+import torch.nn.functional as F
+from timm.models.vision_transformer import Attention as TimmAttention
+from torch import Tensor, nn
+
+from ..encoding import AttentionTensors, PositionEncoding
+from ..kernels import coordinate_attention, rotate_qkv, takes_coordinates
+from ..places import RotaryEncoding
+from ..positions import Positions
+from ..rotary.split import split_qkv
+
+Prepared = tuple[tuple[PositionEncoding, Any], ...]  # encodings and the tables that their `prepare` returned
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionContext:
+    """What a block hands to its attention in place of timm's `attn_mask`: explicit, so that checkpointing keeps it."""
+
+    positions: Positions
+    prepared: Prepared = ()  # of the encodings that all layers share
+    attn_mask: Tensor | None = None  # the caller's own mask
+
+    @classmethod
+    def of(cls, positions: Positions, shared: Iterable[PositionEncoding]) -> AttentionContext:
+        """That of a forward pass, with what the shared encodings prepare for all layers."""
+        return cls(positions, prepare_all(shared, positions))
+
+
+class PositionState:
+    """The positions of the forward pass that is under way: written by the model's stem, read by its blocks.
+
+    Nothing outlives the forward pass, and copies and pickles of a model start empty.
+    """
+
+    def __init__(self):
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget the forward pass."""
+        self.positions: Positions | None = None
+        self.prepared: Prepared = ()
+
+    def enter(self, context: AttentionContext) -> None:
+        """Start a forward pass, or go on with other tokens."""
+        self.positions, self.prepared = context.positions, context.prepared
+
+    def keep(self, index: Tensor) -> None:
+        """Go on with a subset of the patch tokens, (B, K)."""
+        self.enter(AttentionContext.of(self.positions.keep(index), [encoding for encoding, _ in self.prepared]))
+
+    def context(self, attn_mask: Tensor | None) -> AttentionContext:
+        """The explicit form for one block."""
+        if self.positions is None:
+            raise RuntimeError("this block got no positions: call it through the model's forward")
+        return AttentionContext(self.positions, self.prepared, attn_mask)
+
+    def __deepcopy__(self, memo: dict) -> PositionState:
+        return PositionState()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"positions": None, "prepared": ()}
+
+
+@torch.fx.wrap  # one call in its graphs: the sizes of a picture are known when they run
+def prepare_all(encodings: Iterable[PositionEncoding], positions: Positions) -> Prepared:
+    """Encodings and what they prepare for an attention layer: positions, where a kernel has the bias's formula."""
+    return tuple((e, positions if takes_coordinates(e, positions) else e.prepared(positions)) for e in encodings)
+
+
+def encoded(x: Tensor, q: Tensor, k: Tensor, v: Tensor, prepared: Iterable[tuple[PositionEncoding, Any]]):
+    """The tensors of an attention layer with every encoding applied; the bias as `fit_bias` leaves it."""
+    tensors = AttentionTensors(x, q, k, v)
+    for encoding, table in prepared:
+        encoding.modify_attention(tensors, table)
+    return fit_bias(tensors)
+
+
+def fit_bias(tensors: AttentionTensors) -> AttentionTensors:
+    """The same with the bias, if any, 4-D: a 3-D one would miss the fused kernels."""
+    if tensors.bias is not None and tensors.bias.ndim == 3:
+        tensors.bias = tensors.bias.unsqueeze(0)
+    return tensors
+
+
+def math_is_faster(x: Tensor, bias: Tensor | None = None) -> bool:
+    """Whether plain operations train faster than torch's fused attention, whatever `fused_attn` says.
+
+    On a CPU its backward is 3 to 8 times slower in bfloat16, and a bias that wants a gradient makes it fall back.
+    """
+    if x.device.type != "cpu" or not torch.is_grad_enabled():
+        return False
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+    return dtype == torch.bfloat16 or (bias is not None and bias.requires_grad)
+
+
+def attend(tensors: AttentionTensors, scale: float, dropout: nn.Dropout, fused: bool) -> Tensor:
+    """softmax(q k^T scale + bias) v, (B, heads, T, head_dim), plus what encodings add to the output."""
+    p = dropout.p if dropout.training else 0.0
+    q, k, v = tensors.q, tensors.k, tensors.v
+    if tensors.formula is not None:
+        encoding, positions = tensors.formula
+        if tensors.bias is None and not tensors.value_terms and not p:
+            out = coordinate_attention(q, k, v, encoding, positions, scale)
+            return out if tensors.output is None else out + tensors.output
+        tensors.add_bias(encoding.bias(positions))
+        fit_bias(tensors)
+    tensors.bias = bias = None if tensors.bias is None else tensors.bias.to(q.dtype)  # as torch's fused attention wants
+    if not fused or tensors.value_terms or math_is_faster(q, bias):
+        return attend_logits(tensors, (q * scale) @ k.transpose(-2, -1), dropout)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=p, scale=scale)
+    return out if tensors.output is None else out + tensors.output
+
+
+def softmax_over_keys(logits: Tensor, blind: Tensor | None) -> Tensor:
+    """Softmax of (..., T, T); a query that sees no key gets zeros, as from torch's fused attention, and not NaN."""
+    if blind is None:
+        return logits.softmax(dim=-1)
+    return logits.masked_fill(blind, 0).softmax(dim=-1).masked_fill(blind, 0)
+
+
+def attend_logits(tensors: AttentionTensors, logits: Tensor, dropout: Callable[[Tensor], Tensor]) -> Tensor:
+    """The same from the scaled logits (B, heads, T, T), which get the bias, in the wider dtype of both.
+
+    `dropout` acts on the probabilities.
+    """
+    logits = logits if tensors.bias is None else logits + tensors.bias
+    probabilities = dropout(softmax_over_keys(logits, tensors.blind)).to(tensors.v.dtype)
+    del logits  # their memory is as large as any, and the product can have it
+    out = probabilities @ tensors.v
+    for term in tensors.value_terms:
+        out = out + term(probabilities).to(out.dtype)
+    return out if tensors.output is None else out + tensors.output
+
+
+def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    if mask.dtype == torch.bool:
+        return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, float("-inf"))
+    return mask.to(dtype)
+
+
+def prepare_encodings(layer: nn.Module, context: AttentionContext | Tensor | None) -> Prepared:
+    """The encodings that act in a self-attention layer: those that all layers share, then its own.
+
+    Raises:
+        RuntimeError: the layer has encodings, but was called without a context.
+    """
+    if isinstance(context, AttentionContext):
+        return (*context.prepared, *prepare_all(layer.encodings, context.positions))
+    if len(layer.encodings):
+        raise RuntimeError("this attention layer needs positions: call it through the model's forward")
+    return ()
+
+
+def split_heads(layer: nn.Module, qkv: Tensor, prepared: Prepared) -> tuple[Tensor, Tensor, Tensor, Prepared]:
+    """q, k, v (B, heads, T, head_dim) of a layer's buffer qkv (B, T, 3, heads, head_dim), and what is left to apply.
+
+    A rotation that comes first is applied on the way, unless the layer has norms of q and k, which come before it.
+    """
+    norms = layer._modules.get("q_norm"), layer._modules.get("k_norm")
+    if not all(norm is None or (isinstance(norm, nn.Identity) and not norm._forward_hooks) for norm in norms):
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        return layer.q_norm(q), layer.k_norm(k), v, prepared
+    if prepared and isinstance(prepared[0][0], RotaryEncoding) and prepared[0][0].turns_pairs:
+        encoding, table = prepared[0]
+        if rotate_qkv.runs(qkv, table, encoding.layout):
+            return *rotate_qkv.fused(qkv, table, encoding.layout), prepared[1:]
+        unseen = type(layer.qkv) is nn.Linear and not layer.qkv._forward_hooks  # by a hook that keeps the output
+        return *split_qkv(qkv, table, encoding.layout, overwrite=unseen), prepared[1:]
+    return *split_qkv(qkv), prepared
+
+
+def self_attention(
+    layer: nn.Module,
+    x: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    prepared: Prepared,
+    attn_mask: Tensor | None = None,
+    is_causal: bool = False,
+) -> Tensor:
+    """What timm's self-attention layers do once they have q, k, v (B, heads, T, head_dim), with encodings.
+
+    Args:
+        layer: has `scale`, `attn_drop`, `fused_attn`, `proj` and `proj_drop`, and may have `norm` and `gate`.
+        x: (B, T, C), the layer's input.
+        prepared: see `prepare_encodings`.
+        attn_mask: the caller's own, boolean (True is seen) or additive.
+        is_causal: tokens see no later ones.
+    """
+    tensors = encoded(x, q, k, v, prepared)
+    if attn_mask is not None:
+        tensors.add_bias(_additive(attn_mask, q.dtype))
+    if is_causal:
+        later = torch.ones(q.shape[-2], q.shape[-2], dtype=torch.bool, device=q.device).triu(1)
+        tensors.add_bias(_additive(~later, q.dtype))
+    if attn_mask is not None:  # no encoding, and no window, hides a token from itself
+        tensors.blind = tensors.bias.isneginf().all(dim=-1, keepdim=True)
+    out = attend(tensors, layer.scale, layer.attn_drop, layer.fused_attn).transpose(1, 2).flatten(2)
+    norm, gate = layer._modules.get("norm"), layer._modules.get("gate")  # quicker than an attribute that is not there
+    out = out if norm is None else norm(out)
+    out = out if gate is None else out * gate(x).sigmoid()
+    return layer.proj_drop(layer.proj(out))
+
+
+class Attention(TimmAttention):
+    """Self-attention of ViT and DeiT with encodings; x (B, prefix + N, C)."""
+
+    def forward(self, x: Tensor, attn_mask: AttentionContext | Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """`attn_mask` is the context that a block of the converted model passes on."""
+        prepared = prepare_encodings(self, attn_mask)
+        if isinstance(attn_mask, AttentionContext):
+            attn_mask = attn_mask.attn_mask
+        if not prepared and not math_is_faster(x):
+            return super().forward(x, attn_mask, is_causal)
+        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))
+        return self_attention(self, x, *split_heads(self, qkv, prepared), attn_mask, is_causal)

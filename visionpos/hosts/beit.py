@@ -1,0 +1,92 @@
+"""timm's BEiT as host: a relative table in every layer, or one for all of them, under timm's names."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from timm.layers import register_notrace_module
+from timm.models.beit import Attention as TimmAttention
+from timm.models.beit import Beit, Block
+from torch import Tensor
+
+from ..bias.relative_table import RelativeTable
+from .attention import AttentionContext, math_is_faster, prepare_encodings, self_attention, split_heads
+from .host import register_host
+from .isotropic import Home, PlainForward, PlainHost, first, mix, project, table_of_host
+
+
+@register_notrace_module
+class EncodedBeitAttention(TimmAttention):
+    """Self-attention of BEiT with encodings; x (B, 1 + N, C)."""
+
+    def forward(self, x: Tensor, shared_rel_pos_bias: AttentionContext | None = None) -> Tensor:
+        """`shared_rel_pos_bias`, timm's way from the model to its attention layers, is the context here."""
+        prepared = prepare_encodings(self, shared_rel_pos_bias)
+        if not prepared and not math_is_faster(x):
+            return super().forward(x)
+        return self_attention(self, x, *split_heads(self, project(self, x), prepared))
+
+    def set_window_size(self, window_size: tuple[int, int]) -> None:
+        """Remember it; the encodings resize their own tables."""
+        self.window_size = tuple(window_size)
+
+
+class EncodedBeitBlock(Block):
+    """A block after which conditional encodings may mix the tokens."""
+
+    def forward(self, x: Tensor, shared_rel_pos_bias: AttentionContext | None = None) -> Tensor:
+        """x (B, 1 + N, C), as timm's."""
+        return mix(super().forward(x, shared_rel_pos_bias), self.mixers, shared_rel_pos_bias)
+
+
+class EncodedBeit(PlainForward, Beit):
+    """A converted BEiT."""
+
+    def enter(self, x: Tensor) -> tuple[Tensor, AttentionContext]:
+        x, context = super().enter(x)
+        return self.pos_drop(x), context
+
+
+class BeitHost(PlainHost):
+    """BEiT; its tables, `blocks.0.attn.relative_position_bias_table` or that of `rel_pos_bias`, keep their names."""
+
+    name = "Beit (BEiT, BEiT v2)"
+    models: ClassVar = {Beit: EncodedBeit}
+    blocks: ClassVar = {Block: EncodedBeitBlock}
+    attentions: ClassVar = {TimmAttention: EncodedBeitAttention}
+
+    def prepare(self, model: Beit) -> None:
+        own = model.blocks[0].attn.relative_position_bias_table
+        if type(model) is Beit and own is not None and model.rel_pos_bias is not None:
+            raise ValueError(
+                "a Beit with use_rel_pos_bias and use_shared_rel_pos_bias has two tables in every layer, which one "
+                "name cannot tell apart: build it with one of them"
+            )
+        super().prepare(model)
+
+    def wrap(self, model: Beit) -> None:
+        grid = tuple(model.patch_embed.grid_size)
+        if model.rel_pos_bias is not None:
+            table = model.rel_pos_bias.relative_position_bias_table
+            model.pos_embed_shared.append(table_of_host(table, grid, preset="beit"))
+        for block in model.blocks:
+            if block.attn.relative_position_bias_table is not None:
+                table = block.attn.relative_position_bias_table
+                block.attn.encodings.append(table_of_host(table, grid, preset="beit"))
+            block.attn.relative_position_bias_table = block.attn.relative_position_index = None
+        self.settle(model)
+
+    def settle(self, model: Beit) -> None:
+        super().settle(model)
+        grid, shared = tuple(model.patch_embed.grid_size), first(model.pos_embed_shared, RelativeTable)
+        model.rel_pos_bias = None if shared is None else Home(grid)
+        if shared is not None:
+            shared.live_in(model.rel_pos_bias)
+        for block in model.blocks:
+            block.attn.window_size = grid
+            table = first(block.attn.encodings, RelativeTable)
+            if table is not None:
+                table.live_in(block.attn)
+
+
+HOST = register_host(BeitHost())

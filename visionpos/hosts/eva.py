@@ -1,0 +1,258 @@
+"""timm's Eva as host: EVA-02, DINOv3, the rope ViTs, Perception Encoder; their own rope becomes an encoding.
+
+timm drops every checkpoint key that contains "rope", but `rope.freqs`: no parameter here has it in its path.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from timm.layers import (
+    AttentionRope,
+    RotaryEmbeddingCat,
+    RotaryEmbeddingDinoV3,
+    RotaryEmbeddingMixed,
+    register_notrace_module,
+)
+from timm.models.eva import Eva, EvaAttention, EvaBlock, EvaBlockPostNorm
+from torch import Tensor, nn
+
+from ..augment import CoordinateAugmentation
+from ..frequencies import flat_index
+from ..places import RotaryEncoding
+from ..positions import Positions
+from ..rotary.rope_axial import RopeAxial
+from ..rotary.rope_dinov3 import RopeDinoV3
+from ..rotary.rope_eva import RopeEva
+from ..rotary.rope_mixed import RopeMixed
+from ..rotation import Layout, mixed_angles
+from .attention import AttentionContext, math_is_faster, prepare_encodings, self_attention, split_heads
+from .host import register_host
+from .isotropic import PlainHost, PlainMixin, first, mix, project
+
+
+class RopeOfHost(RotaryEncoding):
+    """A rope of timm's that is no encoding here, kept as the host's own: an offset or another order of the axes.
+
+    Between the cells of the grid the nearest one is read.
+
+    Args:
+        host: timm's module; its tables, augmentation included, are used.
+    """
+
+    name = "RotaryEmbedding"
+    continuous = False
+
+    def __init__(self, host: nn.Module, num_heads: int, head_dim: int, layout: Layout):
+        super().__init__(num_heads, head_dim, layout)
+        self.host = host
+
+    def set_feat_shape(self, feat_shape: tuple[int, int]) -> None:
+        if hasattr(self.host, "update_feat_shape"):  # the others compute every grid anew
+            self.host.update_feat_shape(feat_shape)
+
+    def encode(self, positions: Positions) -> Tensor:
+        fixed = getattr(self.host, "feat_shape", None) is not None
+        sin, cos = self.host.get_embed(shape=None if fixed else positions.feat_shape).chunk(2, dim=-1)
+        once = slice(None, None, 2) if self.layout == "interleaved" else slice(self.head_dim // 2)
+        angles = torch.atan2(sin[:, once], cos[:, once])  # (H W, head_dim / 2)
+        axes = zip(positions.coords.round().unbind(-1), positions.feat_shape, strict=True)
+        cells = torch.stack([axis.clamp(0, size - 1) for axis, size in axes], dim=-1)
+        return angles[flat_index(cells, positions.feat_shape).long()].unsqueeze(-3)
+
+
+class RopeMixedYX(RopeMixed):
+    """timm's mixed rope with `rope_grid_indexing="ij"`: row 0 of the frequencies multiplies y, row 1 x."""
+
+    name = "RotaryEmbeddingMixed"
+
+    def encode(self, positions: Positions) -> Tensor:
+        return mixed_angles(positions.coords.flip(-1), self.freqs)
+
+
+class Frequencies(nn.Module):
+    """`rope.freqs`, (2, depth, heads, head_dim / 2), where timm and rope-vit have the frequencies of all layers.
+
+    Args:
+        encodings: the rope_mixed of each layer; they live here from now on.
+        freqs: their frequencies, if they are in one table already.
+    """
+
+    def __init__(self, encodings: list[RopeMixed], freqs: nn.Parameter | None = None):
+        super().__init__()
+        self.freqs = nn.Parameter(torch.stack([e.freqs.detach() for e in encodings], dim=1)) if freqs is None else freqs
+        self.layers = nn.ModuleList(LayerFrequencies(self, layer) for layer in range(len(encodings)))
+        for encoding, home in zip(encodings, self.layers, strict=True):
+            encoding.live_in(home)
+
+    def no_weight_decay(self) -> set[str]:
+        """As timm's."""
+        return {"freqs"}
+
+    def update_feat_shape(self, feat_shape: tuple[int, int]) -> None:
+        """As timm's; frequencies are the same on every grid."""
+
+
+class LayerFrequencies(nn.Module):
+    """One layer's part of the table, as the home of its encoding."""
+
+    def __init__(self, table: Frequencies, layer: int):
+        super().__init__()
+        self._part = (table, layer)  # in a tuple, so that the table is not registered as a child
+
+    @property
+    def freqs(self) -> Tensor:
+        """(2, heads, head_dim / 2), a view."""
+        table, layer = self._part
+        return table.freqs[:, layer]
+
+    @freqs.setter
+    def freqs(self, value: None) -> None:
+        """The encoding moves out; the table stays."""
+
+
+@register_notrace_module
+class EncodedEvaAttention(EvaAttention):
+    """EVA's self-attention with encodings; x (B, prefix + N, C)."""
+
+    def forward(self, x: Tensor, rope: AttentionContext | None = None, attn_mask=None, is_causal: bool = False):
+        """`rope`, timm's way from the model to its attention layers, is the context here."""
+        prepared = prepare_encodings(self, rope)
+        if not prepared and not math_is_faster(x):
+            return super().forward(x, None, attn_mask, is_causal)
+        if self.qkv is not None:
+            parts = split_heads(self, project(self, x), prepared)
+        else:
+            q, k, v = (
+                part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+                for part in (self.q_proj(x), self.k_proj(x), self.v_proj(x))
+            )
+            parts = self.q_norm(q), self.k_norm(k), v, prepared
+        return self_attention(self, x, *parts, attn_mask, is_causal)
+
+
+@register_notrace_module
+class EncodedAttentionRope(AttentionRope):
+    """The self-attention of the rope ViTs with encodings; x (B, prefix + N, C)."""
+
+    def forward(self, x: Tensor, rope: AttentionContext | None = None, attn_mask=None, is_causal: bool = False):
+        """`rope`, timm's way from the model to its attention layers, is the context here."""
+        prepared = prepare_encodings(self, rope)
+        if not prepared and not math_is_faster(x):
+            return super().forward(x, None, attn_mask, is_causal)
+        if self.q_proj is None:
+            parts = split_heads(self, self.qkv(x).unflatten(-1, (3, -1, self.head_dim)), prepared)
+        else:
+            q, k, v = (
+                part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+                for part in (self.q_proj(x), self.k_proj(x), self.v_proj(x))
+            )
+            q, k = self.q_norm(q), self.k_norm(k)
+            if k.shape[1] < q.shape[1]:  # keys and values that several query heads share
+                k, v = (part.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for part in (k, v))
+            parts = q, k, v, prepared
+        return self_attention(self, x, *parts, attn_mask, is_causal)
+
+
+class EncodedEvaMixin:
+    """A block after which conditional encodings may mix the tokens."""
+
+    def forward(self, x: Tensor, rope: AttentionContext | None = None, attn_mask=None, is_causal: bool = False):
+        """x (B, prefix + N, C), as timm's."""
+        return mix(super().forward(x, rope, attn_mask, is_causal), self.mixers, rope)
+
+
+class EncodedEvaBlock(EncodedEvaMixin, EvaBlock):
+    """A block of a converted Eva."""
+
+
+class EncodedEvaBlockPostNorm(EncodedEvaMixin, EvaBlockPostNorm):
+    """A block of a converted Eva that normalises after its branches."""
+
+
+class EncodedEva(PlainMixin, Eva):
+    """A converted Eva."""
+
+    def _pos_embed(self, x: Tensor) -> tuple[Tensor, AttentionContext]:
+        """The tokens, and in place of timm's rope table what the blocks need to know of them."""
+        x, positions = self.embed(x)
+        x = self.pos_drop(x)
+        if self.patch_drop is not None:
+            x, index = self.patch_drop(x)
+            positions = positions if index is None else positions.keep(index)
+        return x, self.context(positions)
+
+    def group_matcher(self, coarse: bool = False) -> dict:
+        """timm's, with the frequencies of all layers in the stem."""
+        matcher = super().group_matcher(coarse)
+        return {**matcher, "stem": matcher["stem"] + "|rope"}
+
+
+def augmentation_of_host(rope: nn.Module) -> tuple[float | None, ...]:
+    """timm's random shift, jitter and rescaling of the rope's coordinates."""
+    return tuple(getattr(rope, f"{name}_coords", None) for name in ("shift", "jitter", "rescale"))
+
+
+def rope_of_host(rope: nn.Module, num_heads: int, head_dim: int, layout: Layout) -> RotaryEncoding:
+    """timm's own rope of all layers as an encoding: the same function, and timm's module where we have none."""
+    order, augmented = getattr(rope, "grid_indexing", None), any(augmentation_of_host(rope))
+    shape = {"num_heads": num_heads, "head_dim": head_dim, "layout": layout}
+    plain = not getattr(rope, "grid_offset", 0)
+    if type(rope) is RotaryEmbeddingCat and plain and not augmented:
+        if order == "ij":
+            return RopeEva(**shape, temperature=rope.temperature, reference_shape=rope.ref_feat_shape)
+        if rope.ref_feat_shape is None:
+            return RopeAxial(**shape, temperature=rope.temperature)
+    if type(rope) is RotaryEmbeddingDinoV3 and plain and order == "ij":
+        names = ("temperature",) if rope.min_period is None else ("min_period", "max_period")
+        periods = {name: getattr(rope, name) for name in names}
+        if not augmented or rope.normalize_coords == "separate":
+            return RopeDinoV3(**shape, **periods, normalize=rope.normalize_coords)
+    return RopeOfHost(rope, **shape)
+
+
+class EvaHost(PlainHost):
+    """Eva; `rope.freqs` of a mixed rope keeps its name, every other rope has no parameters.
+
+    A converted rope differs from timm's by rounding alone, about 1e-6: angles are computed in float64 here.
+    """
+
+    name = "Eva (EVA-02, DINOv3, rope ViT, PE)"
+    models: ClassVar = {Eva: EncodedEva}
+    blocks: ClassVar = {EvaBlock: EncodedEvaBlock, EvaBlockPostNorm: EncodedEvaBlockPostNorm}
+    attentions: ClassVar = {EvaAttention: EncodedEvaAttention, AttentionRope: EncodedAttentionRope}
+
+    def prepare(self, model: Eva) -> None:
+        if isinstance(model.rope, RotaryEmbeddingMixed) and any(augmentation_of_host(model.rope)):
+            raise ValueError(
+                "a mixed rope with rope_shift_coords, rope_jitter_coords or rope_rescale_coords cannot be "
+                "converted: build the model without them and set model.coordinate_augmentation"
+            )
+        super().prepare(model)
+
+    def wrap(self, model: Eva) -> None:
+        rope, model.rope, model.rope_mixed = model.rope, None, False
+        facts = [{key: fact[key] for key in ("num_heads", "head_dim")} for fact in self.layer_facts(model)]
+        if isinstance(rope, RotaryEmbeddingMixed):
+            cls = RopeMixed if rope.grid_indexing == "xy" else RopeMixedYX
+            with torch.device("meta"):
+                layers = [cls(**fact, temperature=rope.temperature) for fact in facts]
+            for block, encoding in zip(model.blocks, layers, strict=True):
+                block.attn.encodings.append(encoding)
+            model.rope = Frequencies(layers, rope.freqs)
+        elif rope is not None:
+            layout = "half" if model.blocks[0].attn.rotate_half else "interleaved"
+            encoding = rope_of_host(rope, **facts[0], layout=layout)
+            model.pos_embed_shared.append(encoding)
+            if any(augmentation_of_host(rope)) and isinstance(encoding, RopeDinoV3):
+                shift, jitter, rescale = augmentation_of_host(rope)
+                model.coordinate_augmentation = CoordinateAugmentation(shift or 0.0, jitter or 1.0, rescale or 1.0)
+
+    def settle(self, model: Eva) -> None:
+        super().settle(model)
+        mixed = [first(block.attn.encodings, RopeMixed) for block in model.blocks]
+        model.rope = Frequencies(mixed) if all(mixed) else None
+
+
+HOST = register_host(EvaHost())

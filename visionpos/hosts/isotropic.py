@@ -1,0 +1,289 @@
+"""What the hosts with one column of equal blocks share: ViT, EVA, BEiT, the relative position ViT and CaiT."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable
+from typing import ClassVar
+
+import torch
+import torch.fx
+import torch.nn.functional as F
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ..augment import CoordinateAugmentation
+from ..bias.relative_table import RelativeTable
+from ..encoding import PositionEncoding
+from ..input.learned import Learned
+from ..positions import Positions
+from .attention import AttentionContext
+from .host import Facts, Host, encoding_parameters, mixes_tokens
+
+
+def first(encodings: Iterable[PositionEncoding], kind: type | tuple[type, ...]) -> PositionEncoding | None:
+    """The first encoding of a kind."""
+    return next((encoding for encoding in encodings if isinstance(encoding, kind)), None)
+
+
+def mix(x: Tensor, mixers: nn.ModuleList, context: AttentionContext | None) -> Tensor:
+    """x (B, prefix + N, C) after the conditional encodings that follow a block."""
+    if len(mixers) and not isinstance(context, AttentionContext):
+        raise RuntimeError("this block needs positions: call it through the model's forward")
+    for encoding in mixers:
+        x = encoding(x, context.positions)
+    return x
+
+
+@torch.fx.wrap  # one call in its graphs: the sizes of a picture are known when they run
+def locate(
+    x: Tensor, grid_size: tuple[int, int], num_prefix_tokens: int, augmentation: CoordinateAugmentation | None
+) -> Positions:
+    """Where the patch tokens are: x (B, N, C) on the grid that the model was made for, or (B, H, W, C) on its own."""
+    feat_shape = tuple(x.shape[1:3]) if x.ndim == 4 else grid_size
+    positions = Positions.grid(feat_shape, num_prefix_tokens, device=x.device)
+    return positions if augmentation is None else augmentation(positions)
+
+
+def keep_tokens(x: Tensor, keep: Tensor, num_prefix_tokens: int) -> Tensor:
+    """x (B, prefix + N, C) -> (B, prefix + K, C): the prefix tokens and the patches `keep` (B, K)."""
+    prefix, patches = x.tensor_split([num_prefix_tokens], dim=1)
+    patches = patches.gather(1, keep.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+    return torch.cat([prefix, patches], dim=1) if num_prefix_tokens else patches
+
+
+def project(attn: nn.Module, x: Tensor) -> Tensor:
+    """(B, T, 3, heads, head_dim) where queries and values have a bias and keys have none: EVA, BEiT, Swin V2."""
+    if attn.q_bias is None:
+        qkv = attn.qkv(x)
+    else:
+        bias = torch.cat((attn.q_bias, attn.k_bias, attn.v_bias))
+        qkv = attn.qkv(x) + bias if attn.qkv_bias_separate else F.linear(x, attn.qkv.weight, bias)
+    return qkv.unflatten(-1, (3, attn.num_heads, -1))
+
+
+class Home(nn.Module):
+    """A module of timm's name, where timm and its checkpoints have the parameters of an encoding."""
+
+    def __init__(self, window_size: tuple[int, int]):
+        super().__init__()
+        self.window_size = tuple(window_size)  # timm's, for its own checkpoint conversion
+
+    def set_window_size(self, window_size: tuple[int, int]) -> None:
+        """Remember it; the encoding resizes its own parameters."""
+        self.window_size = tuple(window_size)
+
+
+def table_of_host(parameter: nn.Parameter, feat_shape: tuple[int, int], **options) -> RelativeTable:
+    """timm's own table, ((2h - 1)(2w - 1) [+ 3], heads), as an encoding; nothing is drawn at random."""
+    with torch.device("meta"):
+        table = RelativeTable(parameter.shape[1], feat_shape, **options)
+    table.relative_position_bias_table = parameter
+    table.relative_position_index = torch.empty_like(table.relative_position_index, device=parameter.device)
+    table.reinit_buffers()
+    return table
+
+
+class PlainMixin:
+    """What a converted model does differently: where positions enter, and nothing else."""
+
+    coordinate_augmentation: CoordinateAugmentation | None = None  # applied while training
+    kept: Tensor | None = None  # (B, K), the patches to go on with, during `forward_kept`
+
+    @property
+    def prefix_tokens(self) -> list[Tensor]:
+        """What goes in front of the patch tokens, each (1, n, C)."""
+        tokens = [getattr(self, name, None) for name in ("cls_token", "dist_token", "reg_token")]
+        return [token for token in tokens if token is not None]
+
+    def embed(self, x: Tensor) -> tuple[Tensor, Positions]:
+        """The patch tokens (B, N, C) or (B, H, W, C) -> all tokens with input encodings, and where they are."""
+        augmentation = self.coordinate_augmentation if self.training else None
+        prefix = [token.expand(x.shape[0], -1, -1) for token in self.prefix_tokens]
+        num_prefix_tokens = sum(token.shape[1] for token in self.prefix_tokens)
+        positions = locate(x, tuple(self.patch_embed.grid_size), num_prefix_tokens, augmentation)
+        x = x.reshape(x.shape[0], -1, x.shape[-1])
+        x = torch.cat([*prefix, x], dim=1) if prefix else x
+        for encoding in self.pos_embed_input:
+            x = encoding(x, positions)
+        if self.kept is not None:
+            x, positions = keep_tokens(x, self.kept, num_prefix_tokens), positions.keep(self.kept)
+        return x, positions
+
+    def forward_kept(self, x: Tensor, keep: Tensor) -> Tensor:
+        """`forward_features` of a subset of the patches of each picture; the others are never seen.
+
+        Args:
+            x: pictures (B, C, H, W).
+            keep: (B, K) indices of patches, in any order.
+
+        Returns:
+            (B, prefix + K, C), in the order of `keep`.
+        """
+        self.kept = keep
+        try:
+            return self.forward_features(x)
+        finally:
+            self.kept = None
+
+    def context(self, positions: Positions) -> AttentionContext:
+        """What the blocks hand on to attention, with the tables of the encodings that all layers share."""
+        return AttentionContext.of(positions, self.pos_embed_shared)
+
+    def set_input_size(self, img_size=None, patch_size=None) -> None:
+        """As timm's; learned tables are resized, formulas interpolate their coordinates."""
+        resize = getattr(super(), "set_input_size", self.patch_embed.set_input_size)  # not in every timm's BEiT
+        table, self.pos_embed = self.pos_embed, None  # ours to resize
+        try:
+            resize(img_size=img_size, patch_size=patch_size)
+        finally:
+            self.pos_embed = table
+        for module in self.modules():
+            if isinstance(module, PositionEncoding):
+                module.set_feat_shape(tuple(self.patch_embed.grid_size))
+
+    def no_weight_decay(self) -> set[str]:
+        """timm's names and every parameter of an encoding."""
+        return super().no_weight_decay() | encoding_parameters(self)
+
+
+class PlainForward(PlainMixin):
+    """The forward pass of the models whose blocks take one argument besides x (BEiT, the relative position ViT)."""
+
+    def enter(self, x: Tensor) -> tuple[Tensor, AttentionContext]:
+        """A picture (B, C, H, W) -> its tokens, and what the blocks need to know of them."""
+        x, positions = self.embed(self.patch_embed(x))
+        return x, self.context(positions)
+
+    def leave(self, x: Tensor) -> Tensor:
+        """The tokens after the last block -> the features."""
+        return self.norm(x)
+
+    def run(self, block: nn.Module, x: Tensor, context: AttentionContext) -> Tensor:
+        """One block, checkpointed or not."""
+        return checkpoint(block, x, context, use_reentrant=False) if self.grad_checkpointing else block(x, context)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """As timm's: (B, prefix + N, C)."""
+        x, context = self.enter(x)
+        for block in self.blocks:
+            x = self.run(block, x, context)
+        return self.leave(x)
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ):
+        """As timm's."""
+        if output_fmt not in ("NCHW", "NLC"):
+            raise ValueError(f"output_fmt must be 'NCHW' or 'NLC', got {output_fmt!r}")
+        wanted, last = feature_take_indices(len(self.blocks), indices)
+        x, context = self.enter(x)
+        found = []
+        for index, block in enumerate(self.blocks[: last + 1] if stop_early else self.blocks):
+            x = self.run(block, x, context)
+            if index in wanted:
+                tokens = self.norm(x) if norm else x
+                found.append(tokens.tensor_split([context.positions.num_prefix_tokens], dim=1))
+        intermediates = [patches for _, patches in found]
+        if output_fmt == "NCHW":
+            shape = context.positions.feat_shape
+            intermediates = [patches.mT.unflatten(2, shape).contiguous() for patches in intermediates]
+        if return_prefix_tokens:
+            intermediates = [(patches, prefix) for patches, (prefix, _) in zip(intermediates, found, strict=True)]
+        return intermediates if intermediates_only else (self.leave(x), intermediates)
+
+
+class PlainHost(Host):
+    """A model with `patch_embed`, prefix tokens and `blocks`; a family says which classes are swapped for which."""
+
+    models: ClassVar[dict[type, type]]  # timm's class -> the converted one
+    blocks: ClassVar[dict[type, type]]
+    attentions: ClassVar[dict[type, type]]
+
+    def accepts(self, model: nn.Module) -> bool:
+        return type(model) in self.models or isinstance(model, tuple(self.models.values()))
+
+    def prepare(self, model: nn.Module) -> None:
+        if isinstance(model, PlainMixin):
+            return
+        for index, block in enumerate(model.blocks):
+            if type(block) not in self.blocks or type(block.attn) not in self.attentions:
+                raise ValueError(
+                    f"blocks.{index} is a {type(block).__name__} with {type(getattr(block, 'attn', None)).__name__}; "
+                    f"only timm's {' or '.join(cls.__name__ for cls in self.blocks)} with "
+                    f"{' or '.join(cls.__name__ for cls in self.attentions)} takes encodings"
+                )
+        model.pos_embed_input, model.pos_embed_shared = nn.ModuleList(), nn.ModuleList()
+        if getattr(model, "pos_embed", None) is None:
+            model.pos_embed = None
+        else:
+            with torch.device("meta"):
+                learned = Learned(**self.input_facts(model))
+            learned.live_in(model)
+            model.pos_embed_input.append(learned)
+        for block in model.blocks:
+            block.__class__, block.mixers = self.blocks[type(block)], nn.ModuleList()
+            block.attn.__class__, block.attn.encodings = self.attentions[type(block.attn)], nn.ModuleList()
+        self.wrap(model)
+        model.__class__ = self.models[type(model)]
+
+    @abstractmethod
+    def wrap(self, model: nn.Module) -> None:
+        """The rest of `prepare`: what timm's attention has of its own becomes encodings."""
+
+    def input_facts(self, model: nn.Module) -> Facts:
+        rows = 0 if getattr(model, "no_embed_class", False) else model.num_prefix_tokens  # of a learned table
+        return {"dim": model.embed_dim, "feat_shape": tuple(model.patch_embed.grid_size), "num_prefix_tokens": rows}
+
+    def layer_facts(self, model: nn.Module) -> list[Facts]:
+        shape = {"feat_shape": tuple(model.patch_embed.grid_size), "num_prefix_tokens": model.num_prefix_tokens}
+        return [
+            {
+                **shape,
+                "dim": model.embed_dim,
+                "num_heads": block.attn.num_heads,
+                "head_dim": block.attn.proj.in_features // block.attn.num_heads,
+                "layer": index,
+                "depth": len(model.blocks),
+            }
+            for index, block in enumerate(model.blocks)
+        ]
+
+    def mixing_layers(self, model: nn.Module) -> list[int]:
+        return [0]
+
+    def encodings(self, model: nn.Module):
+        shared = list(model.pos_embed_shared)
+        layers = [[*shared, *block.attn.encodings, *block.mixers] for block in model.blocks]
+        return list(model.pos_embed_input), layers
+
+    def install(self, model: nn.Module, inputs, layers) -> None:
+        old_inputs, old_layers = self.encodings(model)
+        for encoding in {*old_inputs, *(encoding for layer in old_layers for encoding in layer)}:
+            encoding.move_out()
+        shared = [
+            encoding
+            for encoding in layers[0]
+            if all(encoding in layer for layer in layers)
+            and (encoding.shared or len(layers) > 1 or encoding in model.pos_embed_shared)
+        ]
+        model.pos_embed_input, model.pos_embed_shared = nn.ModuleList(inputs), nn.ModuleList(shared)
+        for block, encodings in zip(model.blocks, layers, strict=True):
+            own = [encoding for encoding in encodings if encoding not in shared]
+            block.mixers = nn.ModuleList(encoding for encoding in own if mixes_tokens(encoding))
+            block.attn.encodings = nn.ModuleList(encoding for encoding in own if not mixes_tokens(encoding))
+        self.settle(model)
+
+    def settle(self, model: nn.Module) -> None:
+        """Parameters that timm and its checkpoints have under names of their own go there."""
+        learned = first(model.pos_embed_input, Learned)
+        if learned is not None:
+            learned.live_in(model)

@@ -1,0 +1,194 @@
+"""timm's Swin Transformer (v1) as host: encodings act inside the windows, input encodings on the whole grid."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+import torch.fx
+from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock
+from torch import Tensor, nn
+
+from ..bias.relative_table import RelativeTable
+from ..encoding import PositionEncoding
+from ..memory import is_plain_eager
+from ..positions import Positions
+from ..windows import TakeTokens, window_order
+from .host import Facts, FixedCoordinates, Host, encoding_parameters, mixes_tokens, register_host
+from .window_attention import WindowAttention, fuse_windows
+
+
+@torch.fx.wrap  # one call in its graphs: the size of a picture is known when they run
+def add_positions(x: Tensor, encodings: nn.ModuleList) -> Tensor:
+    """x (B, H, W, C) after input or conditional encodings."""
+    for encoding in encodings:
+        positions = Positions.grid(tuple(x.shape[1:3]), device=x.device)
+        x = encoding(x.flatten(1, 2), positions).view(x.shape)
+    return x
+
+
+def house(
+    encodings: nn.ModuleList, new: list[PositionEncoding], owner: nn.Module, native: type | tuple[type, ...]
+) -> None:
+    """Put `new` in place of all `encodings`; the first `native` one of them keeps its parameters in `owner`.
+
+    There timm and its checkpoints have them.
+    """
+    for encoding in encodings:
+        encoding.move_out()
+    del encodings[:]
+    encodings.extend(new)  # the list stays, since a hook may hold it
+    for encoding in [encoding for encoding in new if isinstance(encoding, native)][:1]:
+        encoding.live_in(owner)
+
+
+class AddPositions:
+    """Forward hook of patch_embed: adds the input encodings to its output. An object, so that copies have their own."""
+
+    def __init__(self, encodings: nn.ModuleList):
+        self.encodings = encodings
+
+    def __call__(self, patch_embed: nn.Module, args: tuple, x: Tensor) -> Tensor:
+        return add_positions(x, self.encodings)
+
+
+def hide_fully(mask: Tensor | None) -> Tensor | None:
+    """timm's shift mask with -inf in place of -100.
+
+    The probability of a hidden key, e^-100, is a denormal number, which a CPU computes with many times slower. It is
+    lost in the sum over the keys: outputs have the same bits, unless a hidden logit is some 80 above all seen ones.
+    """
+    return None if mask is None else mask.masked_fill(mask != 0, float("-inf"))
+
+
+class EncodedGridBlock:
+    """Mixin of a block on (B, H, W, C) tokens, after which conditional encodings may mix those of the whole grid."""
+
+    def get_attn_mask(self, *args, **kwargs) -> Tensor | None:
+        """timm's shift mask, (windows, N, N), of 0 and -inf."""
+        return hide_fully(super().get_attn_mask(*args, **kwargs))
+
+    def _attn(self, x: Tensor) -> Tensor:
+        """As timm's, x (B, H, W, C); the way into the windows and that back are a gather each.
+
+        timm's rolls, padding and copies stay where a graph is traced, and for pictures of any size.
+        """
+        if self.dynamic_mask or not isinstance(x, Tensor) or not is_plain_eager():
+            return super()._attn(x)
+        way = window_order(tuple(x.shape[1:3]), self.window_size, self.shift_size, x.device)
+        windows = TakeTokens.apply(x.flatten(1, 2), *way)
+        windows = self.attn(windows.view(-1, self.window_area, x.shape[-1]), mask=self.attn_mask)
+        return TakeTokens.apply(windows.view(x.shape[0], -1, x.shape[-1]), *reversed(way)).view(x.shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, H, W, C), as timm's."""
+        return add_positions(super().forward(x), self.mixers)
+
+
+class EncodedSwinBlock(EncodedGridBlock, SwinTransformerBlock):
+    """A block of a converted Swin Transformer."""
+
+    def _attn(self, x: Tensor) -> Tensor:
+        """As timm's, x (B, H, W, C), by a kernel where one runs."""
+        out = fuse_windows(self, x) if isinstance(x, Tensor) else None
+        return super()._attn(x) if out is None else out
+
+
+class EncodedSwinMixin(FixedCoordinates):
+    """What converted Swin Transformers of both versions do differently."""
+
+    def set_input_size(self, img_size=None, patch_size=None, window_size=None, **kwargs) -> None:
+        """As timm's; learned tables are resized, formulas interpolate their coordinates."""
+        super().set_input_size(img_size=img_size, patch_size=patch_size, window_size=window_size, **kwargs)
+        for encoding in self.pos_embed_input:
+            encoding.set_feat_shape(tuple(self.patch_embed.grid_size))
+
+    def no_weight_decay(self) -> set[str]:
+        """timm's names and every parameter of an encoding."""
+        return super().no_weight_decay() | encoding_parameters(self)
+
+    def group_matcher(self, coarse: bool = False) -> dict:
+        """timm's, with input encodings in the stem."""
+        return {**super().group_matcher(coarse), "stem": r"^patch_embed|^pos_embed"}
+
+
+class EncodedSwinTransformer(EncodedSwinMixin, SwinTransformer):
+    """A converted Swin Transformer."""
+
+
+class SwinHost(Host):
+    """Swin v1; the class attributes and `wrap_attention` are what another version has of its own."""
+
+    name = "SwinTransformer (Swin v1)"
+    model_class: ClassVar[type] = SwinTransformer
+    encoded_class: ClassVar[type] = EncodedSwinTransformer
+    block_class: ClassVar[type] = EncodedSwinBlock
+    native: ClassVar[type] = RelativeTable  # the encoding that timm's model has, under names of its own
+
+    def accepts(self, model: nn.Module) -> bool:
+        return type(model) is self.model_class or isinstance(model, self.encoded_class)
+
+    def blocks(self, model: nn.Module) -> list[nn.Module]:
+        """All blocks in order."""
+        return [block for stage in model.layers for block in stage.blocks]
+
+    def wrap_attention(self, attn: nn.Module) -> None:
+        """Swap the class of timm's window attention, and give it its own bias as an encoding."""
+        with torch.device("meta"):
+            table = RelativeTable(attn.num_heads, tuple(attn.window_size))
+        table.live_in(attn)
+        table.relative_position_index = attn._buffers.pop("relative_position_index")
+        attn.__class__ = WindowAttention
+        attn.encodings = nn.ModuleList([table])
+
+    def wrap_block(self, block: nn.Module) -> None:
+        """Swap the class of timm's block and of its attention."""
+        self.wrap_attention(block.attn)
+        block.__class__, block.mixers = self.block_class, nn.ModuleList()
+        block.attn_mask = hide_fully(block.attn_mask)
+
+    def prepare(self, model: nn.Module) -> None:
+        if isinstance(model, self.encoded_class):
+            return
+        for block in self.blocks(model):
+            self.wrap_block(block)
+        model.__class__ = self.encoded_class
+        model.pos_embed_input = nn.ModuleList()
+        model.patch_embed.register_forward_hook(AddPositions(model.pos_embed_input))
+
+    def input_facts(self, model: nn.Module) -> Facts:
+        dim = model.patch_embed.proj.out_channels
+        return {"dim": dim, "feat_shape": tuple(model.patch_embed.grid_size), "num_prefix_tokens": 0}
+
+    def layer_facts(self, model: nn.Module) -> list[Facts]:
+        blocks = self.blocks(model)
+        return [
+            {
+                "dim": block.dim,
+                "feat_shape": tuple(block.attn.window_size),
+                "num_prefix_tokens": 0,
+                "num_heads": block.attn.num_heads,
+                "head_dim": block.attn.qkv.out_features // (3 * block.attn.num_heads),
+                "layer": index,
+                "depth": len(blocks),
+            }
+            for index, block in enumerate(blocks)
+        ]
+
+    def mixing_layers(self, model: nn.Module) -> list[int]:
+        depths = [len(stage.blocks) for stage in model.layers]
+        return [sum(depths[:stage]) for stage in range(len(depths))]
+
+    def encodings(self, model: nn.Module):
+        layers = [[*block.attn.encodings, *block.mixers] for block in self.blocks(model)]
+        return list(model.pos_embed_input), layers
+
+    def install(self, model: nn.Module, inputs, layers) -> None:
+        house(model.pos_embed_input, inputs, model, ())
+        for block, encodings in zip(self.blocks(model), layers, strict=True):
+            block.mixers = nn.ModuleList(encoding for encoding in encodings if mixes_tokens(encoding))
+            inside = [encoding for encoding in encodings if not mixes_tokens(encoding)]
+            house(block.attn.encodings, inside, block.attn, self.native)
+
+
+HOST = register_host(SwinHost())

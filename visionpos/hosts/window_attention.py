@@ -1,0 +1,135 @@
+"""Window attention of Swin Transformers with a slot for encodings.
+
+Encodings see the coordinates of the window, which differ from the grid's by an offset.
+"""
+
+from __future__ import annotations
+
+import torch
+from timm.layers import register_notrace_module, use_fused_attn
+from timm.models.swin_transformer import WindowAttention as TimmWindowAttention
+from torch import Tensor, nn
+
+from ..encoding import AttentionTensors
+from ..kernels import window_attention
+from ..kernels.choose import considered
+from ..materialize import materialize
+from ..memory import remembered
+from ..positions import Positions
+from .attention import Prepared, attend, attend_logits, encoded, split_heads
+
+
+def takes_fused_path(layer: nn.Module, x: Tensor) -> bool:
+    """Where timm's own switch says so, and on CUDA unless TIMM_FUSED_ATTN=0. On a CPU timm's steps, and so its bits."""
+    return layer.fused_attn or (x.is_cuda and use_fused_attn())
+
+
+def prepare_windows(layer: nn.Module, x: Tensor) -> Prepared:
+    """The encodings of the layer and their tables, for windows x (B * windows, N, C)."""
+    positions = Positions.grid(layer.window_size, device=x.device)
+    prepared = ((encoding, encoding.prepared(positions)) for encoding in layer.encodings)
+    return tuple((e, materialize(table) if isinstance(table, Tensor) else table) for e, table in prepared)
+
+
+def hide_regions(layer: nn.Module, tensors: AttentionTensors, mask: Tensor | None, least: Tensor | None = None) -> None:
+    """Add Swin's shift mask to the bias, which becomes (1 or B, windows, heads or 1, N, N): one term for the logits.
+
+    Once for all images, and in eval mode on a CPU only where bias or mask have changed. A mask of 0 and -inf leaves the
+    bits of (logits + bias) + mask.
+
+    Args:
+        layer: owns what is remembered.
+        tensors: after all encodings.
+        mask: (windows, N, N), additive; the windows of an image are neighbours in the batch. None changes nothing.
+        least: what a hidden key gets instead of -inf, (heads, 1, 1).
+    """
+    if mask is None:
+        return
+    bias = tensors.bias
+    alike = bias is None or bias.shape[0] == 1  # for all images
+
+    def add() -> Tensor:
+        hidden = mask.unsqueeze(1) if least is None else mask.unsqueeze(1).maximum(least)
+        return hidden.unsqueeze(0) if bias is None else bias.unflatten(0, (-1, 1 if alike else len(mask))) + hidden
+
+    tensors.bias = remembered(layer, add, (bias, mask, least)) if alike else add()
+
+
+def attend_windows(layer: nn.Module, tensors: AttentionTensors, fused: bool) -> Tensor:
+    """softmax(q k^T + bias) v, projected: (B * windows, N, C).
+
+    Args:
+        layer: has `num_heads`, `attn_drop`, `proj` and `proj_drop`.
+        tensors: after all encodings and `hide_regions`; q or k has the scale of the logits.
+        fused: by torch's fused attention; otherwise by timm's steps, and so with its bits.
+    """
+    q, bias = tensors.q, tensors.bias
+    if fused:
+        if bias is not None and bias.ndim == 5:  # torch's fused attention takes four dimensions only
+            tensors.bias = bias.expand(q.shape[0] // bias.shape[1], -1, layer.num_heads, -1, -1).flatten(0, 1)
+        out = attend(tensors, 1.0, layer.attn_drop, fused=True)
+    else:
+        tensors.bias = None
+        out = attend_logits(tensors, window_logits(q, tensors.k, bias), layer.attn_drop)
+    return layer.proj_drop(layer.proj(out.transpose(1, 2).flatten(2)))
+
+
+def window_logits(q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
+    """q k^T + bias, (B * windows, heads, N, N), in the wider dtype of both."""
+    if bias is None:
+        return q @ k.transpose(-2, -1)
+    windows = bias.shape[-4] if bias.ndim == 5 else q.shape[0]
+    logits = q.unflatten(0, (-1, windows)) @ k.unflatten(0, (-1, windows)).transpose(-2, -1)
+    wide = torch.promote_types(logits.dtype, bias.dtype)
+    logits = logits.add_(bias) if logits.dtype == wide else logits + bias  # nobody else needs the product
+    return logits.flatten(0, 1)
+
+
+def fuse_windows(block: nn.Module, x: Tensor) -> Tensor | None:
+    """The attention of a Swin block on its grid x (B, H, W, C) by one kernel, which cuts the windows itself.
+
+    None where that kernel does not run: it knows biases and the shift mask, and neither hooks nor dropout.
+    """
+    if not considered(x):
+        return None
+    attn = block.attn
+    biases = len(attn.encodings) and all(e.place == "bias" and not e.content_dependent for e in attn.encodings)
+    drops = attn.training and attn.attn_drop.p > 0
+    if not biases or drops or attn._forward_hooks or attn._forward_pre_hooks:
+        return None
+    bias = sum(table for _, table in prepare_windows(attn, x))
+    options = tuple(block.window_size), tuple(block.shift_size), attn.scale
+    kind = x.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    shape = *x.shape[:3], 3, attn.num_heads, x.shape[-1] // attn.num_heads
+    if not window_attention.runs(x.new_empty(1, dtype=dtype).expand(shape), bias, *options):
+        return None
+    out = window_attention.fused(attn.qkv(x).view(shape), bias, *options)
+    return attn.proj_drop(attn.proj(out.flatten(3)))
+
+
+@register_notrace_module
+class WindowAttention(TimmWindowAttention):
+    """Window attention of Swin with encodings; x (B * windows, N, C)."""
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """`mask` is Swin's shift mask, (windows, N, N), added to the logits."""
+        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))
+        q, k, v, prepared = split_heads(self, qkv, prepare_windows(self, x))
+        tensors = encoded(x, q, k, v, prepared)
+        tensors.q = tensors.q * self.scale
+        hide_regions(self, tensors, mask)
+        return attend_windows(self, tensors, takes_fused_path(self, x))
+
+    def set_window_size(self, window_size: tuple[int, int]) -> None:
+        """Work on another window; tables are resized."""
+        self.window_size = tuple(window_size)
+        self.window_area = self.window_size[0] * self.window_size[1]
+        for encoding in self.encodings:
+            encoding.set_feat_shape(self.window_size)
+
+    def reset_parameters(self) -> None:
+        """Nothing of its own: the encodings reset theirs."""
+
+    def _init_buffers(self) -> None:
+        """Nothing of its own: the encodings compute theirs."""

@@ -1,0 +1,69 @@
+"""SimMIM for Swin, whose windows cannot drop tokens: hidden patches become a mask token, and every token is kept
+(Xie et al., SimMIM: A Simple Framework for Masked Image Modeling, 2021, arXiv 2111.09886)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..hosts.host import find_host
+from ..hosts.swin import EncodedSwinMixin, add_positions
+from .masks import Mask
+from .model import MaskedImageModel
+
+
+class SimMIM(MaskedImageModel):
+    """Hide patches behind a mask token, encode all tokens, predict the pixels of the hidden patches by one layer.
+
+    loss = mean over hidden patches and their pixels of |prediction - pixel|. What is hidden and predicted as one is
+    what one token of the last stage stands for: patch size times 2 for each merging, 32 pixels for Swin at 224.
+    `simmim.encoder` is the model that was given, a converted timm model, ready to fine-tune.
+
+    Args:
+        encoder: a timm Swin or Swin v2, converted by `set_encoding`, or else with its own positions.
+        mask_ratio: share of the patches that are hidden, 0 to 0.95; the paper's is 0.6.
+        norm_pix_loss: predict pixels normalised patch by patch; the paper predicts pixels.
+        masking: "random", "block" or "grid", see `draw_mask`.
+
+    Raises:
+        ValueError: an encoder of another family, or a ratio or masking out of range.
+    """
+
+    def __init__(
+        self, encoder: nn.Module, mask_ratio: float = 0.6, norm_pix_loss: bool = False, masking: str = "random"
+    ):
+        find_host(encoder).prepare(encoder)
+        if not isinstance(encoder, EncodedSwinMixin):
+            raise ValueError(
+                f"SimMIM takes a Swin or Swin v2, not {type(encoder).__name__}; for ViT-like models there is "
+                "MaskedAutoencoder"
+            )
+        merged = 2 ** (encoder.num_layers - 1)
+        patch_size = tuple(side * merged for side in encoder.patch_embed.patch_size)
+        super().__init__(encoder, patch_size, mask_ratio, norm_pix_loss, masking)
+        self.mask_token = nn.Parameter(torch.zeros(encoder.embed_dim))
+        self.pred = nn.Linear(encoder.num_features, self.patch_dim)
+        nn.init.trunc_normal_(self.mask_token, std=0.02)
+
+    def predict(self, images: Tensor, mask: Mask) -> Tensor:
+        """The prediction for every patch, from the visible ones."""
+        x = self.encoder.patch_embed.forward(images)  # (B, H, W, C), without the hook that adds input encodings
+        hidden = mask.hidden.unflatten(1, self.feat_shape(images))
+        for axis in (1, 2):
+            hidden = hidden.repeat_interleave(x.shape[axis] // hidden.shape[axis], dim=axis)
+        x = torch.where(hidden.unsqueeze(-1), self.mask_token.to(x.dtype), x)
+        x = add_positions(x, self.encoder.pos_embed_input)
+        x = self.encoder.norm(self.encoder.layers(x))
+        return self.pred(x.flatten(1, 2))
+
+    def error(self, difference: Tensor) -> Tensor:
+        """Absolute values."""
+        return difference.abs()
+
+    def set_input_size(self, img_size: tuple[int, int]) -> None:
+        """Work on pictures of another size from now on."""
+        self.encoder.set_input_size(img_size=img_size)
+
+    def no_weight_decay(self) -> set[str]:
+        """What the encoder names, and the mask token."""
+        return super().no_weight_decay() | {"mask_token"}

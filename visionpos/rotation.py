@@ -1,0 +1,137 @@
+"""Rotation of channel pairs by angles: RoFormer (Su et al. 2021, arXiv 2104.09864)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .frequencies import require_multiple, wide
+
+Layout = Literal["interleaved", "half"]
+
+
+def lies_in_pairs(x: Tensor) -> bool:
+    """Whether the memory of x (..., D) can be read as complex numbers."""
+    *outer, inner = x.stride()
+    return inner == 1 and not any(step % 2 for step in (*outer, x.storage_offset()))
+
+
+def as_pairs(x: Tensor) -> Tensor:
+    """(..., D) as complex numbers (..., D / 2) of neighbouring channels; a copy where the memory does not allow it."""
+    x = x if lies_in_pairs(x) else x.clone(memory_format=torch.contiguous_format)
+    return torch.view_as_complex(x.unflatten(-1, (-1, 2)))
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, layout: Layout) -> Tensor:
+    """x (..., N, D) with its channel pairs rotated; cos and sin (..., N, D / 2). In x's dtype, computed in cos's.
+
+    A pair is a complex number and its rotation one product, which in eager mode is three times as fast as real
+    arithmetic. Compilers fuse the real lines and break on complex ones.
+    """
+    exact = x.to(torch.promote_types(x.dtype, cos.dtype))
+    interleaved = layout == "interleaved"
+    a, b = exact.unflatten(-1, (-1, 2)).unbind(-1) if interleaved else exact.chunk(2, dim=-1)
+    if torch.compiler.is_compiling():
+        turned = a * cos - b * sin, a * sin + b * cos
+    else:
+        pairs = as_pairs(exact) if interleaved else torch.complex(a, b)
+        pairs = pairs * torch.complex(cos, sin).to(pairs.dtype)
+        if interleaved:
+            return torch.view_as_real(pairs).flatten(-2).to(x.dtype)
+        turned = pairs.real, pairs.imag
+    rotated = torch.stack(turned, dim=-1).flatten(-2) if interleaved else torch.cat(turned, dim=-1)
+    return rotated.to(x.dtype)
+
+
+def apply_rotary(
+    x: Float[Tensor, "*batch n d"], angles: Float[Tensor, "*heads n pairs"], layout: Layout = "interleaved"
+) -> Float[Tensor, "*batch n d"]:
+    """Rotate each channel pair (a, b) of x to (a cos t - b sin t, a sin t + b cos t).
+
+    Args:
+        x: (..., N, D) queries or keys, D even.
+        angles: (..., N, D / 2) in radians, broadcast over leading axes such as batch and heads.
+        layout: "interleaved" pairs channels (2i, 2i + 1), as LLaMA and RoPE-ViT; "half" pairs (i, i + D / 2), as
+            DINOv3 and Qwen-VL.
+
+    Returns:
+        (..., N, D) in x's dtype; angles, cosines and products are not computed in less than float32.
+
+    Raises:
+        ValueError: another number of tokens or pairs, or an unknown layout.
+    """
+    if layout not in ("interleaved", "half"):
+        raise ValueError(f"layout must be 'interleaved' or 'half', got {layout!r}")
+    if x.shape[-1] != 2 * angles.shape[-1] or x.shape[-2] != angles.shape[-2]:
+        raise ValueError(
+            f"angles of shape (..., N, D / 2) are needed for x {tuple(x.shape)}, got {tuple(angles.shape)}"
+        )
+    angles = angles if angles.dtype == torch.float64 else angles.float()
+    return rotate(x, angles.cos(), angles.sin(), layout)
+
+
+def mixed_angles(
+    coords: Float[Tensor, "*batch n 2"], freqs: Float[Tensor, "2 heads pairs"]
+) -> Float[Tensor, "*batch heads n pairs"]:
+    """x freqs[0] + y freqs[1], in float64, for coordinates (y, x): every pair turns along a direction of its own."""
+    y, x = wide(coords)[..., None, :, :, None].unbind(-2)  # (..., 1, N, 1)
+    along_x, along_y = wide(freqs).unsqueeze(-2)  # (heads, 1, pairs)
+    return x * along_x + y * along_y
+
+
+def map_qk_rows(rows: Tensor, num_heads: int, change: Callable[[Tensor], Tensor], fused: bool = True) -> Tensor:
+    """The weight or bias of a projection with `change` applied to its query and key rows, head by head.
+
+    Args:
+        rows: (3 * heads * head_dim, C) or (3 * heads * head_dim,) of a fused qkv; without the 3 where `fused` is False.
+        num_heads: attention heads.
+        change: maps (heads, head_dim, C) to a tensor of the same shape; a bias comes with C = 1.
+        fused: queries, keys and values in one projection; the rows of the values stay as they are.
+
+    Raises:
+        ValueError: the rows do not divide into heads.
+    """
+    heads = 3 * num_heads if fused else num_heads
+    require_multiple("rows", rows.shape[0], heads, "query, key and value heads" if fused else "heads")
+    table = rows.reshape(heads, rows.shape[0] // heads, -1)
+    turned, kept = table.split([2 * num_heads, num_heads] if fused else [num_heads, 0])
+    return torch.cat([*map(change, turned.split(num_heads)), kept]).reshape(rows.shape)
+
+
+def convert_qk_layout(
+    rows: Tensor, num_heads: int, source: Layout, target: Layout, *, fused: bool = True, block: int = 2
+) -> Tensor:
+    """Weight or bias of a query and key projection, reordered from one pairing of channels to the other. Exact.
+
+    With both projections converted, attention under the layout `target` computes what it did under `source`: only the
+    order of the channels changes, half(x[order]) = interleaved(x)[order], order = the even channels, then the odd.
+
+    Args:
+        rows: weight (R, C) or bias (R,), R = 3 * heads * head_dim of a fused qkv. What acts on a head's channels after
+            the projection (q_norm, k_norm) is converted too: its (head_dim,) vectors with num_heads=1, fused=False.
+        num_heads: attention heads.
+        source: the layout that the projection was made for.
+        target: the layout that it will be used with.
+        fused: False for a projection of queries or of keys alone, R = heads * head_dim.
+        block: channels that turn together; more than 2 for the block rotations of `liere` and `comrope`.
+
+    Raises:
+        ValueError: an unknown layout, or rows that do not divide into heads and blocks.
+    """
+    for layout in (source, target):
+        if layout not in ("interleaved", "half"):
+            raise ValueError(f"layout must be 'interleaved' or 'half', got {layout!r}")
+    if source == target:
+        return rows
+
+    def reorder(table: Tensor) -> Tensor:
+        head_dim = table.shape[1]
+        require_multiple("head_dim", head_dim, block, "channels that turn together")
+        order = torch.arange(head_dim, device=table.device).reshape(-1, block).T.flatten()
+        return table[:, order if target == "half" else order.argsort()]
+
+    return map_qk_rows(rows, num_heads, reorder, fused)

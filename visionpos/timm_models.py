@@ -1,0 +1,143 @@
+"""timm entry points with an encoding: `timm.create_model("visionpos_vit_tiny_patch4_32", encoding="rope_axial")`.
+
+`encoding` is any spec; without it a model keeps its host's own positions. All other arguments are timm's. Weights load
+after the conversion, so that a model saved by `timm.models.save_for_hf` comes back with its encoding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from timm.layers import to_2tuple
+from timm.models import build_model_with_cfg, generate_default_cfgs, get_pretrained_cfg, register_model
+from torch import nn
+
+from .convert import create_model
+from .registry import Spec
+from .weights.load import fit_pretrained
+from .weights.save import ARCHITECTURE
+
+CIFAR = {
+    "num_classes": 10,
+    "input_size": (3, 32, 32),
+    "fixed_input_size": True,
+    "crop_pct": 1.0,
+    "interpolation": "bicubic",
+    "mean": (0.4914, 0.4822, 0.4465),
+    "std": (0.2470, 0.2435, 0.2616),
+    "first_conv": "patch_embed.proj",
+}
+VIT, SWIN = {**CIFAR, "classifier": "head"}, {**CIFAR, "classifier": "head.fc"}
+VIT_HOST, SWIN_HOST = "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"
+GETTER = {"out_indices": 3, "feature_cls": "getter"}
+
+default_cfgs = generate_default_cfgs(
+    {
+        "visionpos_vit_tiny_patch4_32": VIT,
+        "visionpos_vit_small_patch4_32": VIT,
+        "visionpos_vit_xs_patch4_32": VIT,
+        "visionpos_swin_xs_patch2_window4_32": SWIN,
+        "visionpos_vit_tiny_patch16_224": get_pretrained_cfg(VIT_HOST).to_dict(),
+        "visionpos_swin_tiny_patch4_window7_224": get_pretrained_cfg(SWIN_HOST).to_dict(),
+    }
+)
+
+
+def _build(
+    host: str, encoding: Spec | None, encoded_size: Sequence[int] | None, img_size=None, **kwargs: Any
+) -> nn.Module:
+    """The converted model, without weights. Encodings are made for `encoded_size` and carried to `img_size`."""
+    size, built_size = (given and to_2tuple(given) for given in (img_size, encoded_size or img_size))
+    model = create_model(host, encoding=encoding, img_size=built_size, **kwargs)
+    if size and size != built_size:
+        model.set_input_size(size)
+    model._model_args = {k: v for k, v in getattr(model, "_model_args", {}).items() if k != "host"}
+    return model
+
+
+def _create(
+    variant: str,
+    pretrained: bool,
+    host: str,
+    features: dict,
+    encoding: Spec | None = None,
+    encoded_size: Sequence[int] | None = None,
+    **kwargs: Any,
+) -> nn.Module:
+    return build_model_with_cfg(
+        partial(_build, host, encoding, encoded_size),
+        variant,
+        pretrained,
+        pretrained_filter_fn=fit_pretrained,
+        feature_cfg=dict(features),
+        **kwargs,
+    )
+
+
+def _vit(variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
+    return _create(variant, pretrained, VIT_HOST, GETTER, **kwargs)
+
+
+def _swin(variant: str, pretrained: bool, depths: Sequence[int], **kwargs: Any) -> nn.Module:
+    features = {"out_indices": tuple(range(len(depths))), "flatten_sequential": True}
+    return _create(variant, pretrained, SWIN_HOST, features, depths=depths, **kwargs)
+
+
+@register_model
+def visionpos(pretrained: bool = False, *, host: str, pretrained_cfg: Any = None, **kwargs: Any) -> nn.Module:
+    """Any timm model that takes encodings, by its name as `host`. Saved conversions come back through it.
+
+    Raises:
+        ValueError: the model is no host, or an unknown encoding.
+    """
+    known, given = get_pretrained_cfg(host), pretrained_cfg or {}
+    has_weights = not isinstance(given, dict) or any(map(given.get, ("file", "url", "hf_hub_id", "state_dict")))
+    if known is not None and not has_weights:
+        pretrained_cfg = {**known.to_dict(), "architecture": ARCHITECTURE}
+    return _create(ARCHITECTURE, pretrained, host, GETTER, pretrained_cfg=pretrained_cfg, **kwargs)
+
+
+@register_model
+def visionpos_vit_tiny_patch4_32(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """ViT-Ti for 32 x 32 pictures: 64 tokens of 4 x 4 pixels and a class token; 5.4M parameters."""
+    options = {"patch_size": 4, "embed_dim": 192, "depth": 12, "num_heads": 3}
+    return _vit("visionpos_vit_tiny_patch4_32", pretrained, **{**options, **kwargs})
+
+
+@register_model
+def visionpos_vit_small_patch4_32(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """The ViT of the CIFAR recipe: 64 tokens, 6 heads of 32 channels, mean of the tokens; 2.7M parameters."""
+    options = {"patch_size": 4, "embed_dim": 192, "depth": 9, "num_heads": 6, "mlp_ratio": 2.0}
+    options |= {"class_token": False, "global_pool": "avg"}
+    return _vit("visionpos_vit_small_patch4_32", pretrained, **{**options, **kwargs})
+
+
+@register_model
+def visionpos_vit_xs_patch4_32(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """The small one of the CIFAR recipe: 64 tokens, 4 heads of 32 channels, mean of the tokens; 0.8M parameters."""
+    options = {"patch_size": 4, "embed_dim": 128, "depth": 6, "num_heads": 4, "mlp_ratio": 2.0}
+    options |= {"class_token": False, "global_pool": "avg"}
+    return _vit("visionpos_vit_xs_patch4_32", pretrained, **{**options, **kwargs})
+
+
+@register_model
+def visionpos_swin_xs_patch2_window4_32(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Swin for 32 x 32 pictures: grids of 16, 8 and 4 tokens a side, windows of 4; 7.1M parameters."""
+    options = {"patch_size": 2, "window_size": 4, "embed_dim": 96, "depths": (2, 6, 4), "num_heads": (3, 6, 12)}
+    return _swin("visionpos_swin_xs_patch2_window4_32", pretrained, **{**options, "mlp_ratio": 2.0, **kwargs})
+
+
+@register_model
+def visionpos_vit_tiny_patch16_224(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """timm's vit_tiny_patch16_224 with its pretrained weights."""
+    options = {"patch_size": 16, "embed_dim": 192, "depth": 12, "num_heads": 3}
+    return _vit("visionpos_vit_tiny_patch16_224", pretrained, **{**options, **kwargs})
+
+
+@register_model
+def visionpos_swin_tiny_patch4_window7_224(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """timm's swin_tiny_patch4_window7_224 with its pretrained weights."""
+    options = {"patch_size": 4, "window_size": 7, "embed_dim": 96, "depths": (2, 2, 6, 2), "num_heads": (3, 6, 12, 24)}
+    return _swin("visionpos_swin_tiny_patch4_window7_224", pretrained, **{**options, **kwargs})

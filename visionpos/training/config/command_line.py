@@ -1,0 +1,189 @@
+"""From files and flags to a configuration; every mistake is one line.
+
+    python -m train.classify --config configs/run/vit_cifar10_small.yaml --encoding rope_axial --recipe.epochs 5
+
+A run file names one file per group (`model: ../model/vit_128x6.yaml`, relative to itself); flags come on top.
+"""
+
+import re
+from collections.abc import Hashable, Sequence
+from dataclasses import is_dataclass
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_loader
+
+from visionpos.training.config.schema import Config, PretrainConfig, encoding_label, file_name
+from visionpos.training.errors import ConfigError, did_you_mean, one_line
+
+__all__ = ["config_class", "field_types", "make_parser", "parse", "parse_flags", "read_yaml"]
+
+
+AnyConfig = TypeVar("AnyConfig", bound=Config)
+
+
+def parse(argv: Sequence[str], kind: type[AnyConfig] = Config) -> AnyConfig:
+    """The configuration that the files and flags of a command line describe, checked; ConfigError on any mistake."""
+    parser = make_parser(description="Train a timm model with the position encoding of your choice.")
+    parser.add_argument("--config", action="config", help="a YAML file of the fields below; of several, the last wins")
+    parser.add_class_arguments(kind)
+    flags = parse_flags(parser, argv, field_types(kind))
+    files = [Path(str(path)) for path in flags.pop("config") or []]
+    config = kind(**vars(parser.instantiate(flags)))
+    config.encoding = _load_encoding(config.encoding, [Path(), *(file.parent for file in reversed(files))])
+    if config.output is None:
+        stem = files[-1].stem if files else config.data.name
+        config.output = f"runs/{stem}/{file_name(encoding_label(config.encoding))}-seed{config.seed}"
+    config.check()
+    return config
+
+
+def config_class(path: Path) -> type[Config]:
+    """What the file of a run configures: pretraining, if it has a group `masked`, or else classification."""
+    return PretrainConfig if "masked" in read_yaml(path) else Config
+
+
+def _load_encoding(spec: Any, folders: Sequence[Path]) -> Any:
+    """`spec`, read from its file if it names one (in `folders`, the first that has it)."""
+    if isinstance(spec, str) and spec.endswith((".yaml", ".yml")):
+        found = [folder / spec for folder in folders if (folder / spec).is_file()]
+        if not found:
+            raise ConfigError(f"encoding: there is no file {spec!r} (looked in {', '.join(map(str, folders))})")
+        spec = read_yaml(found[0])
+    for part in spec if isinstance(spec, list) else [spec]:
+        if not (isinstance(part, str) or (isinstance(part, dict) and isinstance(part.get("name"), str))):
+            raise ConfigError(
+                f"encoding: {part!r} given; accepted: a name, names joined by '+', {{name: ..., option: ...}}, "
+                "a list of those, or a .yaml file of one"
+            )
+    return spec
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with the numbers and booleans of YAML 1.2 (`1e-3` is a number, `no` is text) and no duplicate keys."""
+
+    yaml_implicit_resolvers: ClassVar = {
+        letter: [(tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] in ("int", "null", "merge")]
+        for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            if key_node.value in seen and isinstance(key_node, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"duplicate key {key_node.value!r} in line {key_node.start_mark.line + 1}"
+                )
+            seen.add(key_node.value if isinstance(key_node, yaml.ScalarNode) else id(key_node))
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$"),
+    list("-+0123456789."),
+)
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("(true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+set_loader("strict", lambda text: yaml.load(text, Loader=_Loader), exceptions=(yaml.YAMLError,))
+
+
+def read_yaml(path: Path) -> Any:
+    """The content of a YAML file, by the rules above."""
+    try:
+        return yaml.load(path.read_text(), Loader=_Loader)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def make_parser(description: str) -> ArgumentParser:
+    """A parser that reads YAML by the rules above and raises where argparse would print its usage."""
+    return ArgumentParser(description=description, exit_on_error=False, allow_abbrev=False, parser_mode="strict")
+
+
+def parse_flags(parser: ArgumentParser, argv: Sequence[str], types: dict[str, Any]) -> Namespace:
+    """`parser.parse_args` with every mistake as a ConfigError of one line; `types` says what there is."""
+    try:
+        flags = parser.parse_args(list(argv))
+    except ArgumentError as error:
+        raise ConfigError(_explain(str(error), types)) from None
+    for file in flags.get("config") or []:
+        _refuse_unknown(read_yaml(Path(str(file))), types)
+    return flags
+
+
+def _refuse_unknown(content: dict[str, Any], types: dict[str, Any], prefix: str = "") -> None:
+    """Raise ConfigError for a key that is no field; jsonargparse lets one pass whose value is an empty mapping."""
+    for key, value in content.items():
+        name = f"{prefix}{key}"
+        if name not in types:
+            raise ConfigError(f"{name}: no such field; {_fields_like(name, types)}")
+        if is_dataclass(types[name]) and isinstance(value, dict):
+            _refuse_unknown(value, types, f"{name}.")
+
+
+def _fields_like(key: str, types: dict[str, Any]) -> str:
+    """The fields of the group that a wrong key is in."""
+    return did_you_mean(key, [name for name in types if name.rpartition(".")[0] == key.rpartition(".")[0]])
+
+
+UNKNOWN_KEY = re.compile(
+    r"Group '(?P<group>[\w.]+)' does not accept option '(?P<key>[\w.]+)'"
+    r"|Option '(?P<option>[\w.]+)' is not accepted|unrecognized arguments: --(?P<flag>[\w.-]+)"
+)
+
+
+def _explain(message: str, types: dict[str, Any]) -> str:
+    """jsonargparse's message in one line that names the field, what was given and what is accepted."""
+    if unknown := UNKNOWN_KEY.search(message):
+        key = unknown["option"] or unknown["flag"] or f"{unknown['group']}.{unknown['key']}"
+        parts = key.split(".")
+        paths = [".".join(parts[: count + 1]) for count in range(len(parts))]
+        key = next((path for path in paths if path not in types), key)
+        return f"{key}: no such field; {_fields_like(key, types)}"
+    names = re.findall(r'Parser key "([\w.]+)"', message)
+    value = re.search(r"(?:Got|Given) value: (.*?)\s*$", message)
+    if names and value and names[-1] in types:
+        return f"{names[-1]}: {value[1]!r} given; accepted: {_accepted(types[names[-1]])}"
+    if missing := re.search(r"arguments are required: (.*)", message):
+        return f"{missing[1]}: not given; start from a file (--config configs/run/NAME.yaml)"
+    if names and (
+        unread := re.match(r"\s*Unable to load config (['\"].*?['\"])(.*)", message.partition(":\n")[2], re.S)
+    ):
+        reason = re.sub(r'\s*- Parser key "[\w.]+":.*', "", unread[2], flags=re.S) or ": no such file"
+        return one_line(f"{names[0]}: cannot read {unread[1]}{reason}")
+    return re.sub(r'^Parser key "([\w.]+)":', r"\1:", one_line(message))
+
+
+def field_types(group: type, prefix: str = "") -> dict[str, Any]:
+    """The type of every field, by its dotted name."""
+    types = {}
+    for name, kind in get_type_hints(group).items():
+        types[prefix + name] = kind
+        if is_dataclass(kind):
+            types.update(field_types(kind, f"{prefix}{name}."))
+    return types
+
+
+def _accepted(kind: Any) -> str:
+    """A type in words."""
+    if get_origin(kind) is Literal:
+        return ", ".join(map(str, get_args(kind)))
+    if get_origin(kind) is tuple:
+        return f"a list of {len(get_args(kind))}: {', '.join(map(_accepted, get_args(kind)))}"
+    if isinstance(kind, UnionType):
+        return " or ".join(map(_accepted, get_args(kind)))
+    if is_dataclass(kind):
+        return f"a file of its fields ({', '.join(get_type_hints(kind))})"
+    return WORDS.get(get_origin(kind) or kind, str(kind))
+
+
+WORDS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    NoneType: "null",
+    dict: "a mapping of option: value",
+}

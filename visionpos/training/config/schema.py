@@ -1,0 +1,289 @@
+"""The configuration of a run: what can be set, and what is accepted."""
+
+import operator
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from visionpos.training.data.augment import Augmentation
+from visionpos.training.data.readers import CIFAR
+from visionpos.training.data.tasks import TASKS
+from visionpos.training.errors import ConfigError, did_you_mean
+
+__all__ = ["Config", "Data", "Masked", "Model", "PretrainConfig", "Recipe", "encoding_label", "file_name"]
+
+
+@dataclass
+class Model:
+    """A timm model.
+
+    Args:
+        name: Any name `timm.create_model` knows and visionpos can convert.
+        options: Arguments of that model, as in timm; `num_classes` and `img_size` come from the data.
+    """
+
+    name: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Data:
+    """Pictures, or a position task made on the fly.
+
+    Args:
+        name: cifar10, cifar100, a folder of class folders, a .tar.xz of one, or the name of a position task.
+        root: Pictures: where downloads and archives lie.
+        size: Pictures: resize them to this many pixels a side.
+        download: Pictures: fetch them when they are missing.
+        per_class: Pictures: train on this many of each class, the same ones for every seed.
+        validation: Pictures: hold this many training pictures out and evaluate on them instead of the test pictures.
+        grid: Task: cells down and across.
+        cell: Task: pixels a side of a cell.
+        holdout: Task: 'left' trains in the left half of the grid and tests in the right half too.
+        noise: Task: standard deviation of the background.
+    """
+
+    name: str
+    root: str = "data"
+    size: int | None = None
+    download: bool = False
+    per_class: int | None = None
+    validation: int = 0
+    grid: tuple[int, int] = (6, 6)
+    cell: int = 4
+    holdout: Literal["none", "left"] = "none"
+    noise: float = 0.3
+
+    @property
+    def is_task(self) -> bool:
+        return self.name in TASKS
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """How long to train, and by what rule.
+
+    Args:
+        epochs: Length in passes over the pictures; for a position task give `steps`.
+        steps: Length in steps, for a position task.
+        eval_every: Evaluate, log and save after this many epochs, or steps for a position task; and at the end.
+        batch_size: Examples in a step; the last, partial batch of an epoch is dropped.
+        optimizer: adamw, or muon for the matrices of the blocks (rates are scaled to AdamW's) and nadamw for the rest.
+        lr: Peak learning rate.
+        min_lr: Learning rate at the end of the cosine.
+        betas: Decay rates of AdamW's two moments.
+        weight_decay: Of the weights timm decays: no norms, biases, or what `no_weight_decay()` names.
+        layer_decay: Factor of the learning rate from each layer to the one below it, for fine-tuning; null for none.
+        warmup: Share of the steps in which the learning rate rises linearly.
+        clip_grad: Largest norm of the gradient; null for none.
+        ema_decay: Decay of the averaged weights, reached gradually as in timm; null for none.
+    """
+
+    epochs: int | None = None
+    steps: int | None = None
+    eval_every: int = 1
+    batch_size: int = 128
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    lr: float = 1e-3
+    min_lr: float = 1e-5
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.05
+    layer_decay: float | None = None
+    warmup: float = 0.05
+    clip_grad: float | None = 1.0
+    ema_decay: float | None = 0.999
+
+
+@dataclass(frozen=True)
+class Recipe(Augmentation, Optimization):  # fields in the order of bases from the last
+    """How to train.
+
+    Args:
+        mixup_off_epoch: Neither mixup nor CutMix from this epoch on; null for never.
+    """
+
+    mixup_off_epoch: int | None = None
+
+    def __post_init__(self):
+        try:
+            super().__post_init__()
+        except ValueError as error:
+            raise ConfigError(f"recipe.{error}") from None
+
+
+@dataclass
+class Config:
+    """Everything that decides a run.
+
+    Args:
+        model: The host.
+        data: What it learns.
+        recipe: How it learns.
+        encoding: A name, names joined by '+', {name: ..., option: ...}, a list of those, or a file of one.
+        init: Directory of a finished `train.pretrain_mae` run whose encoder is the start; null for random weights.
+            {encoding} and {seed} in it stand for this run's, as in directory names.
+        seed: Decides shared weights, order of the data and augmentation, alike for every encoding.
+        output: Directory of the run; by default runs/<config file>/<encoding>-seed<seed>.
+        resume: Continue the run found in `output`; false makes an existing run an error.
+        device: cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.
+        precision: fp32, or bf16 autocast; auto is bf16 on a GPU.
+        parallel: Under torchrun, ddp: every process has the whole model; fsdp: each a share of every weight (FSDP2).
+        compile: Use torch.compile, with CUDA graphs or without; auto does on a GPU, with graphs below batch 512.
+        log_every: Steps between looks at the loss, each of which waits for the device.
+        profile: Train nothing; time this many steps and say where the time goes.
+    """
+
+    model: Model
+    data: Data
+    recipe: Recipe = field(default_factory=Recipe)
+    encoding: Any = "none"
+    init: str | None = None
+    seed: int = 0
+    output: str | None = None
+    resume: bool = True
+    device: str = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    compile: Literal["auto", "on", "graphs", "off"] = "auto"
+    log_every: int = 50
+    profile: int | None = None
+
+    @property
+    def start(self) -> str | None:
+        """The directory that `init` names for this encoding and seed; None for random weights."""
+        if self.init is None:
+            return None
+        encoding = file_name(encoding_label(self.encoding))
+        return self.init.replace("{encoding}", encoding).replace("{seed}", str(self.seed))
+
+    def check(self) -> None:
+        """Raise ConfigError for values outside their range, or that contradict each other."""
+        for name, (accepts, text) in RANGES.items():
+            if name.startswith("masked.") and not isinstance(self, PretrainConfig):
+                continue
+            value = operator.attrgetter(name)(self)
+            if value is not None and not accepts(value):
+                raise ConfigError(f"{name}: {value} given; accepted: {text}")
+        recipe, data = self.recipe, self.data
+        if data.name not in (*TASKS, *CIFAR) and not Path(data.name).exists():
+            hint = did_you_mean(data.name, [*CIFAR, *TASKS])
+            raise ConfigError(
+                f"data.name: {data.name!r} given; {hint}, or an existing folder or .tar.xz of class folders"
+            )
+        kind, unit, other = ("a position task", "steps", "epochs") if data.is_task else ("pictures", "epochs", "steps")
+        if getattr(recipe, unit) is None or getattr(recipe, other) is not None:
+            given = f"epochs={recipe.epochs}, steps={recipe.steps} given"
+            raise ConfigError(f"recipe.{unit}: {given}; data {data.name!r} is {kind}: accepted: {unit} and no {other}")
+        for name in changed(data, PICTURE_FIELDS if data.is_task else TASK_FIELDS):
+            raise ConfigError(f"data.{name}: {getattr(data, name)} given, but {kind} ({data.name!r}) has no use for it")
+        if self.parallel == "fsdp" and recipe.optimizer == "muon":
+            raise ConfigError("parallel: fsdp given; accepted with recipe.optimizer muon, for whole matrices: ddp")
+        given = changed(recipe, AUGMENTATIONS)
+        if data.is_task and given:
+            raise ConfigError(f"recipe.{given[0]}: augmentation changes the answer of a position task")
+
+
+@dataclass
+class Masked:
+    """Which patches are hidden, and what predicts them.
+
+    Args:
+        method: mae, the visible patches alone are encoded (ViT, EVA, BEiT); simmim, all are (Swin).
+        ratio: Share of the patches that are hidden.
+        masking: Patches at random, in blocks, or in a regular grid.
+        norm_pix_loss: Predict pixels normalised patch by patch.
+        decoder_dim: mae: channels of the decoder.
+        decoder_depth: mae: its blocks.
+        decoder_num_heads: mae: its attention heads.
+        decoder_encoding: mae: its encoding, as for the model.
+    """
+
+    method: Literal["mae", "simmim"] = "mae"
+    ratio: float = 0.75
+    masking: Literal["random", "block", "grid"] = "random"
+    norm_pix_loss: bool = True
+    decoder_dim: int = 128
+    decoder_depth: int = 2
+    decoder_num_heads: int = 4
+    decoder_encoding: Any = "sincos2d"
+
+
+@dataclass
+class PretrainConfig(Config):
+    """Everything that decides a run of masked pretraining.
+
+    Args:
+        masked: What is hidden, and how it is predicted.
+    """
+
+    masked: Masked = field(default_factory=Masked)
+
+    def check(self) -> None:
+        super().check()
+        for prefix, group, names in (("", self, ["init"]), ("recipe.", self.recipe, SUPERVISED)):
+            for name in changed(group, names):
+                raise ConfigError(f"{prefix}{name}: {getattr(group, name)} given, but pretraining has no use for it")
+        decoder = [name for name in vars(self.masked) if name.startswith("decoder_")]
+        for name in changed(self.masked, decoder) if self.masked.method == "simmim" else ():
+            raise ConfigError(f"masked.{name}: {getattr(self.masked, name)} given, but simmim has no decoder")
+
+
+def changed(group: object, names: Iterable[str]) -> list[str]:
+    """Those of the fields that do not have their default value."""
+    return [name for name in names if getattr(group, name) != type(group).__dataclass_fields__[name].default]
+
+
+PICTURE_FIELDS = ["root", "size", "download", "per_class", "validation"]
+MIXING = ["mixup_alpha", "cutmix_alpha", "mix_prob", "switch_prob", "mixup_off_epoch"]
+AUGMENTATIONS = [each.name for each in fields(Augmentation) if each.name != "label_smoothing"] + ["mixup_off_epoch"]
+SUPERVISED = ["label_smoothing", "layer_decay", *MIXING]
+TASK_FIELDS = ["grid", "cell", "holdout", "noise"]
+COUNT = (lambda value: value >= 1, "a whole number from 1")
+NATURAL = (lambda value: 0 <= value < float("inf"), "a number from 0")
+SHARE = (lambda value: 0 <= value < 1, "a number from 0 to below 1")
+POSITIVE = (lambda value: 0 < value < float("inf"), "a number above 0")
+RANGES = {
+    "seed": NATURAL,
+    "log_every": COUNT,
+    "profile": COUNT,
+    "data.size": COUNT,
+    "data.per_class": COUNT,
+    "data.validation": NATURAL,
+    "data.grid": (lambda value: min(value) >= 1, "two whole numbers from 1, cells down and across"),
+    "data.cell": COUNT,
+    "data.noise": NATURAL,
+    "recipe.epochs": COUNT,
+    "recipe.steps": COUNT,
+    "recipe.eval_every": COUNT,
+    "recipe.batch_size": COUNT,
+    "recipe.lr": POSITIVE,
+    "recipe.min_lr": NATURAL,
+    "recipe.betas": (lambda value: all(0 <= beta < 1 for beta in value), "two numbers from 0 to below 1"),
+    "recipe.weight_decay": NATURAL,
+    "recipe.layer_decay": (lambda value: 0 < value <= 1, "a number above 0, at most 1"),
+    "recipe.warmup": SHARE,
+    "recipe.clip_grad": POSITIVE,
+    "recipe.ema_decay": SHARE,
+    "recipe.mixup_off_epoch": NATURAL,
+    "masked.ratio": (lambda value: 0 < value <= 0.95, "a number above 0, at most 0.95"),
+    "masked.decoder_dim": COUNT,
+    "masked.decoder_depth": COUNT,
+    "masked.decoder_num_heads": COUNT,
+}
+
+
+def encoding_label(spec: Any) -> str:
+    """A short name of an encoding spec, for tables: `learned(init_std=0.5)+rope_axial`."""
+    if isinstance(spec, list):
+        return "+".join(encoding_label(part) for part in spec)
+    if isinstance(spec, dict):
+        options = ",".join(f"{key}={value}" for key, value in spec.items() if key != "name")
+        return f"{spec['name']}({options})" if options else spec["name"]
+    return spec
+
+
+def file_name(text: str) -> str:
+    """`text` with only those characters that no file system or shell minds."""
+    return re.sub(r"[^\w.=+-]+", "-", text).strip("-")

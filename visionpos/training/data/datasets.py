@@ -1,0 +1,206 @@
+"""Pictures and labels as uint8 tensors, from whatever form the data set has on disk.
+
+Four forms are known, told apart by what is there: torchvision's CIFAR files, Hugging Face parquet files, class folders
+(`train/<class>/*.jpg` beside `test/` or `val/`), and a tar archive of class folders, which is read by stream and never
+unpacked. Whatever is wrong with the data ends in a `DataError` of one line. Position tasks (`tasks.py`) need no data.
+"""
+
+import math
+import os
+import socket
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.datasets.utils import download_url
+
+from visionpos.training.data.readers import CIFAR, SPLITS, DataError, Samples, read
+
+__all__ = ["DataError", "Pictures", "holdout", "load_pictures", "subset"]
+
+_NUM_CLASSES = {"cifar10": 10, "cifar100": 100}
+_PATIENCE = 30  # seconds without an answer from a download host
+
+
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """A split of a data set, in memory.
+
+    Attributes:
+        images: (N, C, H, W) uint8.
+        labels: (N,) int64, indices into `classes`.
+        classes: the names of the classes.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: torch.device | str) -> "Pictures":
+        """The same pictures on another device."""
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+
+    def mean_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation of each of the C channels, in [0, 1], from exact integer sums over all pixels."""
+        means, stds = [], []
+        for channel in self.images.unbind(1):
+            counts = torch.bincount(channel.flatten(), minlength=256).tolist()  # how many pixels have each value
+            pixels = sum(counts)
+            total = sum(value * count for value, count in enumerate(counts))
+            squares = sum(value**2 * count for value, count in enumerate(counts))
+            means.append(total / (255 * pixels))
+            stds.append(math.sqrt(pixels * squares - total**2) / (255 * pixels))
+        return tuple(means), tuple(stds)
+
+
+def load_pictures(
+    name: str | Path,
+    split: str,
+    root: str | Path = "data",
+    size: tuple[int, int] | None = None,
+    download: bool = False,
+) -> Pictures:
+    """Loads one split of a data set as RGB, in sorted order, its labels numbered by sorted class name.
+
+    Args:
+        name: "cifar10" or "cifar100", found under `root` in any of the four forms (the lossless files first, then
+            `root/cifar10`, `root/cifar10.tar.xz` and the like, then `root` itself); or the path of a folder or archive.
+        split: "train" or "test".
+        root: where the named data sets lie.
+        size: (H, W) to resize to, bicubic with antialiasing; without it all pictures must have one size.
+        download: fetch a missing CIFAR archive into `root` with torchvision.
+
+    Raises:
+        DataError: If the data are missing, damaged, of mixed sizes, or their splits have different classes.
+    """
+    if split not in SPLITS:
+        raise DataError(f"unknown split {split!r}, expected one of {', '.join(SPLITS)}")
+    if size is not None and (len(size) != 2 or min(size) < 1):
+        raise DataError(f"size must be (height, width), at least 1 pixel each, got {size}")
+    name, root = str(name), Path(root)
+    found, problem = _find(name, root, split), ""
+    if found is None and download and name in CIFAR:
+        problem = _download(name, root)
+        found = _find(name, root, split)
+    if found is None:
+        raise DataError(_missing(name, root, problem))
+    path, classes, samples = found
+    if len(classes) != _NUM_CLASSES.get(name, len(classes)):
+        raise DataError(f"{path} holds {len(classes)} classes, but {name} has {_NUM_CLASSES[name]}")
+    images, labels = _stack(samples, size)
+    return Pictures(images, labels, classes)
+
+
+def subset(pictures: Pictures, per_class: int, seed: int) -> Pictures:
+    """A class-balanced random subset, in the old order; for one seed, a smaller subset lies within a larger one.
+
+    Raises:
+        DataError: If a class has fewer than `per_class` pictures.
+    """
+    by_class = _shuffled_by_class(pictures, seed)
+    smallest = min(map(len, by_class))
+    if not 1 <= per_class <= smallest:
+        raise DataError(f"per_class must be in 1 .. {smallest}, the size of the smallest class, got {per_class}")
+    return _take(pictures, torch.cat([members[:per_class] for members in by_class]))
+
+
+def holdout(pictures: Pictures, count: int, seed: int) -> tuple[Pictures, Pictures]:
+    """Splits off `count` pictures for tuning, from each class in proportion to its size; both parts in the old order.
+
+    Returns:
+        The rest and the held-out pictures.
+
+    Raises:
+        DataError: If there would be nothing left in one of the two parts.
+    """
+    total = len(pictures)
+    if not 0 < count < total:
+        raise DataError(f"cannot hold out {count} of {total} pictures")
+    by_class = torch.cat(_shuffled_by_class(pictures, seed))
+    held = torch.zeros(total, dtype=torch.bool)
+    held[torch.arange(count) * total // count] = True  # evenly spaced, so every class gives its share
+    return _take(pictures, by_class[~held]), _take(pictures, by_class[held])
+
+
+def _shuffled_by_class(pictures: Pictures, seed: int) -> list[torch.Tensor]:
+    labels = pictures.labels.cpu()
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    return [order[labels[order] == label] for label in range(len(pictures.classes))]
+
+
+def _take(pictures: Pictures, index: torch.Tensor) -> Pictures:
+    index = index.sort().values.to(pictures.labels.device)
+    return replace(pictures, images=pictures.images[index], labels=pictures.labels[index])
+
+
+def _stack(samples: Samples, size: tuple[int, int] | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images (N, C, H, W) uint8 and labels (N,) int64."""
+    images, labels = [], []
+    for where, label, image in samples:
+        if size is not None:
+            image = image.resize((size[1], size[0]), Image.Resampling.BICUBIC)  # Pillow's always antialiases
+        pixels = np.asarray(image)
+        if images and pixels.shape != images[0].shape:
+            sizes = " but the first one ".join(f"{one.shape[0]} x {one.shape[1]}" for one in (pixels, images[0]))
+            raise DataError(f"picture {where} is {sizes} (height x width): pass size=(height, width) to resize all")
+        images.append(pixels)
+        labels.append(label)
+    if not images:
+        raise DataError("the data hold no pictures")
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(), torch.tensor(labels)
+
+
+def _find(name: str, root: Path, split: str) -> tuple[Path, tuple[str, ...], Samples] | None:
+    """The first place that has the data: path, classes and samples."""
+    for path in _places(name, root):
+        found = read(path, split)
+        if found is not None:
+            return path, *found
+    return None
+
+
+def _places(name: str, root: Path) -> list[Path]:
+    """Where the data may lie, in order of preference."""
+    kinds = [CIFAR[name]] if name in CIFAR else list(CIFAR.values())
+    folders = [root, root / name] if name in CIFAR else [Path(name)]
+    original = [folder / part for folder in folders for kind in kinds for part in (kind.base_folder, kind.filename)]
+    archives = [root / (name + suffix) for suffix in (".tar.xz", ".tar.gz", ".tgz", ".tar") if name in CIFAR]
+    return original + folders[1:] + archives + folders[:1]
+
+
+def _missing(name: str, root: Path, problem: str) -> str:
+    """What was tried, and what to do about it; `problem` is what came of a download."""
+    advice = "; the position tasks (locate, direction, leftmost, jigsaw, count) need no download"
+    if name not in CIFAR:
+        return (
+            f"no pictures at {name!r}: it is neither {' nor '.join(CIFAR)}, nor a folder with train/<class>/ and test/ "
+            f"or val/, nor one with *train*.parquet and *test*.parquet, nor a .tar, .tar.gz or .tar.xz{advice}"
+        )
+    kind, retry = CIFAR[name], "" if problem else ", or pass download=True"
+    return (
+        f"{problem}{name} not found: looked in {root} for {kind.base_folder}/, {kind.filename}, {name}/, {name}.tar.xz "
+        f"(or .gz, .tar), train/ and test/, and *.parquet; put {kind.filename} (md5 {kind.tgz_md5}, from {kind.url}) "
+        f"into {root}{retry}{advice}"
+    )
+
+
+def _download(name: str, root: Path) -> str:
+    """Fetches a CIFAR archive with torchvision, whole or not at all; returns what went wrong, if anything."""
+    kind, before = CIFAR[name], socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_PATIENCE)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=root) as folder:
+            download_url(kind.url, folder, kind.filename, kind.tgz_md5)
+            os.replace(Path(folder) / kind.filename, root / kind.filename)
+    except Exception as error:  # whatever the network, the host or the disk comes up with
+        return f"download of {kind.url} failed ({error}); "
+    finally:
+        socket.setdefaulttimeout(before)
+    return ""

@@ -1,0 +1,272 @@
+"""One training loop for every model, encoding and source of data.
+
+A `Trainer` holds everything that training changes; its `step` counter is also the position in the data and in the
+schedule. Inside a step nothing waits for the device: losses stay there until `advance` has done its steps.
+"""
+
+import math
+import re
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+from timm.optim import Muon, param_groups_layer_decay, param_groups_weight_decay
+from timm.scheduler import CosineLRScheduler
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+from torch.profiler import record_function
+
+from visionpos.training.config.schema import Config, Recipe
+from visionpos.training.errors import CheckpointError, ConfigError, NonFiniteError
+from visionpos.training.run.checkpoint import Checkpoint
+from visionpos.training.run.distributed import Stop, Team, shared_like, whole
+from visionpos.training.run.objective import Objective
+from visionpos.training.run.source import stream
+
+__all__ = ["Trainer", "mixed_precision", "pick_device"]
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name, if this machine has it; 'auto' is a GPU if there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    present = ["auto", "cpu", *(["cuda"] if count else []), *(f"cuda:{index}" for index in range(count))]
+    if name not in present:
+        raise ConfigError(f"device: {name!r} given; accepted here: {', '.join(present)}")
+    return torch.device(name)
+
+
+def mixed_precision(device: torch.device, precision: str) -> AbstractContextManager:
+    """bf16 autocast, or nothing for fp32; 'auto' is bf16 on a GPU."""
+    enabled = precision == "bf16" or (precision == "auto" and device.type == "cuda")
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
+
+
+def compile_mode(config: Config, device: torch.device) -> str | None:
+    """torch.compile's mode, None for eager: on a GPU CUDA graphs for small batches, which cannot fill it otherwise."""
+    if config.compile == "graphs" and device.type != "cuda":
+        raise ConfigError(f"compile: graphs given; accepted on this device ({device.type}): auto, on, off")
+    if config.compile == "auto":
+        on_gpu = "graphs" if config.recipe.batch_size < 512 else "on"
+        return COMPILE_MODES[on_gpu if device.type == "cuda" else "off"]
+    return COMPILE_MODES[config.compile]
+
+
+COMPILE_MODES = {"on": "default", "graphs": "reduce-overhead", "off": None}
+
+
+def maybe_compile(model: nn.Module, mode: str | None) -> nn.Module:
+    """The model, compiled for the shapes it meets."""
+    return model if mode is None else torch.compile(model, mode=mode, dynamic=False)
+
+
+def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """AdamW, or Muon for the matrices of the blocks and NAdamW for the rest, both with Nesterov's momentum."""
+    groups, options = parameter_groups(model, recipe), {"lr": recipe.lr, "betas": tuple(recipe.betas)}
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(groups, **options, fused=True)
+    optimizer = Muon(groups, **options, nesterov=True)
+    optimizer.register_step_pre_hook(one_rate)
+    return optimizer
+
+
+def one_rate(optimizer: Muon, *_: Any) -> None:
+    """NAdamW has the rate of the schedule, before every step; timm 1.0.26 keeps it apart, later ones a factor to it."""
+    for group in optimizer.param_groups:
+        group.update(adamw_lr=group["lr"], fallback_lr_scale=1.0)
+
+
+def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
+    """timm's groups: no weight decay for norms, biases and what the model names; a smaller rate for lower layers.
+
+    For Muon those apart that NAdamW has: all but the matrices inside blocks, and what the model names.
+    """
+    options: dict[str, Any] = {"weight_decay": recipe.weight_decay, "no_weight_decay_list": model.no_weight_decay()}
+    if recipe.optimizer == "muon":
+        inside = re.compile(r"(blocks|layers)\.")
+        rest = {name for name, p in model.named_parameters() if p.ndim != 2 or not inside.search(name)}
+        options |= {"fallback_list": rest, "fallback_no_weight_decay": True}
+    if recipe.layer_decay is None:
+        return param_groups_weight_decay(model, **options)
+    return param_groups_layer_decay(model, layer_decay=recipe.layer_decay, **options)
+
+
+class Trainer:
+    """A model in training: optimiser, schedule, averaged weights, and the number of steps done.
+
+    All that is random in a step (its batch, augmentation, masks, dropout) is a function of the seed and of the step.
+
+    Args:
+        model: Any timm model, or one around it; it is moved to the device.
+        objective: What it learns, and from where.
+        config: The run; its recipe must fit the source, as `Config.check` sees to, and the team, as `Team.check` does.
+        team: The processes that train it together, and where.
+    """
+
+    def __init__(self, model: nn.Module, objective: Objective, config: Config, team: Team):
+        recipe, self.objective, self.source = config.recipe, objective, objective.source
+        self.model, self.recipe, self.team, self.device = model.to(team.device).train(), recipe, team, team.device
+        self.seed, self.stop = config.seed, Stop()
+        self.step, self.total = 0, recipe.steps or recipe.epochs * self.source.steps_per_epoch
+        self.ema = None
+        if recipe.ema_decay is not None:
+            self.ema = ModelEmaV3(model, decay=recipe.ema_decay, use_warmup=True)
+        if config.parallel == "fsdp":
+            for each in (model, self.ema.module) if self.ema is not None else (model,):
+                team.shard(each)
+        self.optimizer = make_optimizer(model, recipe)
+        self.parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        self.schedule = cosine_schedule(self.optimizer, recipe, self.total)
+        self.precision = mixed_precision(self.device, config.precision)
+        mode = compile_mode(config, self.device)
+        self.graphs = mode == COMPILE_MODES["graphs"]
+        self.forward = maybe_compile(team.wrap(model) if config.parallel == "ddp" else model, mode)
+        averaged = {} if self.ema is None else {"ema": self.ema.module}
+        self.models = {kind: maybe_compile(each, mode) for kind, each in ({"raw": model} | averaged).items()}
+        self.first_bad = torch.full((), torch.inf, device=self.device)  # step whose loss or gradient is not finite
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the last step done, at the top of the model."""
+        return max(group["lr"] for group in self.optimizer.param_groups)
+
+    @property
+    def final(self) -> str:
+        """Which of the models counts in the end: the averaged one if there is one."""
+        return "raw" if self.ema is None else "ema"
+
+    @property
+    def epoch(self) -> float | None:
+        """Passes over the data so far; None if the data have no end."""
+        return self.step / self.source.steps_per_epoch if self.source.steps_per_epoch else None
+
+    def advance(self, steps: int) -> Tensor:
+        """Do that many steps, fewer if a signal asks to stop; returns their losses, on the host.
+
+        Raises:
+            NonFiniteError: names the first step whose loss or gradient is not finite; it has changed no weight.
+        """
+        losses = []
+        while len(losses) < steps and not (losses and self._should_stop()):
+            losses.append(self._one_step())
+        losses = torch.stack(losses).cpu()
+        if self.first_bad.isfinite():
+            step = int(self.first_bad)
+            raise NonFiniteError(
+                f"the loss or its gradient is not finite at step {step + 1} of {self.total} "
+                f"({self.source.describe(step)}); it has changed no weight, and the last checkpoint is good; "
+                "lower recipe.lr, or clip harder (recipe.clip_grad)"
+            )
+        return losses
+
+    def _should_stop(self) -> bool:
+        """Whether to end a stretch early: alike in all processes, and without waiting for a device that runs ahead."""
+        if self.device.type == "cpu":
+            return bool(self.first_bad.isfinite() or self.team.agree(self.stop.signal))
+        return self.team.size == 1 and bool(self.stop.signal)
+
+    def _one_step(self) -> Tensor:
+        torch.manual_seed(stream("dropout", self.seed, self.step, self.team.rank))
+        if self.graphs:  # a second of imports, where it is not needed
+            torch.compiler.cudagraph_mark_step_begin()
+        with record_function("batch"):
+            batch = self.source.batch(self.step)
+            self.schedule.step_update(self.step)
+        with record_function("forward"), self.precision:
+            loss = self.objective.loss(self.forward, batch, self.step, self.team)
+        with record_function("backward"):
+            self.optimizer.zero_grad()
+            loss.backward()
+        with record_function("update"):
+            loss = self.team.mean(loss.detach().clone())
+            self._update(loss)
+        return loss
+
+    def _update(self, loss: Tensor) -> None:
+        """Change the weights, unless the loss or the gradient of this or an earlier step is not finite."""
+        limit = torch.inf if self.recipe.clip_grad is None else self.recipe.clip_grad
+        norm = whole(nn.utils.clip_grad_norm_(self.parameters, limit))
+        good = (loss + norm).isfinite() | self.first_bad.isfinite()
+        self.first_bad = torch.where(good, self.first_bad, float(self.step))
+        if isinstance(self.optimizer, torch.optim.AdamW):
+            self.optimizer.found_inf = self.first_bad.isfinite().float()  # the fused update looks at it on the device
+            self.optimizer.step()
+        elif not self.first_bad.isfinite():
+            self.optimizer.step()
+        self.step += 1
+        if self.ema is not None:
+            self.ema.update(self.model, self.step)
+
+    def evaluate(self) -> dict[str, dict[str, float]]:
+        """The objective's measure on every part of the source, of the raw and of the averaged weights."""
+        self._require_finite_weights()
+        with self.evaluating():
+            return {kind: self.objective.evaluate(model) for kind, model in self.models.items()}
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """All models in evaluation mode and the run's precision, and back."""
+        for model in self.models.values():
+            model.eval()
+        with self.precision:
+            yield
+        self.model.train()
+
+    def _require_finite_weights(self) -> None:
+        if not torch.stack([whole(tensor).isfinite().all() for tensor in self.model.state_dict().values()]).all():
+            raise NonFiniteError(f"weights are not finite after step {self.step} of {self.total}; nothing was saved")
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """All tensors that training changes, for `checkpoint.save`, in full; every process must ask.
+
+        Raises:
+            NonFiniteError: a weight is not finite.
+        """
+        self._require_finite_weights()
+        moments = self.optimizer.state_dict()["state"]
+        state = {f"{index}.{key}": value for index, entry in moments.items() for key, value in entry.items()}
+        state = {name: value for name, value in state.items() if isinstance(value, Tensor)}  # Muon's routes are not
+        groups = {"model": self.model.state_dict(), "optimizer": state}
+        groups |= {"ema": self.ema.module.state_dict()} if self.ema is not None else {}
+        return {kind: {name: whole(value) for name, value in group.items()} for kind, group in groups.items()}
+
+    def scalars(self) -> dict[str, Any]:
+        """The rest of what training changes, fit for JSON."""
+        return {"step": self.step, "optimizer": self.optimizer.state_dict()["param_groups"]}
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Continue from a checkpoint of the same run, bit by bit."""
+        try:
+            load(self.model, checkpoint.tensors["model"])
+            if self.ema is not None:
+                load(self.ema.module, checkpoint.tensors["ema"])
+            moments: dict[int, dict[str, Tensor]] = {}
+            for name, tensor in checkpoint.tensors["optimizer"].items():
+                index, _, key = name.partition(".")
+                moments.setdefault(int(index), {})[key] = shared_like(tensor, self.parameters[int(index)])
+            self.optimizer.load_state_dict({"state": moments, "param_groups": checkpoint.state["optimizer"]})
+            self.step = checkpoint.state["step"]
+        except (KeyError, IndexError, RuntimeError, ValueError) as error:
+            raise CheckpointError(f"the checkpoint of step {checkpoint.step} does not fit this run: {error}") from None
+
+
+def load(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """A state dict in full into a model that may be shared out; RuntimeError if it does not fit."""
+    own = model.state_dict()
+    model.load_state_dict({name: shared_like(value, own.get(name)) for name, value in tensors.items()})
+
+
+def cosine_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, total: int) -> CosineLRScheduler:
+    """Linear warm-up from the first step on, then a cosine down to `min_lr`; set by the number of steps done."""
+    warmup = min(math.ceil(recipe.warmup * total), total - 1)
+    return CosineLRScheduler(
+        optimizer,
+        t_initial=total - warmup,
+        lr_min=recipe.min_lr,
+        warmup_t=warmup,
+        warmup_lr_init=recipe.lr / (warmup + 1),
+        warmup_prefix=True,
+        t_in_epochs=False,
+    )

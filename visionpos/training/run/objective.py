@@ -1,0 +1,92 @@
+"""What a model learns from a batch, and what it is measured by."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from visionpos.masked.model import MaskedImageModel, Reconstruction
+from visionpos.training.config.schema import Config
+from visionpos.training.run.distributed import Team
+from visionpos.training.run.source import Source, stream
+
+__all__ = ["Classification", "MaskedImages", "Objective", "answers", "correct"]
+
+Batch = tuple[Tensor, Tensor]
+
+
+class Objective(Protocol):
+    """One kind of training."""
+
+    measure: ClassVar[str]  # what `evaluate` returns: the key of logs and results
+    source: Source
+
+    def loss(self, forward: Callable[..., Any], batch: Batch, step: int, team: Team) -> Tensor:
+        """The loss of this process's share of a batch; `forward` is the model, compiled or not."""
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """How good a model in evaluation mode is, on each part of the source."""
+
+
+class Classification:
+    """Cross-entropy with smoothed labels; measured by the share of right answers."""
+
+    measure = "accuracy"
+
+    def __init__(self, source: Source, config: Config):
+        self.source, self.label_smoothing = source, config.recipe.label_smoothing
+
+    def loss(self, forward: Callable[..., Any], batch: Batch, step: int, team: Team) -> Tensor:
+        images, targets = team.share(batch)
+        smoothing = 0.0 if targets.is_floating_point() else self.label_smoothing  # those of pictures are smooth already
+        return F.cross_entropy(forward(images), targets, label_smoothing=smoothing)
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        return {part: correct(model, self.source.evaluation(part)).float().mean().item() for part in self.source.parts}
+
+
+class MaskedImages:
+    """The reconstruction loss of a masked image model, which is also what it is measured by, with fixed masks."""
+
+    measure = "reconstruction"
+
+    def __init__(self, source: Source, config: Config, model: MaskedImageModel, device: torch.device):
+        self.source, self.model, self.seed = source, model, config.seed
+        self.generator = torch.Generator(device)
+
+    def loss(self, forward: Callable[..., Any], batch: Batch, step: int, team: Team) -> Tensor:
+        images, _ = batch
+        self.generator.manual_seed(stream("mask", self.seed, step))
+        return forward(team.share(images), team.share(self.model.draw_mask(images, self.generator))).loss
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        return {part: self._mean_loss(model, part) for part in self.source.parts}
+
+    def _mean_loss(self, model: nn.Module, part: str) -> float:
+        losses, sizes = zip(
+            *((self.reconstruct(model, images).loss, len(images)) for images, _ in self.source.evaluation(part)),
+            strict=True,
+        )
+        sizes = torch.tensor(sizes, dtype=torch.float64)
+        return (torch.stack(losses).cpu().double() * sizes).sum().div(sizes.sum()).item()
+
+    @torch.no_grad()
+    def reconstruct(self, model: nn.Module, images: Tensor) -> Reconstruction:
+        """Of evaluation pictures, always with the same masks."""
+        self.generator.manual_seed(stream("mask", "evaluation"))
+        return model(images, model.draw_mask(images, self.generator))
+
+
+@torch.no_grad()
+def answers(model: nn.Module, batches: Iterable[Batch]) -> Batch:
+    """What a model takes pictures for, and what they are: (N,) each, in order."""
+    given, labels = zip(*((model(images).argmax(-1), labels) for images, labels in batches), strict=True)
+    return torch.cat(given), torch.cat(labels)
+
+
+def correct(model: nn.Module, batches: Iterable[Batch]) -> Tensor:
+    """Which pictures a model classifies rightly: (N,) bool, in order."""
+    given, labels = answers(model, batches)
+    return given == labels

@@ -1,0 +1,176 @@
+"""A run directory: what was asked for, what happened, and the result.
+
+    config.yaml     the complete configuration; `--config RUN/config.yaml` repeats the run
+    log.jsonl       one line per evaluation
+    events.out...   the same for TensorBoard, and the training loss in between
+    checkpoints/    see checkpoint.py
+    result.json     written when the run is finished, and only then
+    reconstruction/ pretraining only: one picture per evaluation
+
+Every file but the logs is written aside and renamed, so that it is there in full or not at all.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from torchvision.utils import save_image
+
+from visionpos.training.config.command_line import config_class, parse, read_yaml
+from visionpos.training.config.schema import Config
+from visionpos.training.errors import ConfigError
+from visionpos.training.run import checkpoint
+from visionpos.training.run.checkpoint import Checkpoint
+from visionpos.training.run.distributed import Team
+from visionpos.training.run.lock import hold, holder
+
+__all__ = ["RunDirectory", "flat", "open_run", "read_json", "write_json"]
+
+FREE_TO_CHANGE = (
+    "output",
+    "resume",
+    "device",
+    "parallel",
+    "log_every",
+    "profile",
+)  # of a weight, the last bits at most
+
+
+class RunDirectory:
+    """The files of one run. Opening it creates it, or takes it up again if it holds the same run."""
+
+    def __init__(self, config: Config):
+        self.path = Path(config.output)
+        self.checkpoints = self.path / "checkpoints"
+        self.config = json.loads(json.dumps(asdict(config)))  # as YAML holds it: lists for tuples
+        self.writer: SummaryWriter | None = None
+        self._compare()
+
+    def _compare(self) -> None:
+        """Raise ConfigError unless the run that is here may be continued, and is this one."""
+        if not (self.path / "config.yaml").exists():
+            return
+        if not self.config["resume"]:
+            raise ConfigError(f"output: {self.path} holds a run already, and resume is false; choose another --output")
+        there, here = flat(read_yaml(self.path / "config.yaml")), flat(self.config)
+        changed = [key for key in here | there if here.get(key) != there.get(key) and key not in FREE_TO_CHANGE]
+        if changed:
+            differences = ", ".join(f"{key} ({there.get(key)} there, {here.get(key)} now)" for key in changed)
+            raise ConfigError(f"output: {self.path} holds another run: {differences}; choose another --output")
+
+    @contextmanager
+    def locked(self, team: Team) -> Iterator[None]:
+        """The directory is this run's alone for the block.
+
+        Raises:
+            ConfigError: another process is training in it, or has left another run there; names that.
+        """
+        with hold(self.path) if team.is_main else nullcontext(True) as ours:
+            if not ours:
+                raise ConfigError(f"output: {self.path} is in use by {holder(self.path)}; choose another --output")
+            self._compare()  # again: it may be there only since we looked
+            yield
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """The result, if the run is finished."""
+        path = self.path / "result.json"
+        return read_json(path) if path.exists() else None
+
+    def begin(self, step: int) -> None:
+        """Open the logs at a step; what they hold from later steps, which are trained again, is dropped."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_whole(self.path / "config.yaml", yaml.safe_dump(self.config, sort_keys=False))
+            self.writer = SummaryWriter(str(self.path), purge_step=step + 1)
+            kept = [line for line in self.history() if line["step"] <= step]
+            write_whole(self.path / "log.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+        except OSError as error:
+            raise ConfigError(f"output: cannot write to {self.path}: {error}") from None
+
+    def history(self) -> list[dict[str, Any]]:
+        """The evaluations so far; a line that a crash left unfinished is not one."""
+        path = self.path / "log.jsonl"
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    def scalar(self, name: str, value: float, step: int) -> None:
+        """One point of a TensorBoard curve, from the process that writes."""
+        if self.writer is not None:
+            self.writer.add_scalar(name, value, step)
+
+    def log(self, line: dict[str, Any]) -> None:
+        """One evaluation, for the log and for TensorBoard."""
+        with (self.path / "log.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        for measure, kinds in line.items():
+            for kind, parts in kinds.items() if isinstance(kinds, dict) else ():
+                for part, value in parts.items():
+                    self.scalar(f"{measure}/{part}/{kind}", value, line["step"])
+
+    def close(self) -> None:
+        """Flush the curves."""
+        if self.writer is not None:
+            self.writer.close()
+
+    def picture(self, name: str, image: Tensor, step: int) -> None:
+        """A picture (C, H, W) in [0, 1] of a step, as PNG and for TensorBoard, from the process that writes."""
+        if self.writer is None:
+            return
+        (self.path / name).mkdir(exist_ok=True)
+        save_image(image, self.path / name / f"step-{step:08d}.png")
+        self.writer.add_image(name, image, step)
+
+
+def open_run(path: Path) -> tuple[Config, Checkpoint]:
+    """The configuration of a run that exists, and its newest checkpoint; ConfigError if it has none."""
+    file = path / "config.yaml"
+    if not file.is_file():
+        raise ConfigError(f"{path} is no run directory: it has no config.yaml")
+    found = checkpoint.load(path / "checkpoints")
+    if found is None:
+        raise ConfigError(f"{path} has no checkpoint yet")
+    return parse(["--config", str(file), "--output", str(path)], config_class(file)), found
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file; ConfigError if it is damaged."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file in full or not at all."""
+    write_whole(path, json.dumps(content, indent=1) + "\n")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that it is there in full or not at all."""
+    aside = path.with_name(f".{path.name}.tmp")
+    with aside.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+
+
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts by dotted names; an encoding or a model's options may be anything, so empty dicts count too."""
+    fields = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            fields.update(flat(value, f"{prefix}{key}."))
+        else:
+            fields[prefix + key] = value
+    return fields

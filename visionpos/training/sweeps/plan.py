@@ -1,0 +1,251 @@
+"""The runs of a sweep, and in which order they can be done.
+
+They lie in the sweep's directory, one directory for each encoding, setting and seed; trials of tuning in `tune` below
+it, each like any other run, with `best.json` for what they led to.
+"""
+
+import functools
+import itertools
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from train.evaluate import parse_size
+from visionpos.training.config.command_line import parse
+from visionpos.training.config.schema import Config, changed, encoding_label, file_name
+from visionpos.training.errors import ConfigError
+from visionpos.training.run.build import check_model, pretrained_encoder
+from visionpos.training.run.lock import hold
+from visionpos.training.run.record import RunDirectory, read_json, write_json
+from visionpos.training.sweeps.sweep_file import TAKEN, Sweep, Tune, read_sweep
+from visionpos.training.sweeps.tune import Grid, Outcome, Search, Settings
+
+__all__ = ["Job", "Plan", "open_plan"]
+
+
+@dataclass
+class Job:
+    """One run. Its directory is all there is to know about how far it is.
+
+    Args:
+        path: The run directory.
+        config: The run, as soon as its settings are known.
+        evaluate: Arguments of `evaluate` for when it is trained; none for a trial.
+        problem: Why it will never be known.
+    """
+
+    path: Path
+    config: Config | None = None
+    evaluate: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
+    problem: str | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Trained, and evaluated if that is asked for."""
+        needed = ["result.json", *(["evaluate.json", "evaluate_extrapolated.json"] if self.evaluate else [])]
+        return all((self.path / name).exists() for name in needed)
+
+    @property
+    def error(self) -> dict[str, Any] | None:
+        """What went wrong when it was last tried."""
+        path = self.path / "error.json"
+        return read_json(path) if path.exists() else None
+
+
+Over = Callable[[Job], bool]  # whether a job will not be tried again: finished or failed
+
+
+@dataclass
+class Cell:
+    """One encoding with one setting of the varied fields: its trials, and its runs with the settings they led to."""
+
+    name: str
+    folder: Path
+    flags: tuple[str, ...]
+    tune: Tune
+    tuner: Grid | Search | None
+    evaluate: dict[str, list[tuple[int, int]]]
+
+    def config(self, settings: Settings, seed: int, path: Path) -> Config:
+        return replace(configure(self.flags + as_flags(settings)), seed=seed, output=str(path))
+
+    @property
+    def trial_folder(self) -> Path:
+        return self.folder / "tune" / self.name
+
+    def trial(self, number: int) -> Job:
+        path, settings = self.trial_folder / f"trial-{number:02d}", self.tuner.settings(number)
+        if settings is None:
+            return Job(path)
+        return Job(path, self.config({**settings, "data.validation": self.tune.validation}, self.tune.seed, path))
+
+    def trials(self, over: Over | None) -> Iterator[Job]:
+        """All trials; with `over`, Optuna is asked for settings that are not known yet."""
+
+        def outcome(number: int) -> Outcome:
+            trial = self.trial(number)
+            return over(trial), accuracy_of(trial)
+
+        for number in range(self.tuner.count):
+            if over and self.tuner.settings(number) is None:
+                with hold(self.trial_folder) as ours:
+                    if ours:
+                        self.tuner.propose(outcome)
+            yield self.trial(number)
+
+    def best(self, over: Over) -> Settings | None:
+        """The settings to run with, chosen once and for good when all trials are over; None until then.
+
+        Raises:
+            ConfigError: no trial has finished, or the choice that is there was made in another way.
+        """
+        if self.tuner is None:
+            return {}
+        path = self.trial_folder / "best.json"
+        trials = [self.trial(number) for number in range(self.tuner.count)]
+        if not path.exists() and all(trial.config and over(trial) for trial in trials):
+            with hold(self.trial_folder) as ours:
+                if ours and not path.exists():
+                    write_json(path, self._choose(trials))
+        if not path.exists():
+            return None
+        chosen = read_json(path)
+        if len(chosen["trials"]) != len(trials):
+            raise ConfigError(f"tune: {path} is a choice of {len(chosen['trials'])} trials; choose another --output")
+        RunDirectory(trials[chosen["trial"]].config)  # raises if that trial was another run
+        return chosen["settings"]
+
+    def _choose(self, trials: list[Job]) -> dict[str, Any]:
+        """The trial with the highest accuracy, the first of several; raises ConfigError if none has finished."""
+        rows = [{**self.tuner.settings(number), "accuracy": accuracy_of(job)} for number, job in enumerate(trials)]
+        finished = [number for number, row in enumerate(rows) if row["accuracy"] is not None]
+        if not finished:
+            raise ConfigError(f"tune: no trial in {self.trial_folder} has finished")
+        best = max(finished, key=lambda number: rows[number]["accuracy"])
+        return {"settings": self.tuner.settings(best), "trial": best, "trials": rows}
+
+    def final(self, seed: int, over: Over) -> Job:
+        """The run of one seed."""
+        path = self.folder / f"{self.name}-seed{seed}"
+        try:
+            settings = self.best(over)
+        except ConfigError as error:
+            return Job(path, problem=str(error))
+        return Job(path, None if settings is None else self.config(settings, seed, path), self.evaluate)
+
+
+@dataclass
+class Plan:
+    """A sweep with its runs."""
+
+    sweep: Sweep
+    folder: Path
+    cells: list[Cell]
+
+    def jobs(self, over: Over, ask: bool = False) -> Iterator[Job]:
+        """Every run in the order in which to take them: trials first, then seed by seed, each with all encodings.
+
+        Args:
+            over: Says whether a job is finished or failed.
+            ask: Let Optuna choose settings for the next trials.
+        """
+        for cell in self.cells:
+            if cell.tuner is not None and not (cell.trial_folder / "best.json").exists():
+                yield from cell.trials(over if ask else None)
+        for seed in self.sweep.seeds:
+            for cell in self.cells:
+                yield cell.final(seed, over)
+
+
+def accuracy_of(trial: Job) -> float | None:
+    """On the held-out pictures, by the weights that count; None if it is not finished."""
+    return read_json(trial.path / "result.json")["final"]["validation"] if trial.finished else None
+
+
+@functools.cache
+def configure(flags: tuple[str, ...]) -> Config:
+    """The configuration of these flags; its parts are shared between all runs that have them in common."""
+    return parse(flags)
+
+
+def as_flags(settings: Settings) -> tuple[str, ...]:
+    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in settings.items()}
+    return tuple(part for key, text in texts.items() for part in (f"--{key}", text))
+
+
+def open_plan(path: Path, overrides: Sequence[str], output: str | None, storage: str | None) -> Plan:
+    """The plan that a sweep file describes, every configuration checked.
+
+    Args:
+        path: The file.
+        overrides: Flags of `train.classify` for all runs.
+        output: Directory of the runs, instead of the file's.
+        storage: Optuna's journal; by default optuna.journal in the directory.
+
+    Raises:
+        ConfigError: for any mistake, in one line.
+    """
+    sweep = read_sweep(path)
+    folder = Path(output or sweep.output or f"runs/{path.stem}")
+    if storage and not sweep.tune.ranges:
+        raise ConfigError(f"--storage: {storage} given, but only tune.ranges uses Optuna, and there are none")
+    for given in overrides:
+        name = given.removeprefix("--").partition("=")[0]
+        if given.startswith("--") and name in (*TAKEN, *sweep.vary, *sweep.tune.fields):
+            raise ConfigError(f"--{name}: the sweep decides this field for every run; change it in {path}")
+    base = ["--config", str(path.parent / sweep.run), *overrides]
+    journal = Path(storage) if storage else folder / "optuna.journal"
+    cells = []
+    for values in itertools.product(*sweep.vary.values()):
+        setting = dict(zip(sweep.vary, values, strict=True))
+        for spec in sweep.encodings:
+            if isinstance(spec, str) and (path.parent / spec).is_file():
+                spec = str(path.parent / spec)
+            flags = (*base, *as_flags({**setting, "encoding": spec}))
+            cells.append(make_cell(sweep, folder, flags, setting, journal))
+    names = [f"{cell.name}-seed{seed}" for cell in cells for seed in sweep.seeds]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ConfigError(f"encodings, seeds, vary: {min(twice)} is there more than once")
+    check_tuning(cells[0])
+    check_starts(cells, [*sweep.seeds, *([sweep.tune.seed] if sweep.tune.fields else [])])
+    return Plan(sweep, folder, cells)
+
+
+def make_cell(sweep: Sweep, folder: Path, flags: tuple[str, ...], setting: Settings, journal: Path) -> Cell:
+    """The cell of these flags, its model built once to find mistakes."""
+    config = configure(flags)
+    for field_name in changed(config, ["parallel", "profile"]):
+        given = getattr(config, field_name)
+        raise ConfigError(f"{field_name}: {given} given, but a sweep trains every run, each in one process")
+    check_model(config)
+    name = file_name("-".join([encoding_label(config.encoding), *(f"{key}={setting[key]}" for key in setting)]))
+    sizes = {kind: [parse_size(kind, str(size)) for size in asked] for kind, asked in vars(sweep.evaluate).items()}
+    evaluate = sizes if any(sizes.values()) else {}
+    return Cell(name, folder, flags, sweep.tune, tuner_of(sweep.tune, journal, name), evaluate)
+
+
+def tuner_of(tune: Tune, journal: Path, name: str) -> Grid | Search | None:
+    if tune.ranges:
+        return Search(tune.ranges, tune.trials, journal, name)
+    return Grid(tune.grid) if tune.grid else None
+
+
+def check_tuning(cell: Cell) -> None:
+    """Find mistakes in the settings to be tried, which are the same for all cells."""
+    if isinstance(cell.tuner, Grid):
+        for number in range(cell.tuner.count):
+            cell.trial(number)
+    if isinstance(cell.tuner, Search):
+        for end in (0, 1):
+            values = {key: ends[end] for key, ends in cell.tune.ranges.items()}
+            cell.config({**values, "data.validation": cell.tune.validation}, cell.tune.seed, cell.folder)
+
+
+def check_starts(cells: Sequence[Cell], seeds: Sequence[int]) -> None:
+    """Find pretrained encoders that are not there, each looked for once."""
+    starts = {replace(configure(cell.flags), seed=seed).start: None for cell in cells for seed in seeds}
+    for start in starts:
+        if start is not None:
+            pretrained_encoder(start)

@@ -1,0 +1,171 @@
+"""State dicts in the formats of the original code, under the names that a timm model has.
+
+A format is one function, in `FORMATS` under the name of a tensor that only this format has. What holds for several of
+them (buffers, layer scale, biases of q and v, tensors that moved into an encoding) is done for all.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from timm.models import clean_state_dict
+from torch import Tensor, nn
+
+from ..hosts.host import find_host
+from ..input.sincos2d import SinCos2D
+from ..positions import Positions
+from ..rotary.rope_axial import RopeAxial
+
+_logger = logging.getLogger(__name__)
+
+Weights = dict[str, Tensor]
+
+# computed from the configuration, whatever a checkpoint says
+RECOMPUTED = re.compile(
+    r"(^|\.)(relative_position_index|attn_mask|relative_coords_table|periods|bias_mask|freqs_t_[xy]|rope_t_[xy]"
+    r"|freqs_(cos|sin))$"
+)
+PRETRAINING = re.compile(r"(^mask_token$|^decoder_|^lm_head\.)")
+
+
+def convert_weights(weights: Mapping[str, Any], model: nn.Module) -> Weights:
+    """A state dict of any known format with the names that `model` has. No tensor is resized."""
+    names = model.state_dict()
+    weights = {k: v for k, v in unwrap(weights).items() if k in names or not RECOMPUTED.search(k)}
+    left_out = [key for key in weights if PRETRAINING.search(key) and key not in names]
+    if left_out:
+        _logger.warning("left out, of use in pretraining only: %s", shorten(left_out))
+    for mark, convert in FORMATS.items():
+        if mark in weights and mark not in names:
+            weights = convert(weights, model)
+    weights = {key: value for key, value in weights.items() if key not in left_out}
+    return _fold_biases({_rename(key, names): value for key, value in weights.items()}, names)
+
+
+def unwrap(weights: Mapping[str, Any]) -> Weights:
+    """The state dict inside a checkpoint, without what wrappers of the model put before its names."""
+    for wrapper in ("model", "module", "state_dict"):
+        weights = weights[wrapper] if isinstance(weights.get(wrapper), Mapping) else weights
+    return dict(clean_state_dict(weights))
+
+
+def shorten(keys: list[str]) -> str:
+    """The first few names, and how many more there are."""
+    return ", ".join(keys[:4]) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
+
+
+def mae(weights: Weights, model: nn.Module) -> Weights:
+    """MAE: its frozen table of sines and cosines is what the encoding computes, if the model has this encoding."""
+    table = weights.get("pos_embed")
+    encoding = next((module for module in model.modules() if isinstance(module, SinCos2D)), None)
+    if table is None or encoding is None:
+        return weights
+    shape, num_prefix_tokens = find_host(model).input_facts(model)["feat_shape"], getattr(model, "num_prefix_tokens", 0)
+    positions = Positions.grid(shape, num_prefix_tokens, device=table.device)
+    computed = encoding(table.new_zeros(1, positions.num_tokens, encoding.dim), positions)
+    if table.shape != computed.shape or not torch.allclose(table, computed, atol=1e-5):
+        return weights  # reported: another grid, or another preset
+    return {key: value for key, value in weights.items() if key != "pos_embed"}
+
+
+def swin(weights: Weights, model: nn.Module) -> Weights:
+    """Swin and Swin v2: the authors merge patches at the end of a stage, timm at the start of the next one."""
+
+    def rename(key: str) -> str:
+        key = re.sub(r"^layers\.(\d+)\.downsample", lambda match: f"layers.{int(match[1]) + 1}.downsample", key)
+        return re.sub(r"^head\.(?!fc\.)", "head.fc.", key)
+
+    return {rename(key): value for key, value in weights.items()}
+
+
+def swin_absolute(weights: Weights, model: nn.Module) -> Weights:
+    """Swin with `ape`: a table that timm's Swin has only as the encoding `learned`."""
+    table = next((key for key in model.state_dict() if re.match(r"pos_embed_input\.\d+\.pos_embed$", key)), "pos_embed")
+    return {table if key == "absolute_pos_embed" else key: value for key, value in weights.items()}
+
+
+def dinov3(weights: Weights, model: nn.Module) -> Weights:
+    """DINOv3: register tokens, gated layers under one name each, and a bias of q, k, v whose part for k is masked."""
+    replaced = {"storage_tokens": "reg_token", "mlp.w1.": "mlp.fc1_g.", "mlp.w2.": "mlp.fc1_x.", "mlp.w3.": "mlp.fc2."}
+    names, converted = model.state_dict(), {}
+    for key, value in weights.items():
+        for theirs, timms in replaced.items():
+            key = key.replace(theirs, timms)
+        if key.endswith("attn.qkv.bias"):
+            q, k, v = value.chunk(3)
+            stem = key.removesuffix("qkv.bias")
+            if f"{stem}q_bias" in names:
+                converted |= {f"{stem}q_bias": q, f"{stem}v_bias": v}
+                continue
+            if key not in names and not q.any() and not v.any():
+                continue  # the distilled models have zeros here, and timm has models without
+            value = torch.cat([q, torch.zeros_like(k), v])
+        if not key.startswith("local_cls_norm."):  # for the local crops of the pretraining
+            converted[key] = value
+    return converted
+
+
+def rope_vit(weights: Weights, model: nn.Module) -> Weights:
+    """rope-vit: the frequencies of all L layers in one tensor, (2, L, heads * head_dim / 2) or timm's (2, L, heads, _).
+
+    Raises:
+        ValueError: another number of layers.
+    """
+    mark = "freqs" if "freqs" in weights else "rope.freqs"
+    weights = dict(weights)
+    names, freqs = model.state_dict(), weights.pop(mark)
+    if "rope.freqs" in names:
+        return {**weights, "rope.freqs": freqs.reshape(*freqs.shape[:2], *names["rope.freqs"].shape[2:])}
+    own = [key for key in names if re.search(r"encodings\.\d+\.freqs$", key)]
+    if not own:
+        return {**weights, mark: freqs}  # reported: this model has no frequencies
+    if len(own) != freqs.shape[1]:
+        raise ValueError(f"{mark} has the frequencies of {freqs.shape[1]} layers, and the model has {len(own)}")
+    return weights | {
+        key: layer.reshape(2, *names[key].shape[1:]) for key, layer in zip(own, freqs.unbind(1), strict=True)
+    }
+
+
+def rope_swin(weights: Weights, model: nn.Module) -> Weights:
+    """rope-vit's Swin: a tensor in each layer; in the axial variant it is a buffer of what the formula says."""
+    axial = any(isinstance(module, RopeAxial) for module in model.modules())
+    kept = {key: value for key, value in weights.items() if not (axial and key.endswith(".rope_freqs"))}
+    return {key.replace(".rope_freqs", ".freqs"): value for key, value in kept.items()}
+
+
+# the name of a tensor that only this format has -> its function
+FORMATS: dict[str, Callable[[Weights, nn.Module], Weights]] = {
+    "pos_embed": mae,
+    "layers.0.downsample.reduction.weight": swin,
+    "absolute_pos_embed": swin_absolute,
+    "storage_tokens": dinov3,
+    "freqs": rope_vit,
+    "rope.freqs": rope_vit,
+    "layers.0.blocks.0.attn.rope_freqs": rope_swin,
+}
+
+
+def _rename(key: str, names: Mapping[str, Tensor]) -> str:
+    """The model's name of a tensor that has another one in other families, or moved into an encoding."""
+    if key in names:
+        return key
+    for theirs, ours in ((r"\.gamma_(\d)$", r".ls\1.gamma"), (r"\.ls(\d)\.gamma$", r".gamma_\1")):
+        if (renamed := re.sub(theirs, ours, key)) in names:
+            return renamed
+    stem, attn, name = key.partition(".attn.")
+    place = re.compile(re.escape(stem + attn) + r"encodings\.\d+\." + re.escape(name) + "$")
+    return next(filter(place.match, names), key) if attn else key
+
+
+def _fold_biases(weights: Weights, names: Mapping[str, Tensor]) -> Weights:
+    """BEiT's and Swin v2's biases of q and v, in a model with one of q, k and v."""
+    for key in [key for key in weights if key.endswith("attn.q_bias") and key not in names]:
+        stem = key.removesuffix("q_bias")
+        if f"{stem}qkv.bias" in names and f"{stem}v_bias" in weights:
+            q, v = weights.pop(key), weights.pop(f"{stem}v_bias")
+            weights[f"{stem}qkv.bias"] = torch.cat([q, torch.zeros_like(q), v])
+    return weights

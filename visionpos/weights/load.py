@@ -1,0 +1,197 @@
+"""Weights into a model with encodings, from its own state dict or from the original formats (`formats.py`)."""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ..bias.relative_table import RelativeTable
+from ..bias.tables import resize_table
+from ..encoding import PositionEncoding
+from ..hosts.host import find_host
+from ..input.learned import Learned
+from ..resize import resize_position_table
+from .formats import Weights, convert_weights, shorten
+
+_logger = logging.getLogger(__name__)
+
+Resize = bool | tuple[int, int]
+
+POSITIONS = re.compile(r"(pos_embed|relative_position_bias_table|cpb_mlp\.\d\.\w+|freqs)$")
+
+
+def load_weights(
+    model: nn.Module, weights: str | Path | Mapping[str, Any], strict: bool = True, resize: Resize = False
+):
+    """Load weights into a model, converted or not: its own, or those of ViT, DeiT, MAE, Swin, Swin v2, BEiT, DINOv3
+    and rope-vit in their original formats.
+
+    Args:
+        model: a timm model of a supported family.
+        weights: a .safetensors file, or a state dict, also one inside {"model": ...} or {"state_dict": ...}.
+        strict: every tensor of the model must be there, and no other. False keeps the initial values of the missing
+            ones, such as those that a new encoding brought, leaves the others out, and logs both in one line.
+        resize: carry position tables over from another grid or window. True where the weights' was square, else
+            its (h, w).
+
+    Returns:
+        `missing_keys` and `unexpected_keys`, as `load_state_dict` does.
+
+    Raises:
+        ValueError: a file of another type, tensors of another shape, or, when strict, missing or unknown ones. The
+            model is unchanged then.
+    """
+    find_host(model).prepare(model)
+    weights = convert_weights(_read(weights), model)
+    return load_converted(model, weights, strict, {key: resize for _, key in _tables(model)})
+
+
+def load_converted(model: nn.Module, weights: Weights, strict: bool = True, resize: Mapping[str, Resize] | None = None):
+    """Load tensors that have the model's own names; `resize` is for each of its position tables, by name."""
+    weights = _resized(weights, model, resize or {})
+    difference = _difference(weights, model)
+    if difference and strict:
+        raise ValueError(f"the weights do not fit {type(model).__name__}: {difference}; strict=False loads the rest")
+    if difference:
+        _logger.warning("loaded without these: %s", difference)
+    return model.load_state_dict(weights, strict=False)
+
+
+def fit_pretrained(weights: Weights, model: nn.Module) -> Weights:
+    """timm's `pretrained_filter_fn` of a converted model: only encodings may differ, and one line says how."""
+    weights = convert_weights(weights, model)
+    weights = _resized(weights, model, _source_shapes(weights, model))
+    ours = _encoding_tensors(model)
+    new = {key: ours[key] for key in ours if key not in weights}
+    old = [key for key in weights if POSITIONS.search(key) and key not in model.state_dict()]
+    if new or old:
+        _logger.warning("pretrained weights: %s", _sentence({"new in this encoding": new, "positions left out": old}))
+    return {**{key: value for key, value in weights.items() if key not in old}, **new}
+
+
+def _read(weights: str | Path | Mapping[str, Any]) -> Mapping[str, Any]:
+    if isinstance(weights, Mapping):
+        return weights
+    if Path(weights).suffix != ".safetensors":
+        raise ValueError(
+            f"only .safetensors files are loaded, got {str(weights)!r}: a pickle can run code when it is read; of one "
+            "that you trust, pass the state dict: torch.load(path, weights_only=True)"
+        )
+    return load_file(weights)
+
+
+def _resized(weights: Weights, model: nn.Module, resize: Mapping[str, Resize]) -> Weights:
+    """Position tables carried over where `resize` says so, by their names.
+
+    Raises:
+        ValueError: a tensor of another shape; names both, and what converts it.
+    """
+    tables = {key: encoding for encoding, key in _tables(model)}
+    weights = dict(weights)
+    for key, target in model.state_dict().items():
+        if key not in weights:
+            continue
+        if resize.get(key):  # also of the same shape: 2 x 8 tokens are as many as 4 x 4
+            weights[key] = _resize_table(weights[key], tables[key], resize[key])
+        if weights[key].shape != target.shape:
+            raise ValueError(
+                f"{key} is {tuple(weights[key].shape)} in the weights and {tuple(target.shape)} in the model; "
+                + _advice(key, tables.get(key), weights[key])
+            )
+    return weights
+
+
+def _tables(model: nn.Module) -> Iterable[tuple[Learned | RelativeTable, str]]:
+    keys = {id(parameter): key for key, parameter in model.named_parameters(remove_duplicate=False)}
+    for module in model.modules():
+        if isinstance(module, (Learned, RelativeTable)):
+            name = "pos_embed" if isinstance(module, Learned) else "relative_position_bias_table"
+            yield module, keys[id(getattr(module, name))]
+
+
+def _resize_table(table: Tensor, encoding: Learned | RelativeTable, resize: Resize) -> Tensor:
+    new = encoding.feat_shape
+    if isinstance(encoding, Learned):
+        prefix = encoding.num_prefix_tokens
+        old = _square(table.shape[-2] - prefix) if resize is True else resize
+        return resize_position_table(table, new, old, prefix, encoding.interpolation, encoding.antialias)
+    rows = table.shape[0] - 3 * (encoding.preset == "beit")
+    old = resize
+    if resize is True:
+        old = _square(rows) if encoding.preset == "levit" else tuple((size + 1) // 2 for size in _square(rows))
+    return resize_table(table, new, tuple(old), encoding.preset, encoding.interpolation)
+
+
+def _square(rows: int) -> tuple[int, int]:
+    side = math.isqrt(max(rows, 0))
+    if side * side != rows:
+        raise ValueError(f"a table of {rows} rows is not that of a square grid: give its shape, resize=(h, w)")
+    return side, side
+
+
+def _source_shapes(weights: Weights, model: nn.Module) -> dict[str, Resize]:
+    """The grid that each table of pretrained weights has where timm knows it, else square if another shape needs it."""
+    names, size = model.state_dict(), model.pretrained_cfg["input_size"][-2:]
+    patches = getattr(model, "patch_embed", None)
+    grid = tuple(pixels // patch for pixels, patch in zip(size, getattr(patches, "patch_size", size), strict=True))
+    shapes: dict[str, Resize] = {}
+    for encoding, key in _tables(model):
+        if key in weights:
+            known = encoding.feat_shape == getattr(patches, "grid_size", None)
+            known = known and weights[key].shape[-2] == _num_rows(encoding, grid)
+            shapes[key] = grid if known else weights[key].shape != names[key].shape
+    return shapes
+
+
+def _num_rows(encoding: Learned | RelativeTable, shape: tuple[int, int]) -> int:
+    h, w = shape
+    if isinstance(encoding, Learned):
+        return encoding.num_prefix_tokens + h * w
+    return h * w if encoding.preset == "levit" else (2 * h - 1) * (2 * w - 1) + 3 * (encoding.preset == "beit")
+
+
+def _advice(key: str, encoding: PositionEncoding | None, given: Tensor) -> str:
+    if encoding is not None:
+        function = "resize_position_table" if isinstance(encoding, Learned) else "resize_relative_table"
+        square = "resize=True (of load_weights) carries it over from a square grid"
+        return f"{square}, resize=(h, w) from any other (see {function})"
+    if key.startswith("head"):
+        return f"create the model with num_classes={given.shape[0]}, or leave the head out"
+    if key == "patch_embed.proj.weight":
+        return f"create the model with patch_size={tuple(given.shape[2:])} and in_chans={given.shape[1]}"
+    return "create the model as the weights need it"
+
+
+def _encoding_tensors(model: nn.Module) -> Weights:
+    """What encodings have in the state dict, tables under the host's names included."""
+    inside = {
+        f"{path}.{name}"
+        for path, module in model.named_modules()
+        if isinstance(module, PositionEncoding)
+        for name in module.state_dict()
+    }
+    inside |= {key for _, key in _tables(model)}
+    return {key: value for key, value in model.state_dict().items() if key in inside}
+
+
+def _difference(weights: Weights, model: nn.Module) -> str:
+    names, ours = model.state_dict(), _encoding_tensors(model)
+    missing = [key for key in names if key not in weights]
+    return _sentence(
+        {
+            "new in this encoding": [key for key in missing if key in ours],
+            "missing in the weights": [key for key in missing if key not in ours],
+            "unknown to the model": [key for key in weights if key not in names],
+        }
+    )
+
+
+def _sentence(groups: Mapping[str, Iterable[str]]) -> str:
+    return "; ".join(f"{what}: {shorten(list(keys))}" for what, keys in groups.items() if keys)
