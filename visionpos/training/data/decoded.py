@@ -28,7 +28,8 @@ def load(archive: Path, split: str, size: tuple[int, int] | None) -> Decoded | N
             if kept.get("version") != VERSION or kept.get("archive") != _checksum(archive):
                 return None
             images, labels = file.get_tensor("images"), file.get_tensor("labels")
-        return (images, labels, tuple(json.loads(kept["classes"]))) if kept["content"] == _crc(images, labels) else None
+        content = images, labels, tuple(json.loads(kept["classes"]))
+        return content if kept["content"] == _crc(content) else None
     except (OSError, SafetensorError, KeyError, ValueError):
         return None
 
@@ -41,7 +42,7 @@ def save(archive: Path, split: str, size: tuple[int, int] | None, decoded: Decod
     metadata = {
         "version": VERSION,
         "archive": _checksum(archive),
-        "content": _crc(images, labels),
+        "content": _crc(decoded),
         "classes": json.dumps(classes),
     }
     try:
@@ -66,9 +67,10 @@ def _checksum(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _crc(*tensors: Tensor) -> str:
-    """CRC-32 over the bytes of some tensors."""
-    crc = 0
-    for tensor in tensors:
+def _crc(decoded: Decoded) -> str:
+    """CRC-32 of pictures, labels and classes."""
+    images, labels, classes = decoded
+    crc = zlib.crc32(json.dumps(classes).encode())
+    for tensor in (images, labels):
         crc = zlib.crc32(memoryview(tensor.numpy()).cast("B"), crc)
     return f"{crc:08x}"
