@@ -438,7 +438,7 @@ def test_every_sweep_file_is_complete_and_a_mistake_in_it_costs_no_picture_and_o
     monkeypatch.setattr(visionpos.training.data.datasets, "read", lambda *_: pytest.fail("a picture was read"))
     plan = open_plan(path, [], str(tmp_path), None)
     assert len(built) == len(plan.cells)
-    assert len({job.path for job in plan.jobs(lambda job: False)}) >= 6
+    assert len({job.path for job in plan.jobs(lambda job: False)}) >= 3
     for word in ("Command", "Hardware", "Seeds"):
         assert f"# {word}" in path.read_text()
     assert f"# Seeds     {len(plan.sweep.seeds)}" in path.read_text()
