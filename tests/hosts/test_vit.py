@@ -261,13 +261,6 @@ def test_same_seed_same_shared_weights():
             assert all(same(dict(model.named_parameters())[name], parameter) for model in models[1:]), name
 
 
-def test_state_is_forgotten_after_a_forward():
-    model = vp.set_encoding(vit(), "rope_axial")
-    model(pictures())
-    assert model.position_state.positions is None
-    assert model.position_state.prepared == ()
-
-
 def test_create_model():
     model = vp.create_model(
         "vit_tiny_patch16_224", encoding="rope_axial", img_size=32, patch_size=4, num_classes=10, depth=1

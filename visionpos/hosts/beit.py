@@ -42,8 +42,8 @@ class EncodedBeitBlock(Block):
 class EncodedBeit(PlainForward, Beit):
     """A converted BEiT."""
 
-    def enter(self, x: Tensor) -> tuple[Tensor, AttentionContext]:
-        x, context = super().enter(x)
+    def forward_stem(self, x: Tensor, keep: Tensor | None = None) -> tuple[Tensor, AttentionContext]:
+        x, context = super().forward_stem(x, keep)
         return self.pos_drop(x), context
 
 
@@ -64,7 +64,7 @@ class BeitHost(PlainHost):
             )
         super().prepare(model)
 
-    def wrap(self, model: Beit) -> None:
+    def adopt_native_positions(self, model: Beit) -> None:
         grid = tuple(model.patch_embed.grid_size)
         if model.rel_pos_bias is not None:
             table = model.rel_pos_bias.relative_position_bias_table

@@ -57,11 +57,11 @@ class EncodedCait(PlainForward, Cait):
     num_prefix_tokens = 1  # of the features
     prefix_tokens = ()  # of the patch blocks
 
-    def enter(self, x: Tensor) -> tuple[Tensor, AttentionContext]:
-        x, context = super().enter(x)
+    def forward_stem(self, x: Tensor, keep: Tensor | None = None) -> tuple[Tensor, AttentionContext]:
+        x, context = super().forward_stem(x, keep)
         return self.pos_drop(x), context
 
-    def leave(self, x: Tensor) -> Tensor:
+    def forward_norm(self, x: Tensor) -> Tensor:
         """The class token, which has looked at the patches, before them: (B, N, C) -> (B, 1 + N, C)."""
         return self.norm(self.forward_cls(x))
 
@@ -83,7 +83,7 @@ class CaitHost(PlainHost):
     blocks: ClassVar = {LayerScaleBlock: EncodedLayerScaleBlock}
     attentions: ClassVar = {TalkingHeadAttn: EncodedTalkingHeadAttn}
 
-    def wrap(self, model: Cait) -> None:
+    def adopt_native_positions(self, model: Cait) -> None:
         """The learned table is all that timm's has."""
 
     def input_facts(self, model: Cait) -> Facts:

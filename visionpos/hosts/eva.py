@@ -29,7 +29,7 @@ from ..rotary.rope_mixed import RopeMixed
 from ..rotation import Layout, mixed_angles
 from .attention import AttentionContext, math_is_faster, prepare_encodings, self_attention, split_heads
 from .host import register_host
-from .isotropic import PlainHost, PlainMixin, first, mix, project
+from .isotropic import PlainHost, PlainMixin, first, keep_tokens, mix, project
 
 
 class RopeOfHost(RotaryEncoding):
@@ -174,14 +174,18 @@ class EncodedEvaBlockPostNorm(EncodedEvaMixin, EvaBlockPostNorm):
 class EncodedEva(PlainMixin, Eva):
     """A converted Eva."""
 
-    def _pos_embed(self, x: Tensor) -> tuple[Tensor, AttentionContext]:
-        """The tokens, and in place of timm's rope table what the blocks need to know of them."""
+    def _pos_embed(self, x: Tensor, keep: Tensor | None = None) -> tuple[Tensor, AttentionContext]:
+        """Return the tokens, and in place of timm's rope table what the blocks need to know of them."""
         x, positions = self.embed(x)
+        x = x if keep is None else keep_tokens(x, keep, positions.num_prefix_tokens)
         x = self.pos_drop(x)
-        if self.patch_drop is not None:
-            x, index = self.patch_drop(x)
-            positions = positions if index is None else positions.keep(index)
-        return x, self.context(positions)
+        if self.patch_drop is not None and keep is None:
+            x, keep = self.patch_drop(x)
+        return x, self.context(positions, keep)
+
+    def forward_stem(self, x: Tensor, keep: Tensor | None = None) -> tuple[Tensor, AttentionContext]:
+        x, context = self._pos_embed(self.patch_embed(x), keep)
+        return self.norm_pre(x), context
 
     def group_matcher(self, coarse: bool = False) -> dict:
         """timm's, with the frequencies of all layers in the stem."""
@@ -231,7 +235,7 @@ class EvaHost(PlainHost):
             )
         super().prepare(model)
 
-    def wrap(self, model: Eva) -> None:
+    def adopt_native_positions(self, model: Eva) -> None:
         rope, model.rope, model.rope_mixed = model.rope, None, False
         facts = [{key: fact[key] for key in ("num_heads", "head_dim")} for fact in self.layer_facts(model)]
         if isinstance(rope, RotaryEmbeddingMixed):

@@ -69,22 +69,6 @@ def encoding_parameters(model: nn.Module) -> set[str]:
     }
 
 
-class ForgetsPositions:
-    """Mixin of a model whose `position_state` knows the positions during a forward pass, and not after it."""
-
-    def forward_features(self, *args, **kwargs):
-        """As timm's; the positions are forgotten afterwards."""
-        out = super().forward_features(*args, **kwargs)
-        self.position_state.clear()
-        return out
-
-    def forward_intermediates(self, *args, **kwargs):
-        """As timm's; the positions are forgotten afterwards."""
-        out = super().forward_intermediates(*args, **kwargs)
-        self.position_state.clear()
-        return out
-
-
 class FixedCoordinates:
     """Mixin of a converted model whose layers see coordinates of windows: none that an augmentation could move."""
 

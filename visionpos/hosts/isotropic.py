@@ -18,7 +18,7 @@ from ..bias.relative_table import RelativeTable
 from ..encoding import PositionEncoding
 from ..input.learned import Learned
 from ..positions import Positions
-from .attention import AttentionContext
+from .attention import AttentionContext, positions_of
 from .host import Facts, Host, encoding_parameters, mixes_tokens
 
 
@@ -29,10 +29,8 @@ def first(encodings: Iterable[PositionEncoding], kind: type | tuple[type, ...]) 
 
 def mix(x: Tensor, mixers: nn.ModuleList, context: AttentionContext | None) -> Tensor:
     """x (B, prefix + N, C) after the conditional encodings that follow a block."""
-    if len(mixers) and not isinstance(context, AttentionContext):
-        raise RuntimeError("this block needs positions: call it through the model's forward")
     for encoding in mixers:
-        x = encoding(x, context.positions)
+        x = encoding(x, positions_of(context, "block"))
     return x
 
 
@@ -85,11 +83,23 @@ def table_of_host(parameter: nn.Parameter, feat_shape: tuple[int, int], **option
     return table
 
 
+class BlockSequence(nn.Sequential):
+    """timm's sequence of blocks, called with a context, so that hooks and wrappers of it find what they find in timm's.
+
+    timm itself calls the sequence as a whole, or block by block where it checkpoints them or wants intermediates.
+    """
+
+    def forward(self, x: Tensor, context: AttentionContext | None = None) -> Tensor:
+        """Return the tokens (B, T, C) after all blocks."""
+        for block in self:
+            x = block(x, context)
+        return x
+
+
 class PlainMixin:
     """What a converted model does differently: where positions enter, and nothing else."""
 
     coordinate_augmentation: CoordinateAugmentation | None = None  # applied while training
-    kept: Tensor | None = None  # (B, K), the patches to go on with, during `forward_kept`
 
     @property
     def prefix_tokens(self) -> list[Tensor]:
@@ -103,13 +113,42 @@ class PlainMixin:
         prefix = [token.expand(x.shape[0], -1, -1) for token in self.prefix_tokens]
         num_prefix_tokens = sum(token.shape[1] for token in self.prefix_tokens)
         positions = locate(x, tuple(self.patch_embed.grid_size), num_prefix_tokens, augmentation)
-        x = x.reshape(x.shape[0], -1, x.shape[-1])
+        x = x.flatten(1, -2)
         x = torch.cat([*prefix, x], dim=1) if prefix else x
         for encoding in self.pos_embed_input:
             x = encoding(x, positions)
-        if self.kept is not None:
-            x, positions = keep_tokens(x, self.kept, num_prefix_tokens), positions.keep(self.kept)
         return x, positions
+
+    def context(self, positions: Positions, index: Tensor | None = None) -> AttentionContext:
+        """Return what the blocks need to know of the patch tokens, or of those in index (B, K)."""
+        return AttentionContext.of(positions, self.pos_embed_shared, index)
+
+    def forward_stem(self, x: Tensor, keep: Tensor | None = None) -> tuple[Tensor, AttentionContext]:
+        """Return the tokens of pictures (B, C, H, W), and what the blocks need to know of them.
+
+        Args:
+            x: the pictures.
+            keep: (B, K), the patches to go on with, in any order.
+        """
+        x, positions = self.embed(self.patch_embed(x))
+        x = x if keep is None else keep_tokens(x, keep, positions.num_prefix_tokens)
+        return x, self.context(positions, keep)
+
+    def forward_block(self, block: nn.Module, x: Tensor, context: AttentionContext) -> Tensor:
+        """Return the tokens after one block, checkpointed or not."""
+        return checkpoint(block, x, context, use_reentrant=False) if self.grad_checkpointing else block(x, context)
+
+    def forward_blocks(self, x: Tensor, context: AttentionContext) -> Tensor:
+        """Return the tokens after all blocks."""
+        if isinstance(self.blocks, BlockSequence) and not self.grad_checkpointing:
+            return self.blocks(x, context)
+        for block in self.blocks:
+            x = self.forward_block(block, x, context)
+        return x
+
+    def forward_norm(self, x: Tensor) -> Tensor:
+        """Return the features that the tokens after the last block become."""
+        return self.norm(x)
 
     def forward_kept(self, x: Tensor, keep: Tensor) -> Tensor:
         """`forward_features` of a subset of the patches of each picture; the others are never seen.
@@ -121,15 +160,7 @@ class PlainMixin:
         Returns:
             (B, prefix + K, C), in the order of `keep`.
         """
-        self.kept = keep
-        try:
-            return self.forward_features(x)
-        finally:
-            self.kept = None
-
-    def context(self, positions: Positions) -> AttentionContext:
-        """What the blocks hand on to attention, with the tables of the encodings that all layers share."""
-        return AttentionContext.of(positions, self.pos_embed_shared)
+        return self.forward_norm(self.forward_blocks(*self.forward_stem(x, keep)))
 
     def set_input_size(self, img_size=None, patch_size=None) -> None:
         """As timm's; learned tables are resized, formulas interpolate their coordinates."""
@@ -149,27 +180,11 @@ class PlainMixin:
 
 
 class PlainForward(PlainMixin):
-    """The forward pass of the models whose blocks take one argument besides x (BEiT, the relative position ViT)."""
+    """The forward pass of the models whose own has no way for a context: all but EVA."""
 
-    def enter(self, x: Tensor) -> tuple[Tensor, AttentionContext]:
-        """A picture (B, C, H, W) -> its tokens, and what the blocks need to know of them."""
-        x, positions = self.embed(self.patch_embed(x))
-        return x, self.context(positions)
-
-    def leave(self, x: Tensor) -> Tensor:
-        """The tokens after the last block -> the features."""
-        return self.norm(x)
-
-    def run(self, block: nn.Module, x: Tensor, context: AttentionContext) -> Tensor:
-        """One block, checkpointed or not."""
-        return checkpoint(block, x, context, use_reentrant=False) if self.grad_checkpointing else block(x, context)
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        """As timm's: (B, prefix + N, C)."""
-        x, context = self.enter(x)
-        for block in self.blocks:
-            x = self.run(block, x, context)
-        return self.leave(x)
+    def forward_features(self, x: Tensor, **mask) -> Tensor:
+        """Return the features (B, prefix + N, C), as timm's does; `mask` is what the model's stem takes of one."""
+        return self.forward_norm(self.forward_blocks(*self.forward_stem(x, **mask)))
 
     def forward_intermediates(
         self,
@@ -180,15 +195,16 @@ class PlainForward(PlainMixin):
         stop_early: bool = False,
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
+        **mask,
     ):
-        """As timm's."""
+        """Return features and intermediates, as timm's does; `mask` is what the model's stem takes of one."""
         if output_fmt not in ("NCHW", "NLC"):
             raise ValueError(f"output_fmt must be 'NCHW' or 'NLC', got {output_fmt!r}")
         wanted, last = feature_take_indices(len(self.blocks), indices)
-        x, context = self.enter(x)
+        x, context = self.forward_stem(x, **mask)
         found = []
         for index, block in enumerate(self.blocks[: last + 1] if stop_early else self.blocks):
-            x = self.run(block, x, context)
+            x = self.forward_block(block, x, context)
             if index in wanted:
                 tokens = self.norm(x) if norm else x
                 found.append(tokens.tensor_split([context.positions.num_prefix_tokens], dim=1))
@@ -198,7 +214,7 @@ class PlainForward(PlainMixin):
             intermediates = [patches.mT.unflatten(2, shape).contiguous() for patches in intermediates]
         if return_prefix_tokens:
             intermediates = [(patches, prefix) for patches, (prefix, _) in zip(intermediates, found, strict=True)]
-        return intermediates if intermediates_only else (self.leave(x), intermediates)
+        return intermediates if intermediates_only else (self.forward_norm(x), intermediates)
 
 
 class PlainHost(Host):
@@ -232,11 +248,13 @@ class PlainHost(Host):
         for block in model.blocks:
             block.__class__, block.mixers = self.blocks[type(block)], nn.ModuleList()
             block.attn.__class__, block.attn.encodings = self.attentions[type(block.attn)], nn.ModuleList()
-        self.wrap(model)
+        if type(model.blocks) is nn.Sequential:
+            model.blocks.__class__ = BlockSequence
+        self.adopt_native_positions(model)
         model.__class__ = self.models[type(model)]
 
     @abstractmethod
-    def wrap(self, model: nn.Module) -> None:
+    def adopt_native_positions(self, model: nn.Module) -> None:
         """The rest of `prepare`: what timm's attention has of its own becomes encodings."""
 
     def input_facts(self, model: nn.Module) -> Facts:

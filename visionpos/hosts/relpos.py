@@ -105,7 +105,7 @@ class RelPosHost(PlainHost):
     blocks: ClassVar = {RelPosBlock: EncodedRelPosBlock, ResPostRelPosBlock: EncodedResPostRelPosBlock}
     attentions: ClassVar = {RelPosAttention: EncodedRelPosAttention}
 
-    def wrap(self, model: VisionTransformerRelPos) -> None:
+    def adopt_native_positions(self, model: VisionTransformerRelPos) -> None:
         layers = [(block.attn.encodings, block.attn.rel_pos) for block in model.blocks]
         for encodings, rel_pos in [(model.pos_embed_shared, model.shared_rel_pos), *layers]:
             if isinstance(rel_pos, RelPosMlp):

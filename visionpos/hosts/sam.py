@@ -35,6 +35,10 @@ class EncodedSAMBlock(EncodedGridBlock, Block):
     """A block of a converted encoder."""
 
 
+class EncodedPosDrop(AddPositions, nn.Dropout):
+    """The dropout that follows timm's own table."""
+
+
 class EncodedSAM(FixedCoordinates, VisionTransformerSAM):
     """A converted image encoder."""
 
@@ -63,7 +67,8 @@ class SAMHost(Host):
             raise ValueError("SAM with timm's own RoPE takes no encodings: build it with use_rope=False")
         model.__class__ = EncodedSAM
         model.pos_embed_own, model.pos_embed_input = nn.ModuleList(), nn.ModuleList()
-        model.patch_embed.register_forward_hook(AddPositions(model.pos_embed_input))
+        model.pos_drop.input_encodings = (model.pos_embed_input,)
+        model.pos_drop.__class__ = EncodedPosDrop
         with torch.device("meta"):  # the encodings take timm's parameters over
             if model.pos_embed is not None:
                 own = Learned2D(model.embed_dim, tuple(model.pos_embed.shape[1:3]), "bicubic")

@@ -37,19 +37,25 @@ def house(
     for encoding in encodings:
         encoding.move_out()
     del encodings[:]
-    encodings.extend(new)  # the list stays, since a hook may hold it
+    encodings.extend(new)  # the list stays, for `AddPositions` has it too
     for encoding in [encoding for encoding in new if isinstance(encoding, native)][:1]:
         encoding.live_in(owner)
 
 
 class AddPositions:
-    """Forward hook of patch_embed: adds the input encodings to its output. An object, so that copies have their own."""
+    """Mixin of a module of timm's that the tokens pass before the first block: there input encodings are added.
 
-    def __init__(self, encodings: nn.ModuleList):
-        self.encodings = encodings
+    The model has them, as `pos_embed_input`; `input_encodings` is the same list in a tuple, so that it is not
+    registered as a child.
+    """
 
-    def __call__(self, patch_embed: nn.Module, args: tuple, x: Tensor) -> Tensor:
-        return add_positions(x, self.encodings)
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, H, W, C), as timm's."""
+        return super().forward(add_positions(x, self.input_encodings[0]))
+
+
+class EncodedIdentity(AddPositions, nn.Identity):
+    """What the first stage has in place of merging patches."""
 
 
 def hide_fully(mask: Tensor | None) -> Tensor | None:
@@ -154,7 +160,9 @@ class SwinHost(Host):
             self.wrap_block(block)
         model.__class__ = self.encoded_class
         model.pos_embed_input = nn.ModuleList()
-        model.patch_embed.register_forward_hook(AddPositions(model.pos_embed_input))
+        stem = model.layers[0].downsample
+        stem.input_encodings = (model.pos_embed_input,)
+        stem.__class__ = EncodedIdentity
 
     def input_facts(self, model: nn.Module) -> Facts:
         dim = model.patch_embed.proj.out_channels

@@ -114,7 +114,7 @@ class DecoderHost(PlainHost):
     def prepare(self, model: MaskedDecoder) -> None:
         """It is built converted."""
 
-    def wrap(self, model: MaskedDecoder) -> None:
+    def adopt_native_positions(self, model: MaskedDecoder) -> None:
         """It has no positions of its own."""
 
 

@@ -116,6 +116,12 @@ class String(RotaryEncoding):
         with full_precision(positions):
             return super().prepare(positions), self.basis().to(positions.coords.dtype)
 
+    def take_tokens(
+        self, prepared: tuple[Tensor, Tensor], index: Tensor, num_prefix_tokens: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return cosines and sines of the prefix tokens and of the patch tokens index (B, K), and the basis."""
+        return super().take_tokens(prepared[0], index, num_prefix_tokens), prepared[1]
+
     def _turn(self, x: Tensor, prepared: tuple[Tensor, Tensor], outer: bool) -> Tensor:
         (cos, sin), basis = prepared
         with torch.autocast(x.device.type, enabled=False):
