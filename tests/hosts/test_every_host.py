@@ -33,7 +33,7 @@ def test_the_timm_model_is_still_the_timm_model(family):
     plain, _ = build(family)
     model, x = converted(family)
     assert isinstance(model, type(plain))
-    assert type(model).__module__.startswith("visionpos.convert.")
+    assert type(model).__module__.startswith("visionpos.hosts.")
     shared = dict(plain.named_parameters())
     for name, parameter in model.named_parameters():
         assert name not in shared or torch.equal(parameter, shared[name]), name
@@ -56,6 +56,20 @@ def test_asking_for_what_it_has_changes_nothing(family):
     x = torch.randn(2, 3, *size)
     close(model.eval()(x), plain.eval()(x), 3e-6)
     plain.load_state_dict(model.state_dict(), strict=True)
+
+
+@pytest.mark.parametrize("spec", [None, "sincos2d+rope_axial+alibi2d"])
+@pytest.mark.parametrize("family", ZOO)
+def test_no_pictures_give_no_answers(family, spec):
+    """An empty batch, the last of a data set or one of a worker without data, passes where it passes in timm."""
+    plain, (height, width) = build(family)
+    model, nothing = copy.deepcopy(plain), torch.zeros(0, 3, height, width)
+    vp.get_encoding(model) if spec is None else vp.set_encoding(model, spec)
+    try:
+        want = plain(nothing)
+    except RuntimeError:
+        return
+    assert model(nothing).shape == want.shape == (0, 3)
 
 
 @pytest.mark.parametrize("family", ZOO)

@@ -61,6 +61,21 @@ class EncodedCait(PlainForward, Cait):
         x, context = super().forward_stem(x, keep)
         return self.pos_drop(x), context
 
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+        return_prefix_tokens: bool = False,
+    ):
+        """Return features and intermediates, as timm's does; prefix tokens there are none."""
+        return super().forward_intermediates(
+            x, indices, return_prefix_tokens, norm, stop_early, output_fmt, intermediates_only
+        )
+
     def forward_norm(self, x: Tensor) -> Tensor:
         """The class token, which has looked at the patches, before them: (B, N, C) -> (B, 1 + N, C)."""
         return self.norm(self.forward_cls(x))
