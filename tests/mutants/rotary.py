@@ -3,7 +3,7 @@
 from tests.mutants.mutation import mutants_of
 
 ROTATION = mutants_of(
-    "rotary/rotation.py",
+    "rotation.py",
     "parity/test_rope.py parity/test_rope_mixed.py rotary/test_convert_layout.py test_known_bugs.py",
     [
         ("sin for cos", "torch.complex(cos, sin)", "torch.complex(sin, cos)"),

@@ -6,7 +6,7 @@ its encoding, nor of when anything is logged. So the position in the data is one
 
 import hashlib
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -41,6 +41,7 @@ JPEG_NOTE = (
 )
 
 
+@runtime_checkable
 class Source(Protocol):
     """What training needs to know of its data."""
 
