@@ -13,6 +13,8 @@ from .windows import same_grid, window_partition
 
 def _check_shape(name: str, shape: tuple[int, ...], axes: int) -> tuple[int, ...]:
     shape = tuple(shape)  # of ints, or of symbols while a graph is exported
+    if torch.jit.is_tracing():  # where sizes are tensors; a trace is for the size that it was made with
+        shape = tuple(map(int, shape))
     whole = all(isinstance(size, (int, torch.SymInt)) for size in shape)
     if len(shape) != axes or not whole or min(shape) < 1:
         raise ValueError(f"{name} must be {axes} positive integers, got {shape}")

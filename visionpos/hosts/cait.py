@@ -15,8 +15,8 @@ from .isotropic import PlainForward, PlainHost, mix
 
 
 def mix_heads(x: Tensor, projection: nn.Linear) -> Tensor:
-    """(B, heads, T, T) -> the same, each head a linear mixture of all."""
-    return projection(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    """Return (B, heads, T, T) with each head a linear mixture of all, in the projection's dtype."""
+    return projection(x.permute(0, 2, 3, 1).to(projection.weight.dtype)).permute(0, 3, 1, 2)
 
 
 @register_notrace_module

@@ -140,11 +140,12 @@ class PlainMixin:
 
     def forward_blocks(self, x: Tensor, context: AttentionContext) -> Tensor:
         """Return the tokens after all blocks."""
-        if isinstance(self.blocks, BlockSequence) and not self.grad_checkpointing:
-            return self.blocks(x, context)
-        for block in self.blocks:
-            x = self.forward_block(block, x, context)
-        return x
+        one_by_one = type(self.blocks) in (nn.Sequential, nn.ModuleList)  # the first after surgery
+        if self.grad_checkpointing or one_by_one:
+            for block in self.blocks:
+                x = self.forward_block(block, x, context)
+            return x
+        return self.blocks(x, context)  # or what wraps them all
 
     def forward_norm(self, x: Tensor) -> Tensor:
         """Return the features that the tokens after the last block become."""
