@@ -43,7 +43,7 @@ class CoordinateAugmentation:
         draws = torch.rand(5, device=coords.device, dtype=coords.dtype, generator=generator) * 2 - 1  # U[-1, 1]
         shift = self.shift * draws[:2]
         scale = (math.log(self.jitter) * draws[2:4] + math.log(self.rescale) * draws[4]).exp()
-        size = torch.tensor(positions.feat_shape, device=coords.device, dtype=coords.dtype)
+        size = torch.cat([coords.new_full((1,), n) for n in positions.feat_shape])  # copies nothing from the host
         box = (2 * coords + 1) / size - 1
         moved = ((box + shift) * scale + 1) * size / 2 - 0.5
         return replace(positions, coords=moved, is_grid=False)

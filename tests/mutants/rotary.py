@@ -189,7 +189,7 @@ LEARNED = [
         "rotary/string.py",
         "parity/test_string.py",
         [
-            ("Cayley sign", "torch.linalg.solve(eye + s, eye - s)", "torch.linalg.solve(eye - s, eye + s)"),
+            ("Cayley sign", "solve_ex(eye + s, eye - s", "solve_ex(eye - s, eye + s"),
             ("y before x", "x, y = wide(self.freqs)", "y, x = wide(self.freqs)"),
             ("half the frequencies of circulants", "waves = 2 * (2 * math.pi", "waves = (2 * math.pi"),
             ("cosines of circulants", "k[1:, None] * k).sin()", "k[1:, None] * k).cos()"),

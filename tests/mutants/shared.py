@@ -319,7 +319,7 @@ AUGMENT = mutants_of(
         ("jitter not logarithmic", "math.log(self.jitter) * draws[2:4]", "self.jitter * draws[2:4]"),
         ("one jitter for both axes", "math.log(self.jitter) * draws[2:4]", "math.log(self.jitter) * draws[2:3]"),
         ("one shift for both axes", "self.shift * draws[:2]", "self.shift * draws[:1]"),
-        ("size of the other axis", "torch.tensor(positions.feat_shape, ", "torch.tensor(positions.feat_shape[::-1], "),
+        ("size of the other axis", "for n in positions.feat_shape]", "for n in positions.feat_shape[::-1]]"),
     ],
 )
 

@@ -6,14 +6,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..frequencies import flat_index
+from ..frequencies import flat_index, wide
 from ..places import BiasEncoding
 from ..positions import Positions
 from ..registry import register_encoding
 
 
 def alibi_slopes(num_heads: int, *, device=None, dtype: torch.dtype | None = None) -> Float[Tensor, " heads"]:
-    """One slope per head, (heads,).
+    """Return one slope per head, (heads,); computed on the device, without a copy from the host.
 
     For a power of two: 2 ** (-8 (i + 1) / heads), i = 0 .. heads - 1. Otherwise the slopes of the next lower power of
     two, then every other one of the next higher: the order is not monotone.
@@ -25,11 +25,11 @@ def alibi_slopes(num_heads: int, *, device=None, dtype: torch.dtype | None = Non
         raise ValueError(f"num_heads must be positive, got {num_heads}")
     lower = 2 ** (num_heads.bit_length() - 1)
 
-    def powers(count: int) -> list[float]:
-        return [2.0 ** (-8 * (i + 1) / count) for i in range(count)]
+    def powers(count: int) -> Tensor:
+        return 2.0 ** (-8 * wide(torch.arange(1, count + 1, device=device)) / count)
 
-    slopes = powers(lower) + powers(2 * lower)[0::2][: num_heads - lower]
-    return torch.tensor(slopes, device=device, dtype=dtype)
+    slopes = torch.cat([powers(lower), powers(2 * lower)[0::2][: num_heads - lower]])
+    return slopes.to(dtype or torch.get_default_dtype())
 
 
 @register_encoding("alibi")

@@ -16,7 +16,7 @@ from .offsets import bias_of_offsets, run_mlp
 def fire_input(distance: Tensor, reach: float, c: Tensor, threshold: Tensor) -> Tensor:
     """ln(c d + 1) / ln(c max(L, reach) + 1), the input of FIRE's network; the signs of c and of L do not matter."""
     c = c.abs().clamp(min=1e-6)
-    normaliser = threshold.abs().clamp(min=threshold.new_tensor(reach))  # compared as rounded: equal is not below
+    normaliser = threshold.abs().clamp(min=torch.full_like(threshold, reach))  # compared as rounded: equal is not below
     return torch.log1p(c * distance) / torch.log1p(c * normaliser)
 
 

@@ -12,12 +12,12 @@ from .offsets import bias_of_offsets, run_mlp
 
 
 def log_coords(delta: Tensor, window: tuple[int, int]) -> Tensor:
-    """Offsets (..., 2) in Swin V2's logarithmic units: sign(u) log2(1 + |u|) / log2(8), u = 8 delta / (window - 1).
+    """Return offsets (..., 2) in Swin V2's units: sign(u) log2(1 + |u|) / log2(8), u = 8 delta / (window - 1).
 
     The farthest offset of the window is log2(9) / 3 = 1.0566; an axis of one cell has only the offset 0.
     """
-    extent = torch.tensor([max(size - 1, 1) for size in window], device=delta.device, dtype=delta.dtype)
-    u = 8 * delta / extent
+    extents = [max(size - 1, 1) for size in window]
+    u = torch.stack([8 * d / extent for d, extent in zip(delta.unbind(-1), extents, strict=True)], dim=-1)
     return u.sign() * torch.log2(1 + u.abs()) / 3
 
 

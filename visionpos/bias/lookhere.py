@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..frequencies import wide
 from ..places import BiasEncoding
 from ..positions import Positions
 from ..registry import register_encoding
@@ -23,7 +24,7 @@ PRESETS = {
     "lh90": (90, (135, 45, 225, 315), (90, 270, 180, 0)),  # corners, triangles
     "lh45": (45, (112.5, 247.5, 157.5, 22.5), (67.5, 292.5, 202.5, 337.5)),  # the eight halves of the triangles
 }
-UNDIRECTED_SLOPES = (0.25, 0.0625, 0.015625, 0.00390625)
+UNDIRECTED_EXPONENTS = (2, 4, 6, 8)
 
 
 def family_sizes(num_heads: int) -> tuple[int, int, int]:
@@ -75,6 +76,11 @@ class LookHere(BiasEncoding):
         global_slope: g.
         layer_slopes: s of the first and of the last layer.
 
+    Attributes:
+        exponents: buffer (heads,) int64, -log2 of m; not in the state dict.
+        edges: buffer (heads, 2, 2) int64, the normals (y, x) of the two half planes that meet in each field of view,
+            (0, 0) of a head that sees everything; not in the state dict.
+
     Raises:
         ValueError: a layer outside the model, or an unknown preset.
     """
@@ -100,26 +106,29 @@ class LookHere(BiasEncoding):
             raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
         self.layer, self.depth, self.preset = layer, depth, preset
         self.global_slope, self.layer_slopes = global_slope, tuple(layer_slopes)
+        self.register_buffer("exponents", torch.empty(num_heads, dtype=torch.long), persistent=False)
+        self.register_buffer("edges", torch.empty(num_heads, 2, 2, dtype=torch.long), persistent=False)
+        self.reinit_buffers()
 
-    def slopes(self) -> list[float]:
-        """g s_l m_h of every head."""
-        first, last = self.layer_slopes
-        layer_slope = first + (last - first) * self.layer / max(self.depth - 1, 1)
-        *directed, everything = family_sizes(self.num_heads)
-        slopes = [0.5 ** (1 + j // 4) for heads in directed for j in range(heads)]
-        slopes += [UNDIRECTED_SLOPES[4 * j // everything if everything > 4 else j] for j in range(everything)]
-        return [self.global_slope * layer_slope * slope for slope in slopes]
-
-    def edges(self) -> list[list[tuple[int, int]]]:
-        """The two half planes of every head; those of a head that sees everything are (0, 0)."""
+    def reinit_buffers(self) -> None:
+        """Compute the exponents and the edges again. They are whole numbers, which no cast to half precision rounds."""
         width, *families = PRESETS[self.preset]
         *directed, everything = family_sizes(self.num_heads)
+        exponents = [1 + j // 4 for heads in directed for j in range(heads)]
+        exponents += [UNDIRECTED_EXPONENTS[4 * j // everything if everything > 4 else j] for j in range(everything)]
         directions = [family[j % 4] for family, heads in zip(families, directed, strict=True) for j in range(heads)]
-        return [field_edges(direction, width) for direction in directions] + [[(0, 0), (0, 0)]] * everything
+        edges = [field_edges(direction, width) for direction in directions] + [[(0, 0), (0, 0)]] * everything
+        self.exponents = torch.tensor(exponents, device=self.exponents.device)
+        self.edges = torch.tensor(edges, device=self.edges.device)
+
+    def slopes(self) -> Tensor:
+        """Return g s_l m_h of every head, (heads,) float64."""
+        first, last = self.layer_slopes
+        layer_slope = first + (last - first) * self.layer / max(self.depth - 1, 1)
+        return self.global_slope * layer_slope * torch.exp2(-wide(self.exponents))
 
     def encode(self, queries: Positions, keys: Positions) -> Tensor:
-        like = {"device": queries.coords.device, "dtype": queries.coords.dtype}
-        slopes, edges = torch.tensor(self.slopes(), **like), torch.tensor(self.edges(), **like)  # (heads, edge, axis)
+        slopes, edges = self.slopes().to(queries.coords), self.edges.to(queries.coords)  # (heads,), (heads, edge, axis)
 
         def bias(delta: Tensor) -> Tensor:
             dy, dx = -delta[..., :1], -delta[..., 1:]  # the key as the query sees it, (..., 1)

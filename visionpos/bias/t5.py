@@ -14,19 +14,28 @@ from ..registry import register_encoding
 from .offsets import bias_of_offsets
 
 
+def bucket_starts(num_buckets: int, max_distance: int, device: torch.device | None = None) -> Tensor:
+    """Return the first distance of every bucket of one sign but the one at 0: (num_buckets / 2 - 1,) int64, rising."""
+    half, exact = num_buckets // 2, num_buckets // 4
+    growth = (max_distance / exact) ** (1 / (half - exact))
+    starts = [*range(1, exact), *(math.ceil(exact * growth**step - 1e-6) for step in range(half - exact))]
+    return torch.tensor(starts, device=device)
+
+
+def find_bucket(distance: Tensor, starts: Tensor) -> Tensor:
+    """Return `t5_bucket` of whole distances; comparing them with `starts`, no logarithm rounds to the wrong side."""
+    half = len(starts) + 1
+    return torch.bucketize(distance.abs(), starts.to(distance), right=True) + half * (distance > 0)
+
+
 def t5_bucket(distance: Tensor, num_buckets: int = 32, max_distance: int = 128) -> Tensor:
-    """The bucket of a whole distance, key minus query, of any sign: int64, the shape of `distance`.
+    """Return the bucket of a whole distance, key minus query, of any sign: int64, the shape of `distance`.
 
     The first half of the buckets is for keys before the query and the distance 0, the second for keys behind it. Of
     the n = num_buckets / 2 of one sign half are exact, |d| < n / 2; the others are logarithmic,
     n / 2 + floor(n / 2 log(2 |d| / n) / log(2 max_distance / n)), the last one from its lower end to infinity.
     """
-    half, exact = num_buckets // 2, num_buckets // 4
-    # Compared with the first distance of every bucket: no logarithm that might round to the wrong side.
-    growth = (max_distance / exact) ** (1 / (half - exact))
-    starts = [*range(1, exact), *(math.ceil(exact * growth**step - 1e-6) for step in range(half - exact))]
-    starts = torch.tensor(starts, device=distance.device, dtype=distance.dtype)
-    return torch.bucketize(distance.abs(), starts, right=True) + half * (distance > 0)
+    return find_bucket(distance, bucket_starts(num_buckets, max_distance, distance.device))
 
 
 @register_encoding("t5")
@@ -48,6 +57,7 @@ class T5(BiasEncoding):
 
     Attributes:
         relative_attention_bias: Parameter (2, num_buckets, heads), the rows for y and those for x.
+        starts: buffer (num_buckets / 2 - 1,) int64, see `bucket_starts`; not in the state dict.
 
     Raises:
         ValueError: a number of buckets that is no multiple of 4, or a maximum inside the exact buckets.
@@ -65,15 +75,20 @@ class T5(BiasEncoding):
             raise ValueError(f"max_distance must be more than num_buckets / 4 = {num_buckets // 4}, got {max_distance}")
         self.num_buckets, self.max_distance, self.init_std = num_buckets, max_distance, init_std
         self.relative_attention_bias = nn.Parameter(torch.empty(2, num_buckets, num_heads))
+        self.register_buffer("starts", bucket_starts(num_buckets, max_distance), persistent=False)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draw the tables from a normal distribution of standard deviation `init_std`."""
         nn.init.normal_(self.relative_attention_bias, std=self.init_std)
 
+    def reinit_buffers(self) -> None:
+        """Compute the first distances of the buckets again."""
+        self.starts = bucket_starts(self.num_buckets, self.max_distance, self.starts.device)
+
     def _lookup(self, table: Tensor, distance: Tensor) -> Tensor:
         below = distance.floor()
-        buckets = [t5_bucket(whole, self.num_buckets, self.max_distance) for whole in (below, below + 1)]
+        buckets = [find_bucket(whole, self.starts) for whole in (below, below + 1)]
         lower, upper = (table.index_select(0, b.flatten()).unflatten(0, b.shape) for b in buckets)  # (..., heads)
         return torch.lerp(lower, upper, (distance - below).unsqueeze(-1))
 

@@ -33,8 +33,9 @@ def table_place(delta: Tensor, feat_shape: tuple[int, int], preset: Preset) -> t
     """
     if preset == "levit":
         return delta.abs(), feat_shape
-    middle = torch.tensor([size - 1.0 for size in feat_shape], device=delta.device, dtype=delta.dtype)
-    return middle - delta if preset == "maxvit" else middle + delta, tuple(2 * size - 1 for size in feat_shape)
+    delta = -delta if preset == "maxvit" else delta
+    place = torch.stack([d + (size - 1) for d, size in zip(delta.unbind(-1), feat_shape, strict=True)], dim=-1)
+    return place, tuple(2 * size - 1 for size in feat_shape)
 
 
 def resize_table(

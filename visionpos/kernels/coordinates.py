@@ -43,7 +43,7 @@ def formula(encoding: BiasEncoding, positions: Positions) -> Formula | None:
     """That of an encoding, whose own `encode` is what defines it; None for one without."""
     tensor = {"device": positions.coords.device, "dtype": torch.float32}
     if type(encoding) is LookHere:
-        return Formula(euclidean, torch.tensor(encoding.slopes(), **tensor), torch.tensor(encoding.edges(), **tensor))
+        return Formula(euclidean, encoding.slopes().to(**tensor), encoding.edges.to(**tensor))
     if type(encoding) is Alibi2D:
         return Formula(euclidean, alibi_slopes(encoding.num_heads, **tensor))
     if type(encoding) is Alibi:

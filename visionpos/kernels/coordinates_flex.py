@@ -72,8 +72,8 @@ def block_mask(edges: Tensor, coords: Tensor, num_prefix_tokens: int, mask_mod: 
     ends = torch.stack([normals * nearest, normals * farthest])  # (2, [B,] heads, 3, blocks, blocks, 2)
     some = (ends.amax(0).sum(-1) >= -2 * ROUNDING).all(-3)  # ([B,] heads, blocks, blocks)
     every = (ends.amin(0).sum(-1) >= -ROUNDING).all(-3)
-    if num_tokens % BLOCK:
-        every[..., -1, :] = every[..., -1] = False
+    whole = torch.arange(every.shape[-1], device=coords.device) < num_tokens // BLOCK  # the last block may be ragged
+    every = every & whole & whole[:, None]
     if coords.ndim == 2:
         some, every = some[None], every[None]
     lists = [part for mask in (some & ~every, every) for part in (mask.sum(-1).int(), _first_true(mask))]

@@ -25,6 +25,30 @@ def skew(upper: Float[Tensor, "*batch k"], size: int) -> Float[Tensor, "*batch b
     return matrix - matrix.mT
 
 
+DEGREE, SQUARINGS = 10, 16  # of the Taylor polynomial, and how often it is squared
+
+
+def skew_exp(generators: Float[Tensor, "*batch b b"]) -> Float[Tensor, "*batch b b"]:
+    """Return exp(A) of skew-symmetric matrices (..., b, b), which are rotations: for b = 2 by a cosine and a sine.
+
+    For b > 2 a Taylor polynomial of A / 2^16, squared 16 times: matrix products alone, so that nothing waits for the
+    device. What is squared is Y = exp - I, by exp(2A) - I = 2Y + Y Y: the rounding errors of Y are relative to Y, so
+    that the many squarings cost a small A nothing. In float64 the error is that of the generator's own rounding,
+    about 1e-16 times its norm, up to a spectral norm of 8192 radians; it is below 1e-6 up to 16384.
+    """
+    eye = torch.eye(generators.shape[-1], dtype=generators.dtype, device=generators.device)
+    if generators.shape[-1] == 2:  # A = [[0, u], [-u, 0]]
+        angle = generators[..., :1, 1:]
+        return angle.cos() * eye + generators.sin()
+    x = generators / 2**SQUARINGS
+    y = x
+    for n in range(DEGREE, 1, -1):
+        y = x + x @ y / n  # at last x + x^2 / 2! + ... + x^DEGREE / DEGREE!
+    for _ in range(SQUARINGS):
+        y = torch.add(y @ y, y, alpha=2)
+    return eye + y
+
+
 class BlockRotary(RotaryEncoding):
     """Block j of a head is multiplied by exp(A_j), A_j skew-symmetric; `encode` returns the upper triangles of all A_j.
 
@@ -65,7 +89,7 @@ class BlockRotary(RotaryEncoding):
         with full_precision(positions):
             angles = F.pad(self.encode(self.locate(positions)), (0, 0, positions.num_prefix_tokens, 0))
             generators = skew(wide(angles).unflatten(-1, (self.num_blocks, self.block_angles)), self.block)
-            return torch.linalg.matrix_exp(generators).to(positions.coords.dtype)
+            return skew_exp(generators).to(positions.coords.dtype)
 
     def take_tokens(self, prepared: Tensor, index: Tensor, num_prefix_tokens: int) -> Tensor:
         """Return the matrices of the prefix tokens and of the patch tokens index (B, K)."""

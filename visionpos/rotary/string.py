@@ -99,7 +99,7 @@ class String(RotaryEncoding):
         if self.preset == "cayley":
             s = skew(wide(self.skew), self.head_dim)
             eye = torch.eye(self.head_dim, dtype=s.dtype, device=s.device)
-            return torch.linalg.solve(eye + s, eye - s)
+            return torch.linalg.solve_ex(eye + s, eye - s, check_errors=False).result  # I + S is never singular
         d = self.head_dim
         n = wide(torch.arange(d, device=self.circulant.device))
         turns = 2 * math.pi / d * n[:, None] * n[: d // 2]
