@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import pickle
 import threading
 from functools import partial
 
@@ -165,6 +166,22 @@ def test_a_pass_that_fails_in_the_middle_leaves_nothing_behind(family, where):
                 blocks[0](torch.zeros(1, 384 if family == "Hiera" else 25, 48))
         assert torch.equal(model(*second), want)
         assert same_state(state_of(model), before)
+
+
+@pytest.mark.parametrize("family", ZOO)
+def test_no_module_is_hooked_and_copies_have_their_own_input_encodings(family):
+    model, size = converted(family, "sincos2d+rope_axial")
+    assert not any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in model.modules())
+    x = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
+    patches = []
+    hook = model.patch_embed.register_forward_hook(lambda module, args, out: patches.append(out))
+    want = model(x)
+    hook.remove()
+    assert torch.equal(patches[0], type(model.patch_embed).forward(model.patch_embed, x))  # without positions
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        vp.set_encoding(copied, "rope_axial")
+        assert not torch.equal(copied(x), want)
+    assert torch.equal(model(x), want)
 
 
 @pytest.mark.parametrize("family", ["ViT, class token", "DeiT, distilled", "CaiT", "SAM"])

@@ -1,7 +1,5 @@
 """Tables of kept tokens: taken from the table of all, bit for bit what the formula gives for their coordinates."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 
@@ -67,7 +65,8 @@ def test_attention_takes_them_where_the_table_of_all_is_the_shorter_one():
         assert seen.pop() == shape
         assert torch.equal(context.positions.coords, positions.keep(index).coords)
         assert torch.equal(context.prepared[0][1], encoding.prepare(positions.keep(index)))
-        layer = SimpleNamespace(encodings=[encoding])  # a layer's own encodings, likewise
+        layer = torch.nn.Module()  # its own encodings, likewise
+        layer.encodings = torch.nn.ModuleList([encoding])
         seen.clear()
         assert torch.equal(prepare_encodings(layer, context)[1][1], context.prepared[0][1])
         assert seen.pop() == shape

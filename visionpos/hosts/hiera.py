@@ -215,7 +215,8 @@ class HieraHost(Host):
             raise ValueError(
                 f"only Hiera on pictures takes encodings; this one has tokens {model.tokens_spatial_shape}"
             )
-        facts, native = self.input_facts(model), []
+        facts = self.input_facts(model)
+        native = []
         with torch.device("meta"):
             if model.pos_embed_win is not None:
                 native = [AbsWin(facts["dim"], facts["window_size"], tuple(model.pos_embed.shape[-2:]))]
