@@ -30,9 +30,9 @@ Kept = tuple[Positions, Tensor]  # the positions of all patch tokens, and which 
 class AttentionContext:
     """What attention knows of the forward pass. The model's stem makes it, and every block gets it as an argument.
 
-    Where timm's block has one argument besides x that no host needs (`attn_mask`, `rope`, `shared_rel_pos_bias`), it
-    carries the context; else ours has one more. Nothing of it is ever stored in the model: threads do not meet, and a
-    block that is computed again in the backward pass computes with the same positions.
+    Where timm's block has an argument that the family needs for nothing else (`attn_mask`, `rope`,
+    `shared_rel_pos_bias`), it carries the context; other blocks have one more. Nothing of it is ever stored in the
+    model: threads do not meet, and a block that is computed again in the backward pass sees the same positions.
     """
 
     positions: Positions
