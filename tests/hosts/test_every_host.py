@@ -58,6 +58,7 @@ def test_asking_for_what_it_has_changes_nothing(family):
     plain.load_state_dict(model.state_dict(), strict=True)
 
 
+@pytest.mark.unhooked
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize("spec", [None, "sincos2d+rope_axial+alibi2d"])
 @pytest.mark.parametrize("family", ZOO)
