@@ -14,10 +14,9 @@ from timm.layers import to_2tuple
 from timm.models import build_model_with_cfg, generate_default_cfgs, get_pretrained_cfg, register_model
 from torch import nn
 
-from .convert import create_model
+from .convert import ARCHITECTURE, create_model
 from .registry import Spec
 from .weights.load import fit_pretrained
-from .weights.save import ARCHITECTURE
 
 CIFAR = {
     "num_classes": 10,

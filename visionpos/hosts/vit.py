@@ -81,7 +81,7 @@ class ViTHost(PlainHost):
     blocks: ClassVar = {Block: EncodedBlock}
     attentions: ClassVar = {TimmAttention: Attention}
 
-    def wrap(self, model: VisionTransformer) -> None:
+    def adopt_native_positions(self, model: VisionTransformer) -> None:
         model.position_state = PositionState()
         checkpointing, model.grad_checkpointing = model.grad_checkpointing, False
         for block in model.blocks:
