@@ -11,6 +11,7 @@ where visionpos is not imported. timm records arguments since 1.0.31; with an ol
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any
 
 import timm
@@ -19,7 +20,7 @@ from torch import nn
 from .encoding import LayerFacts, PositionEncoding
 from .hosts import beit, cait, eva, hiera, relpos, sam, swin, swin_v2, vit  # noqa: F401, every family is registered
 from .hosts.host import Host, find_host, mixes_tokens
-from .hosts.parameters import copy_encoding
+from .hosts.parameters import copy_encoding, has_parameters
 from .registry import FIXED, Spec, check_agreement, complete_options, get_encoding_class, is_registered, parse_spec
 
 __all__ = ["ARCHITECTURE", "create_model", "get_encoding", "set_encoding"]
@@ -116,7 +117,7 @@ def _set_encoding(model: nn.Module, spec: list[Item]) -> nn.Module:
     reference, new = next(model.parameters()), _distinct(inputs, layers)
     if (inputs, layers) == (old_inputs, old_layers):
         if all(encoding._spec for encoding in new):
-            _write_down(model, inputs, layers, host.mixing_layers(model))
+            _write_down(model, host)
         return model
     for encoding in new:
         encoding.to(device=reference.device, dtype=reference.dtype).train(model.training)
@@ -125,7 +126,7 @@ def _set_encoding(model: nn.Module, spec: list[Item]) -> nn.Module:
         encoding._spec = encoding._spec if encoding in new else None
     for encoding in new:
         encoding._spec = {} if encoding._spec is None else encoding._spec
-    _write_down(model, inputs, layers, host.mixing_layers(model))
+    _write_down(model, host)
     return model
 
 
@@ -156,7 +157,7 @@ def _build(item: Item, facts: list[LayerFacts], old: Layers) -> list[PositionEnc
             built.append(kept)
             continue
         spec = {"name": name, **complete_options(cls, options, fact)}
-        alike = (other for other in built if other._spec == spec and not any(True for _ in other.parameters()))
+        alike = (other for other in built if other._spec == spec and not has_parameters(other))
         encoding = next(alike, None) or cls(**{key: value for key, value in spec.items() if key != "name"})
         encoding._spec = spec
         built.append(encoding)
@@ -168,7 +169,7 @@ def _check_fit(encoding: PositionEncoding, facts: LayerFacts) -> None:
     check_agreement(type(encoding), {key: getattr(encoding, key) for key in dimensions}, facts)
 
 
-def _write_down(model: nn.Module, inputs: list[PositionEncoding], layers: Layers, mixing: list[int]) -> None:
+def _write_down(model: nn.Module, host: Host) -> None:
     """Record a conversion in the arguments that timm saves. A model that timm's factory did not build has none.
 
     An encoding that was given as an object is recorded as it is, and `save_for_hf` says that it cannot be written down.
@@ -176,10 +177,11 @@ def _write_down(model: nn.Module, inputs: list[PositionEncoding], layers: Layers
     config = getattr(model, "pretrained_cfg", None)
     if not config or "architecture" not in config:
         return
+    inputs, layers = host.encodings(model)
     arguments = dict(getattr(model, "_model_args", {}))
     arguments["encoding"] = [encoding._spec or encoding for encoding in inputs]
     for encoding, chosen in _grouped(layers):
-        everywhere = mixing if mixes_tokens(encoding) else list(range(len(layers)))
+        everywhere = host.mixing_layers(model) if mixes_tokens(encoding) else list(range(len(layers)))
         only = {} if chosen == everywhere else {"layers": chosen}
         arguments["encoding"].append({**encoding._spec, **only} if encoding._spec else encoding)
     arguments["encoding"] = arguments["encoding"] or "none"
@@ -193,12 +195,18 @@ def _write_down(model: nn.Module, inputs: list[PositionEncoding], layers: Layers
 
 
 def _grouped(layers: Layers) -> list[tuple[PositionEncoding, list[int]]]:
-    """Return the encodings of the layers, one for all that were built alike, and the layers that have them."""
+    """Return one encoding for all that were built alike and come at the same place in their layers, and these layers.
+
+    The first ones of all layers come first, so that every layer gets its own in the order that it has them in.
+    """
     groups: list[tuple[PositionEncoding, list[int]]] = []
-    for index, layer in enumerate(layers):
-        for encoding in layer:
-            alike = (e is encoding or (e._spec and e._spec == encoding._spec) for e, _ in groups)
-            found = next((chosen for same, (_, chosen) in zip(alike, groups, strict=True) if same), None)
+    for row in zip_longest(*layers):
+        start = len(groups)
+        for index, encoding in enumerate(row):
+            if encoding is None:
+                continue
+            alike = (e is encoding or (e._spec and e._spec == encoding._spec) for e, _ in groups[start:])
+            found = next((chosen for same, (_, chosen) in zip(alike, groups[start:], strict=True) if same), None)
             if found is None:
                 groups.append((encoding, [index]))
             else:

@@ -19,7 +19,7 @@ from .encoding import PositionEncoding
 from .hosts.host import find_host, mixes_tokens
 from .positions import Positions
 from .probe import BATCH, DIM, GRID, HEAD_DIM, HEADS, content, output, raw, small_encoding
-from .registry import check_agreement, constructor_parameters, encoding_info, filled_parameters, get_encoding_class
+from .registry import complete_options, constructor_parameters, get_encoding_class
 
 PREFIXES = (0, 1, 2, 5)
 HALVES = (torch.bfloat16, torch.float16)
@@ -270,11 +270,9 @@ def check_layers(cls: type[PositionEncoding]) -> None:
             layers, facts = ([of[i] for i in host.mixing_layers(model)] for of in (layers, facts))
         for index, (encodings, fact) in enumerate(zip(layers, facts, strict=True)):
             assert [type(each) for each in encodings] == [cls], f"layer {index} of {name} has {encodings}"
-            check_agreement(cls, vars(encodings[0]), fact)
-            for key, default in encoding_info(cls.name)["options"].items():
-                if default is not None and key not in filled_parameters(cls):
-                    value = getattr(encodings[0], key, default)
-                    assert value == default, f"in {name} {key} is {value!r}, while its default is {default!r}"
+            for key, want in complete_options(cls, {}, fact).items():
+                got = want if want is None else getattr(encodings[0], key, want)
+                assert got == want, f"in layer {index} of {name} {key} is {got!r}, but it was built with {want!r}"
         different = len({encodings[0] for encodings in layers})
         assert different == len(layers) or not cls.learnable, f"the layers of {name} share a module with parameters"
 

@@ -43,6 +43,8 @@ class EncodedBeitBlock(Block):
 class EncodedBeit(PlainForward, Beit):
     """A converted BEiT."""
 
+    holders = ("rel_pos_bias",)
+
     def enter(self, x: Tensor) -> tuple[Tensor, AttentionContext]:
         x, context = super().enter(x)
         return self.pos_drop(x), context

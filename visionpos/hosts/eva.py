@@ -149,6 +149,8 @@ class EncodedEvaBlockPostNorm(EncodedEvaMixin, EvaBlockPostNorm):
 class EncodedEva(PlainMixin, Eva):
     """A converted Eva."""
 
+    holders = ("rope",)
+
     def _pos_embed(self, x: Tensor) -> tuple[Tensor, AttentionContext]:
         """The tokens, and in place of timm's rope table what the blocks need to know of them."""
         x, positions = self.embed(x)

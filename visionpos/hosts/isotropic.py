@@ -18,7 +18,7 @@ from ..input.learned import Learned
 from ..positions import Positions
 from .attention import AttentionContext
 from .host import Host, encoding_parameters, first, layer_lists
-from .parameters import adopt_parameters, bind_parameters, replace_encodings
+from .parameters import adopt_parameters, bind_parameters, has_parameters, replace_encodings
 
 
 def mix(x: Tensor, mixers: nn.ModuleList, context: AttentionContext | None) -> Tensor:
@@ -38,6 +38,14 @@ def locate(
     feat_shape = tuple(x.shape[1:3]) if x.ndim == 4 else grid_size
     positions = Positions.grid(feat_shape, num_prefix_tokens, device=x.device)
     return positions if augmentation is None else augmentation(positions)
+
+
+@torch.fx.wrap  # one call in its graphs, which then have the tables among their own parameters
+def add_encodings(x: Tensor, positions: Positions, encodings: nn.ModuleList, tables: list[nn.Parameter]) -> Tensor:
+    """Return x (B, prefix + N, C) after input encodings; `tables` are what encodings read from the model itself."""
+    for encoding in encodings:
+        x = encoding(x, positions)
+    return x
 
 
 def keep_tokens(x: Tensor, keep: Tensor, num_prefix_tokens: int) -> Tensor:
@@ -60,6 +68,7 @@ def project(attn: nn.Module, x: Tensor) -> Tensor:
 class PlainMixin:
     """What a converted model does differently: where positions enter, and nothing else."""
 
+    holders: ClassVar[tuple[str, ...]] = ()  # children that hold parameters of encodings outside themselves
     coordinate_augmentation: CoordinateAugmentation | None = None  # applied while training
     kept: Tensor | None = None  # (B, K), the patches to go on with, during `forward_kept`
 
@@ -69,6 +78,13 @@ class PlainMixin:
         tokens = [getattr(self, name, None) for name in ("cls_token", "dist_token", "reg_token")]
         return [token for token in tokens if token is not None]
 
+    @property
+    def tables(self) -> list[nn.Parameter]:
+        """Parameters of encodings that belong to the model itself, or to one of its children for all layers."""
+        children = [getattr(self, name) for name in self.holders]
+        held = [parameter for child in children if child is not None for parameter in child.parameters()]
+        return held if self.pos_embed is None else [self.pos_embed, *held]
+
     def embed(self, x: Tensor) -> tuple[Tensor, Positions]:
         """The patch tokens (B, N, C) or (B, H, W, C) -> all tokens with input encodings, and where they are."""
         augmentation = self.coordinate_augmentation if self.training else None
@@ -77,8 +93,7 @@ class PlainMixin:
         positions = locate(x, tuple(self.patch_embed.grid_size), num_prefix_tokens, augmentation)
         x = x.reshape(x.shape[0], -1, x.shape[-1])
         x = torch.cat([*prefix, x], dim=1) if prefix else x
-        for encoding in self.pos_embed_input:
-            x = encoding(x, positions)
+        x = add_encodings(x, positions, self.pos_embed_input, self.tables)
         if self.kept is not None:
             x, positions = keep_tokens(x, self.kept, num_prefix_tokens), positions.keep(self.kept)
         return x, positions
@@ -242,7 +257,7 @@ class PlainHost(Host):
             encoding
             for encoding in layers[0]
             if all(encoding in layer for layer in layers)
-            and (several or encoding in model.pos_embed_shared or not any(True for _ in encoding.parameters()))
+            and (several or encoding in model.pos_embed_shared or not has_parameters(encoding))
         ]
         own = [[encoding for encoding in layer if encoding not in shared] for layer in layers]
         replace_encodings(

@@ -59,6 +59,11 @@ def release_parameters(encoding: PositionEncoding) -> None:
             setattr(owner, name, None)
 
 
+def has_parameters(encoding: PositionEncoding) -> bool:
+    """Return whether an encoding has parameters, wherever they are."""
+    return "_bound" in encoding.__dict__ or any(True for _ in encoding.parameters())
+
+
 def _part_of_layer(parameter: nn.Parameter, layer: int) -> nn.Parameter:
     return nn.Parameter(parameter[:, layer].detach().clone(), requires_grad=parameter.requires_grad)
 

@@ -91,6 +91,8 @@ class EncodedResPostRelPosBlock(EncodedRelPosMixin, ResPostRelPosBlock):
 class EncodedVisionTransformerRelPos(PlainForward, VisionTransformerRelPos):
     """A converted VisionTransformerRelPos."""
 
+    holders = ("shared_rel_pos",)
+
     def group_matcher(self, coarse: bool = False) -> dict:
         """timm's, with the encodings of the whole model in the stem."""
         matcher = super().group_matcher(coarse)

@@ -120,8 +120,9 @@ class SwinHost(Host):
     def wrap_attention(self, attn: nn.Module) -> None:
         """Swap the class of timm's window attention, and give it its own bias as an encoding."""
         options = {"num_heads": attn.num_heads, "feat_shape": tuple(attn.window_size)}
-        del attn._buffers["relative_position_index"]
-        attn.encodings = nn.ModuleList([adopt_parameters(attn, RelativeTable, **options)])
+        table, index = adopt_parameters(attn, RelativeTable, **options), attn._buffers.pop("relative_position_index")
+        table.relative_position_index = index  # computed already
+        attn.encodings = nn.ModuleList([table])
         attn.__class__ = WindowAttention
 
     def wrap_block(self, block: nn.Module) -> None:
