@@ -192,6 +192,8 @@ def test_only_some_layers():
     for layers in ([3], [-1], [1, 1]):
         with pytest.raises(ValueError, match=r"alibi2d: layers must be different indices from 0 to 2, got \["):
             vp.set_encoding(model, {"name": "alibi2d", "layers": layers})
+    with pytest.raises(ValueError, match=r"learned acts in no layer, and takes no layers; got \[0\]"):
+        vp.set_encoding(model, {"name": "learned", "layers": [0]})
     with pytest.raises(ValueError, match="alibi2d: layers must be a list of integers, got '0'"):
         vp.set_encoding(model, {"name": "alibi2d", "layers": "0"})
 
@@ -202,3 +204,16 @@ def test_the_fields_are_the_only_list():
         info = vp.encoding_info(name)
         assert set(info["from_model"]) <= set(FACTS) & {*info["required"], *info["options"]}
         assert set(info["required"]) <= {*info["from_model"], *(() if name == "none" else info["required"])}
+
+
+@pytest.mark.parametrize(("build", "sizes"), [(swin, ((4, 4), (8, 8))), (vit, ((2, 5), (6, 7)))])
+def test_log_cpb_keeps_its_offsets_on_a_larger_window(build, sizes):
+    """The window that it was built for is the one that it was trained on."""
+    model = vp.set_encoding(build(), "log_cpb")
+    encoding = vp.get_encoding(model)[0]
+    with torch.no_grad():
+        encoding.cpb_mlp[2].weight.normal_()
+    before = encoding.bias(vp.Positions.grid(sizes[0]))[:, 0, 1]
+    model.set_input_size(**{"img_size": (64, 96), "window_size": 8} if build is swin else {"img_size": (48, 56)})
+    assert encoding.pretrained_window == sizes[0]
+    assert (encoding.bias(vp.Positions.grid(sizes[1]))[:, 0, 1] - before).abs().max() < 1e-5

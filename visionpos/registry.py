@@ -251,6 +251,8 @@ def parse_spec(spec: Spec) -> list[tuple[str, dict[str, Any]] | PositionEncoding
         cls, layers = get_encoding_class(options.pop("name")), options.pop("layers", None)
         if layers is not None and not (isinstance(layers, (list, tuple)) and all(type(i) is int for i in layers)):
             raise ValueError(f"{cls.name}: layers must be a list of integers, got {layers!r}")
+        if layers is not None and cls.place in ("input", "none"):
+            raise ValueError(f"{cls.name} acts in no layer, and takes no layers; got {layers!r}")
         check_options(cls, options)
         return [(cls.name, options if layers is None else {**options, "layers": layers})]
     if isinstance(spec, Iterable):
