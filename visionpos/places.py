@@ -261,7 +261,6 @@ class ConditionalEncoding(PositionEncoding):
 
     place = "conditional"
     learnable = True
-    shared = False
     continuous = False
     content_dependent = True
     site: ClassVar[Literal["tokens", "values"]] = "tokens"  # between blocks, or on the values inside attention

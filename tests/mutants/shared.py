@@ -118,7 +118,7 @@ CONTRACT = mutants_of(
             "device.type, enabled=False)",
             "device.type, enabled=torch.is_autocast_enabled(positions.coords.device.type))",
         ),
-        ("weight decay on tables", "return {name for name, _ in home.", "return {name[1:] for name, _ in home."),
+        ("weight decay on tables", "return {name for name, _ in owner.", "return {name[1:] for name, _ in owner."),
     ],
 )
 

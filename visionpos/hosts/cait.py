@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -9,8 +10,9 @@ from timm.layers import register_notrace_module
 from timm.models.cait import Cait, LayerScaleBlock, TalkingHeadAttn
 from torch import Tensor, nn
 
+from ..encoding import LayerFacts
 from .attention import AttentionContext, attend_logits, encoded, prepare_encodings, split_heads
-from .host import Facts, register_host
+from .host import register_host
 from .isotropic import PlainForward, PlainHost, mix
 
 
@@ -101,11 +103,11 @@ class CaitHost(PlainHost):
     def adopt_native_positions(self, model: Cait) -> None:
         """The learned table is all that timm's has."""
 
-    def input_facts(self, model: Cait) -> Facts:
-        return {"dim": model.embed_dim, "feat_shape": tuple(model.patch_embed.grid_size), "num_prefix_tokens": 0}
+    def input_facts(self, model: Cait) -> LayerFacts:
+        return replace(super().input_facts(model), num_prefix_tokens=0)
 
-    def layer_facts(self, model: Cait) -> list[Facts]:
-        return [{**facts, "num_prefix_tokens": 0} for facts in super().layer_facts(model)]
+    def layer_facts(self, model: Cait) -> list[LayerFacts]:
+        return [replace(facts, num_prefix_tokens=0) for facts in super().layer_facts(model)]
 
 
 HOST = register_host(CaitHost())

@@ -15,15 +15,15 @@ from timm.models.hiera import Hiera, HieraBlock, MaskUnitAttention
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..encoding import AttentionTensors, PositionEncoding
+from ..encoding import AttentionTensors, LayerFacts, PositionEncoding
 from ..input.abs_win import AbsWin
 from ..input.learned import Learned
 from ..places import ContextualBias
 from ..positions import Positions
 from .attention import AttentionContext, attend, encoded, fit_bias, positions_of
-from .host import Facts, FixedCoordinates, Host, encoding_parameters, mixes_tokens, register_host
+from .host import FixedCoordinates, Host, encoding_parameters, first, layer_lists, register_host
 from .isotropic import mix
-from .swin import house
+from .parameters import adopt_parameters, bind_parameters, replace_encodings
 
 NO_DROPOUT = nn.Dropout(0.0)  # Hiera's attention has none
 
@@ -208,7 +208,7 @@ class HieraHost(Host):
     def accepts(self, model: nn.Module) -> bool:
         return type(model) is Hiera or isinstance(model, EncodedHiera)
 
-    def prepare(self, model: Hiera) -> None:
+    def convert(self, model: Hiera) -> None:
         if isinstance(model, EncodedHiera):
             return
         if len(model.tokens_spatial_shape) != 2:
@@ -216,15 +216,14 @@ class HieraHost(Host):
                 f"only Hiera on pictures takes encodings; this one has tokens {model.tokens_spatial_shape}"
             )
         facts = self.input_facts(model)
-        native = []
-        with torch.device("meta"):
-            if model.pos_embed_win is not None:
-                native = [AbsWin(facts["dim"], facts["window_size"], tuple(model.pos_embed.shape[-2:]))]
-            elif model.pos_embed is not None:
-                native = [Learned(facts["dim"], facts["feat_shape"])]
         model.__class__ = EncodedHiera
         model.pos_embed_input = nn.ModuleList()
-        house(model.pos_embed_input, native, model, (AbsWin, Learned))
+        if model.pos_embed_win is not None:
+            options = {"window_size": facts.window_size, "global_size": tuple(model.pos_embed.shape[-2:])}
+            model.pos_embed_input.append(adopt_parameters(model, AbsWin, dim=facts.dim, **options))
+        elif model.pos_embed is not None:
+            table = adopt_parameters(model, Learned, dim=facts.dim, feat_shape=facts.feat_shape)
+            model.pos_embed_input.append(table)
         pooled = 0
         for block in model.blocks:
             size = model.mask_unit_size if block.attn.use_mask_unit_attn else model.tokens_spatial_shape
@@ -236,26 +235,24 @@ class HieraHost(Host):
             block.__class__ = EncodedHieraBlock
             pooled += block.attn.q_stride > 1
 
-    def input_facts(self, model: Hiera) -> Facts:
-        return {
-            "dim": model.patch_embed.proj.out_channels,
-            "feat_shape": tuple(model.tokens_spatial_shape),
-            "window_size": tuple(model.mask_unit_size),
-            "num_prefix_tokens": 0,
-        }
+    def input_facts(self, model: Hiera) -> LayerFacts:
+        return LayerFacts(
+            dim=model.patch_embed.proj.out_channels,
+            feat_shape=tuple(model.tokens_spatial_shape),
+            window_size=tuple(model.mask_unit_size),
+        )
 
-    def layer_facts(self, model: Hiera) -> list[Facts]:
+    def layer_facts(self, model: Hiera) -> list[LayerFacts]:
         return [
-            {
-                "dim": block.dim_out,
-                "dim_in": block.dim,
-                "feat_shape": block.feat_shape,
-                "num_prefix_tokens": 0,
-                "num_heads": block.attn.heads,
-                "head_dim": block.attn.head_dim,
-                "layer": index,
-                "depth": len(model.blocks),
-            }
+            LayerFacts(
+                dim=block.dim_out,
+                dim_in=block.dim,
+                feat_shape=block.feat_shape,
+                num_heads=block.attn.heads,
+                head_dim=block.attn.head_dim,
+                layer=index,
+                depth=len(model.blocks),
+            )
             for index, block in enumerate(model.blocks)
         ]
 
@@ -272,10 +269,11 @@ class HieraHost(Host):
                     f"{encoding.name} adds to the output of every token, but blocks.{index} of Hiera pools its queries "
                     "and has fewer outputs; leave out lepe and values=True"
                 )
-        house(model.pos_embed_input, inputs, model, (AbsWin, Learned))
-        for block, encodings in zip(model.blocks, layers, strict=True):
-            block.mixers = nn.ModuleList(encoding for encoding in encodings if mixes_tokens(encoding))
-            block.attn.encodings = nn.ModuleList(encoding for encoding in encodings if not mixes_tokens(encoding))
+        lists = (place for block, new in zip(model.blocks, layers, strict=True) for place in layer_lists(block, new))
+        replace_encodings((model.pos_embed_input, inputs), *lists)
+        native = first(model.pos_embed_input, (AbsWin, Learned))
+        if native is not None:
+            bind_parameters(native, model)
 
 
 HOST = register_host(HieraHost())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable
 from typing import ClassVar
 
 import torch
@@ -14,17 +13,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..augment import CoordinateAugmentation
-from ..bias.relative_table import RelativeTable
-from ..encoding import PositionEncoding
+from ..encoding import LayerFacts, PositionEncoding
 from ..input.learned import Learned
 from ..positions import Positions
 from .attention import AttentionContext, positions_of
-from .host import Facts, Host, encoding_parameters, mixes_tokens
-
-
-def first(encodings: Iterable[PositionEncoding], kind: type | tuple[type, ...]) -> PositionEncoding | None:
-    """The first encoding of a kind."""
-    return next((encoding for encoding in encodings if isinstance(encoding, kind)), None)
+from .host import Host, encoding_parameters, first, layer_lists
+from .parameters import adopt_parameters, bind_parameters, has_parameters, replace_encodings
 
 
 def mix(x: Tensor, mixers: nn.ModuleList, context: AttentionContext | None) -> Tensor:
@@ -44,6 +38,14 @@ def locate(
     return positions if augmentation is None else augmentation(positions)
 
 
+@torch.fx.wrap  # one call in its graphs, which then have the tables among their own parameters
+def add_encodings(x: Tensor, positions: Positions, encodings: nn.ModuleList, tables: list[nn.Parameter]) -> Tensor:
+    """Return x (B, prefix + N, C) after input encodings; `tables` are what encodings read from the model itself."""
+    for encoding in encodings:
+        x = encoding(x, positions)
+    return x
+
+
 def keep_tokens(x: Tensor, keep: Tensor, num_prefix_tokens: int) -> Tensor:
     """x (B, prefix + N, C) -> (B, prefix + K, C): the prefix tokens and the patches `keep` (B, K)."""
     prefix, patches = x.tensor_split([num_prefix_tokens], dim=1)
@@ -59,28 +61,6 @@ def project(attn: nn.Module, x: Tensor) -> Tensor:
         bias = torch.cat((attn.q_bias, attn.k_bias, attn.v_bias))
         qkv = attn.qkv(x) + bias if attn.qkv_bias_separate else F.linear(x, attn.qkv.weight, bias)
     return qkv.unflatten(-1, (3, attn.num_heads, -1))
-
-
-class Home(nn.Module):
-    """A module of timm's name, where timm and its checkpoints have the parameters of an encoding."""
-
-    def __init__(self, window_size: tuple[int, int]):
-        super().__init__()
-        self.window_size = tuple(window_size)  # timm's, for its own checkpoint conversion
-
-    def set_window_size(self, window_size: tuple[int, int]) -> None:
-        """Remember it; the encoding resizes its own parameters."""
-        self.window_size = tuple(window_size)
-
-
-def table_of_host(parameter: nn.Parameter, feat_shape: tuple[int, int], **options) -> RelativeTable:
-    """timm's own table, ((2h - 1)(2w - 1) [+ 3], heads), as an encoding; nothing is drawn at random."""
-    with torch.device("meta"):
-        table = RelativeTable(parameter.shape[1], feat_shape, **options)
-    table.relative_position_bias_table = parameter
-    table.relative_position_index = torch.empty_like(table.relative_position_index, device=parameter.device)
-    table.reinit_buffers()
-    return table
 
 
 class BlockSequence(nn.Sequential):
@@ -99,6 +79,7 @@ class BlockSequence(nn.Sequential):
 class PlainMixin:
     """What a converted model does differently: where positions enter, and nothing else."""
 
+    holders: ClassVar[tuple[str, ...]] = ()  # children that hold parameters of encodings outside themselves
     coordinate_augmentation: CoordinateAugmentation | None = None  # applied while training
 
     @property
@@ -106,6 +87,13 @@ class PlainMixin:
         """What goes in front of the patch tokens, each (1, n, C)."""
         tokens = [getattr(self, name, None) for name in ("cls_token", "dist_token", "reg_token")]
         return [token for token in tokens if token is not None]
+
+    @property
+    def tables(self) -> list[nn.Parameter]:
+        """Parameters of encodings that belong to the model itself, or to one of its children for all layers."""
+        children = [getattr(self, name) for name in self.holders]
+        held = [parameter for child in children if child is not None for parameter in child.parameters()]
+        return held if self.pos_embed is None else [self.pos_embed, *held]
 
     def embed(self, x: Tensor) -> tuple[Tensor, Positions]:
         """The patch tokens (B, N, C) or (B, H, W, C) -> all tokens with input encodings, and where they are."""
@@ -115,8 +103,7 @@ class PlainMixin:
         positions = locate(x, tuple(self.patch_embed.grid_size), num_prefix_tokens, augmentation)
         x = x.flatten(1, -2)
         x = torch.cat([*prefix, x], dim=1) if prefix else x
-        for encoding in self.pos_embed_input:
-            x = encoding(x, positions)
+        x = add_encodings(x, positions, self.pos_embed_input, self.tables)
         return x, positions
 
     def context(self, positions: Positions, index: Tensor | None = None) -> AttentionContext:
@@ -228,7 +215,7 @@ class PlainHost(Host):
     def accepts(self, model: nn.Module) -> bool:
         return type(model) in self.models or isinstance(model, tuple(self.models.values()))
 
-    def prepare(self, model: nn.Module) -> None:
+    def convert(self, model: nn.Module) -> None:
         if isinstance(model, PlainMixin):
             return
         for index, block in enumerate(model.blocks):
@@ -242,10 +229,9 @@ class PlainHost(Host):
         if getattr(model, "pos_embed", None) is None:
             model.pos_embed = None
         else:
-            with torch.device("meta"):
-                learned = Learned(**self.input_facts(model))
-            learned.live_in(model)
-            model.pos_embed_input.append(learned)
+            facts = self.input_facts(model)
+            options = {"feat_shape": facts.feat_shape, "num_prefix_tokens": facts.num_prefix_tokens}
+            model.pos_embed_input.append(adopt_parameters(model, Learned, dim=facts.dim, **options))
         for block in model.blocks:
             block.__class__, block.mixers = self.blocks[type(block)], nn.ModuleList()
             block.attn.__class__, block.attn.encodings = self.attentions[type(block.attn)], nn.ModuleList()
@@ -256,23 +242,23 @@ class PlainHost(Host):
 
     @abstractmethod
     def adopt_native_positions(self, model: nn.Module) -> None:
-        """The rest of `prepare`: what timm's attention has of its own becomes encodings."""
+        """The rest of `convert`: what timm's attention has of its own becomes encodings."""
 
-    def input_facts(self, model: nn.Module) -> Facts:
+    def input_facts(self, model: nn.Module) -> LayerFacts:
         rows = 0 if getattr(model, "no_embed_class", False) else model.num_prefix_tokens  # of a learned table
-        return {"dim": model.embed_dim, "feat_shape": tuple(model.patch_embed.grid_size), "num_prefix_tokens": rows}
+        return LayerFacts(dim=model.embed_dim, feat_shape=tuple(model.patch_embed.grid_size), num_prefix_tokens=rows)
 
-    def layer_facts(self, model: nn.Module) -> list[Facts]:
-        shape = {"feat_shape": tuple(model.patch_embed.grid_size), "num_prefix_tokens": model.num_prefix_tokens}
+    def layer_facts(self, model: nn.Module) -> list[LayerFacts]:
         return [
-            {
-                **shape,
-                "dim": model.embed_dim,
-                "num_heads": block.attn.num_heads,
-                "head_dim": block.attn.proj.in_features // block.attn.num_heads,
-                "layer": index,
-                "depth": len(model.blocks),
-            }
+            LayerFacts(
+                dim=model.embed_dim,
+                feat_shape=tuple(model.patch_embed.grid_size),
+                num_prefix_tokens=model.num_prefix_tokens,
+                num_heads=block.attn.num_heads,
+                head_dim=block.attn.proj.in_features // block.attn.num_heads,
+                layer=index,
+                depth=len(model.blocks),
+            )
             for index, block in enumerate(model.blocks)
         ]
 
@@ -285,24 +271,23 @@ class PlainHost(Host):
         return list(model.pos_embed_input), layers
 
     def install(self, model: nn.Module, inputs, layers) -> None:
-        old_inputs, old_layers = self.encodings(model)
-        for encoding in {*old_inputs, *(encoding for layer in old_layers for encoding in layer)}:
-            encoding.move_out()
+        several = len(layers) > 1
         shared = [
             encoding
             for encoding in layers[0]
             if all(encoding in layer for layer in layers)
-            and (encoding.shared or len(layers) > 1 or encoding in model.pos_embed_shared)
+            and (several or encoding in model.pos_embed_shared or not has_parameters(encoding))
         ]
-        model.pos_embed_input, model.pos_embed_shared = nn.ModuleList(inputs), nn.ModuleList(shared)
-        for block, encodings in zip(model.blocks, layers, strict=True):
-            own = [encoding for encoding in encodings if encoding not in shared]
-            block.mixers = nn.ModuleList(encoding for encoding in own if mixes_tokens(encoding))
-            block.attn.encodings = nn.ModuleList(encoding for encoding in own if not mixes_tokens(encoding))
-        self.settle(model)
+        own = [[encoding for encoding in layer if encoding not in shared] for layer in layers]
+        replace_encodings(
+            (model.pos_embed_input, inputs),
+            (model.pos_embed_shared, shared),
+            *(place for block, new in zip(model.blocks, own, strict=True) for place in layer_lists(block, new)),
+        )
+        self.bind_native(model)
 
-    def settle(self, model: nn.Module) -> None:
+    def bind_native(self, model: nn.Module) -> None:
         """Parameters that timm and its checkpoints have under names of their own go there."""
         learned = first(model.pos_embed_input, Learned)
         if learned is not None:
-            learned.live_in(model)
+            bind_parameters(learned, model)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import torch
 import torch.fx
 from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock
 from torch import Tensor, nn
 
 from ..bias.relative_table import RelativeTable
-from ..encoding import PositionEncoding
+from ..encoding import LayerFacts
 from ..memory import is_plain_eager
 from ..positions import Positions
 from ..windows import TakeTokens, window_order
-from .host import Facts, FixedCoordinates, Host, encoding_parameters, mixes_tokens, register_host
+from .host import FixedCoordinates, Host, encoding_parameters, first, layer_lists, register_host
+from .parameters import adopt_parameters, bind_parameters, replace_encodings
 from .window_attention import WindowAttention, fuse_windows
 
 
@@ -25,21 +25,6 @@ def add_positions(x: Tensor, encodings: nn.ModuleList) -> Tensor:
         positions = Positions.grid(tuple(x.shape[1:3]), device=x.device)
         x = encoding(x.flatten(1, 2), positions).view(x.shape)
     return x
-
-
-def house(
-    encodings: nn.ModuleList, new: list[PositionEncoding], owner: nn.Module, native: type | tuple[type, ...]
-) -> None:
-    """Put `new` in place of all `encodings`; the first `native` one of them keeps its parameters in `owner`.
-
-    There timm and its checkpoints have them.
-    """
-    for encoding in encodings:
-        encoding.move_out()
-    del encodings[:]
-    encodings.extend(new)  # the list stays, for `AddPositions` has it too
-    for encoding in [encoding for encoding in new if isinstance(encoding, native)][:1]:
-        encoding.live_in(owner)
 
 
 class AddPositions:
@@ -140,12 +125,11 @@ class SwinHost(Host):
 
     def wrap_attention(self, attn: nn.Module) -> None:
         """Swap the class of timm's window attention, and give it its own bias as an encoding."""
-        with torch.device("meta"):
-            table = RelativeTable(attn.num_heads, tuple(attn.window_size))
-        table.live_in(attn)
-        table.relative_position_index = attn._buffers.pop("relative_position_index")
-        attn.__class__ = WindowAttention
+        options = {"num_heads": attn.num_heads, "feat_shape": tuple(attn.window_size)}
+        table, index = adopt_parameters(attn, RelativeTable, **options), attn._buffers.pop("relative_position_index")
+        table.relative_position_index = index  # computed already
         attn.encodings = nn.ModuleList([table])
+        attn.__class__ = WindowAttention
 
     def wrap_block(self, block: nn.Module) -> None:
         """Swap the class of timm's block and of its attention."""
@@ -153,7 +137,7 @@ class SwinHost(Host):
         block.__class__, block.mixers = self.block_class, nn.ModuleList()
         block.attn_mask = hide_fully(block.attn_mask)
 
-    def prepare(self, model: nn.Module) -> None:
+    def convert(self, model: nn.Module) -> None:
         if isinstance(model, self.encoded_class):
             return
         for block in self.blocks(model):
@@ -164,22 +148,20 @@ class SwinHost(Host):
         stem.input_encodings = (model.pos_embed_input,)
         stem.__class__ = EncodedIdentity
 
-    def input_facts(self, model: nn.Module) -> Facts:
-        dim = model.patch_embed.proj.out_channels
-        return {"dim": dim, "feat_shape": tuple(model.patch_embed.grid_size), "num_prefix_tokens": 0}
+    def input_facts(self, model: nn.Module) -> LayerFacts:
+        return LayerFacts(dim=model.patch_embed.proj.out_channels, feat_shape=tuple(model.patch_embed.grid_size))
 
-    def layer_facts(self, model: nn.Module) -> list[Facts]:
+    def layer_facts(self, model: nn.Module) -> list[LayerFacts]:
         blocks = self.blocks(model)
         return [
-            {
-                "dim": block.dim,
-                "feat_shape": tuple(block.attn.window_size),
-                "num_prefix_tokens": 0,
-                "num_heads": block.attn.num_heads,
-                "head_dim": block.attn.qkv.out_features // (3 * block.attn.num_heads),
-                "layer": index,
-                "depth": len(blocks),
-            }
+            LayerFacts(
+                dim=block.dim,
+                feat_shape=tuple(block.attn.window_size),
+                num_heads=block.attn.num_heads,
+                head_dim=block.attn.qkv.out_features // (3 * block.attn.num_heads),
+                layer=index,
+                depth=len(blocks),
+            )
             for index, block in enumerate(blocks)
         ]
 
@@ -192,11 +174,13 @@ class SwinHost(Host):
         return list(model.pos_embed_input), layers
 
     def install(self, model: nn.Module, inputs, layers) -> None:
-        house(model.pos_embed_input, inputs, model, ())
-        for block, encodings in zip(self.blocks(model), layers, strict=True):
-            block.mixers = nn.ModuleList(encoding for encoding in encodings if mixes_tokens(encoding))
-            inside = [encoding for encoding in encodings if not mixes_tokens(encoding)]
-            house(block.attn.encodings, inside, block.attn, self.native)
+        blocks = self.blocks(model)
+        lists = (place for block, new in zip(blocks, layers, strict=True) for place in layer_lists(block, new))
+        replace_encodings((model.pos_embed_input, inputs), *lists)
+        for block in blocks:
+            native = first(block.attn.encodings, self.native)
+            if native is not None:
+                bind_parameters(native, block.attn)
 
 
 HOST = register_host(SwinHost())

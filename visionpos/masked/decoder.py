@@ -111,7 +111,7 @@ class DecoderHost(PlainHost):
     def accepts(self, model: Any) -> bool:
         return isinstance(model, MaskedDecoder)
 
-    def prepare(self, model: MaskedDecoder) -> None:
+    def convert(self, model: MaskedDecoder) -> None:
         """It is built converted."""
 
     def adopt_native_positions(self, model: MaskedDecoder) -> None:

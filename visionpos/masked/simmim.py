@@ -32,7 +32,7 @@ class SimMIM(MaskedImageModel):
     def __init__(
         self, encoder: nn.Module, mask_ratio: float = 0.6, norm_pix_loss: bool = False, masking: str = "random"
     ):
-        find_host(encoder).prepare(encoder)
+        find_host(encoder).convert(encoder)
         if not isinstance(encoder, EncodedSwinMixin):
             raise ValueError(
                 f"SimMIM takes a Swin or Swin v2, not {type(encoder).__name__}; for ViT-like models there is "

@@ -52,7 +52,6 @@ class String(RotaryEncoding):
 
     paper = "Schenck et al. 2025, arXiv 2502.02562"
     learnable = True
-    shared = False
     translation_invariant = True
 
     def __init__(
