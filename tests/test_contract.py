@@ -97,6 +97,40 @@ class ForgetsItsBuffer(HalvesItsFrequencies):
         pass
 
 
+class DoublesItsOption(Distance):
+    def __init__(self, num_heads, slope: float = 1.0):
+        super().__init__(num_heads)
+        self.slope = 2 * slope
+
+
+class TakesItselfForAnother(Distance):
+    """Its own heads are not those that it was built with: a model would refuse what it has itself."""
+
+    def __init__(self, num_heads, **frame):
+        super().__init__(num_heads, **frame)
+        self.heads, self.num_heads = num_heads, num_heads - 1
+
+    def encode(self, queries, keys):
+        self.num_heads += 1
+        bias = super().encode(queries, keys)
+        self.num_heads -= 1
+        return bias
+
+
+class KeepsAValueToItself(Distance):
+    """What no parameter and no option says is lost when a model is saved."""
+
+    built = 0
+
+    def __init__(self, num_heads, **frame):
+        super().__init__(num_heads, **frame)
+        type(self).built += 1
+        self.slope = 1 + 0.1 * type(self).built
+
+    def encode(self, queries, keys):
+        return super().encode(queries, keys) * self.slope
+
+
 class StaleCache(HidesAParameter):
     learnable = True
     cache = None
@@ -118,6 +152,9 @@ LIARS = [
     (HalvesItsFrequencies, "dtypes"),
     (ForgetsItsBuffer, "meta_device"),
     (StaleCache, "state"),
+    (DoublesItsOption, "layers"),
+    (TakesItselfForAnother, "layers"),
+    (KeepsAValueToItself, "round_trips"),
 ]
 
 

@@ -35,7 +35,7 @@ from tests.bugs import (
 )
 from visionpos import places
 from visionpos.bias.relative_table import RelativeTable
-from visionpos.probe import GRID, build, output, raw
+from visionpos.probe import GRID, output, raw, small_encoding
 from visionpos.registry import get_encoding_class
 from visionpos.rotary.rope_axial import RopeAxial
 from visionpos.rotary.rope_mixed import RopeMixed
@@ -45,7 +45,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def create(name, grid=GRID):
-    return build(get_encoding_class(name), grid)
+    return small_encoding(get_encoding_class(name), grid)
 
 
 RIGHT_ENCODE = RopeAxial.encode

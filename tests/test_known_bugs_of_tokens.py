@@ -16,7 +16,7 @@ from visionpos import places
 from visionpos.encoding import AttentionTensors
 from visionpos.hosts import attention
 from visionpos.hosts import vit as vit_host
-from visionpos.probe import DIM, GRID, HEAD_DIM, HEADS, build, output
+from visionpos.probe import DIM, GRID, HEAD_DIM, HEADS, output, small_encoding
 from visionpos.registry import _hints, constructor_parameters, get_encoding_class
 from visionpos.rotary.rope_axial import RopeAxial
 
@@ -71,7 +71,7 @@ def test_bug_23_prefix_tokens():
         for name, prefix in itertools.product(vp.list_encodings(place="rotary"), (0, 1, 2, 5)):
             positions = vp.Positions.grid(GRID, prefix)
             q = torch.randn(1, HEADS, positions.num_tokens, HEAD_DIM)
-            for x, turned in zip((q, -q), build(get_encoding_class(name))(q, -q, positions), strict=True):
+            for x, turned in zip((q, -q), small_encoding(get_encoding_class(name))(q, -q, positions), strict=True):
                 assert torch.equal(turned[:, :, :prefix], x[:, :, :prefix]), name
                 assert not torch.equal(turned[:, :, -1], x[:, :, -1]), name
 

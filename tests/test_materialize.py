@@ -53,7 +53,7 @@ def test_windows_and_kept_tokens_use_it_when_compiled(training):
 
     rope = vp.create_encoding("rope_mixed", num_heads=2, head_dim=8)
     index = torch.stack([torch.randperm(15)[:9] for _ in range(3)])
-    prepare = lambda index: rope.prepare(vp.Positions.grid((3, 5)).keep(index))  # noqa: E731
+    prepare = lambda index: rope.take_tokens(rope.prepare(vp.Positions.grid((3, 5))), index, 0)  # noqa: E731
     operations, table = graph_of(prepare, index)
     assert OPERATION in operations
     assert torch.equal(table, prepare(index))

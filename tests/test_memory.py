@@ -9,6 +9,7 @@ from timm.layers import RelPosMlp
 
 import visionpos as vp
 from visionpos import memory
+from visionpos.hosts.parameters import bind_parameters
 from visionpos.hosts.relpos import NetworkOfHost
 
 GRID, FACTS = (3, 4), {"num_heads": 2, "head_dim": 8, "dim": 16, "layer": 0, "depth": 2, "feat_shape": (3, 4)}
@@ -100,7 +101,7 @@ def test_parts_of_a_child_module_are_seen():
 @torch.no_grad()
 def test_a_parameter_that_lives_in_its_host_is_seen():
     encoding, positions, owner = build("relative_table"), vp.Positions.grid(GRID), torch.nn.Module()
-    encoding.live_in(owner)
+    bind_parameters(encoding, owner)
     before = encoding.prepared(positions)
     owner.relative_position_bias_table.data[0] += 1
     assert not same(encoding.prepared(positions), before)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import visionpos as vp
-from visionpos.probe import build, content
+from visionpos.probe import content, small_encoding
 from visionpos.registry import get_encoding_class
 
 NAMES = [name for name in vp.list_encodings() if name != "none"]
@@ -30,7 +30,7 @@ def output(encoding, positions):
 @pytest.mark.parametrize("name", NAMES)
 def test_gradcheck(name, grid, prefix, kept):
     """Of the parameters, in random directions; of the coordinates where there are none."""
-    encoding = build(get_encoding_class(name), grid, prefix=0).double()
+    encoding = small_encoding(get_encoding_class(name), grid, prefix=0).double()
     coords = vp.Positions.grid(grid).coords.double()
     if kept:
         coords = coords[[len(coords) - 1, 0]]
@@ -63,7 +63,7 @@ def test_float32_is_right_on_large_grids(name, size):
     rows = torch.randint(0, size[0], (40,), generator=torch.Generator().manual_seed(1))
     columns = torch.randint(0, size[1], (40,), generator=torch.Generator().manual_seed(2))
     coords = torch.stack([rows, columns], dim=-1)
-    encoding = build(get_encoding_class(name), size)
+    encoding = small_encoding(get_encoding_class(name), size)
 
     def numbers(module, dtype):
         positions = vp.Positions(coords.to(dtype), size)

@@ -1,13 +1,16 @@
 """visionpos: any position encoding in any timm vision transformer, exact, in one line."""
 
-from . import bias, conditional, input, none, rotary
+from . import bias, conditional, input, none, rotary, timm_models
 from .augment import CoordinateAugmentation
 from .bias.alibi import alibi_slopes
-from .convert import MaskedAutoencoder, SimMIM, create_model, get_encoding, load_weights, set_encoding, supported_hosts
+from .convert import create_model, get_encoding, set_encoding
 from .encoding import PositionEncoding
+from .hosts.host import supported_hosts
 from .input.sincos2d import sincos_2d
 from .input.sinusoidal import sincos_1d
+from .masked.mae import MaskedAutoencoder
 from .masked.masks import draw_mask
+from .masked.simmim import SimMIM
 from .places import BiasEncoding, ConditionalEncoding, ContextualBias, InputEncoding, RotaryEncoding
 from .positions import Positions
 from .registry import create_encoding, discover, encoding_info, list_encodings, register_encoding
@@ -15,13 +18,14 @@ from .resize import resize_position_table, resize_relative_table
 from .rotary.rope_axial import rope_angles_axial
 from .rotation import apply_rotary, convert_qk_layout
 from .testing import check_encoding
+from .weights.load import load_weights
 from .windows import relative_position_index, shifted_window_mask
 
 __version__ = "0.1.0"
 
 for _folder in (input, rotary, bias, conditional):
     discover(_folder)
-del _folder, bias, conditional, input, none, rotary
+del _folder, bias, conditional, input, none, rotary, timm_models
 
 __all__ = [
     "BiasEncoding",

@@ -1,29 +1,33 @@
-"""timm models with a chosen encoding."""
+"""timm models with a chosen encoding: `create_model`, `set_encoding`, `get_encoding`.
+
+A conversion is written down where timm writes the arguments that it built a model with, so that a model that was saved
+by `timm.models.save_for_hf(model, directory)` comes back with its encoding: every encoding with every option that it
+was built with, the host's own ones by their name. The architecture that is written down is one of this package, so that
+`timm.create_model("local-dir:<directory>", pretrained=True)` converts before it loads the weights, and fails loudly
+where visionpos is not imported. timm records arguments since 1.0.31; with an older one, give them by hand:
+`save_for_hf(model, directory, model_args={"encoding": ..., "host": "vit_tiny_patch16_224", ...})`.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any
 
 import timm
 from torch import nn
 
-from .encoding import PositionEncoding
-from .hosts.host import Facts, Host, find_host, mixes_tokens, register_host, supported_hosts
-from .registry import Spec, constructor_parameters, create_encoding, get_encoding_class, parse_spec
-from .weights.load import load_weights
-from .weights.save import remember_encoding
+from .encoding import LayerFacts, PositionEncoding
+from .hosts import beit, cait, eva, hiera, relpos, sam, swin, swin_v2, vit  # noqa: F401, every family is registered
+from .hosts.host import Host, find_host, mixes_tokens
+from .hosts.parameters import copy_encoding, has_parameters
+from .registry import FIXED, Spec, check_agreement, complete_options, get_encoding_class, is_registered, parse_spec
 
-__all__ = [
-    "Host",
-    "MaskedAutoencoder",
-    "SimMIM",
-    "create_model",
-    "get_encoding",
-    "load_weights",
-    "register_host",
-    "set_encoding",
-    "supported_hosts",
-]
+__all__ = ["ARCHITECTURE", "create_model", "get_encoding", "set_encoding"]
+
+ARCHITECTURE = "visionpos"  # the entry point that converts any timm model, and the prefix of the others
+Item = tuple[str, dict[str, Any]] | PositionEncoding  # of a spec, as `parse_spec` returns it
+Layers = list[list[PositionEncoding]]
 
 
 def create_model(name: str, encoding: Spec | None = None, **kwargs: Any) -> nn.Module:
@@ -46,18 +50,22 @@ def set_encoding(model: nn.Module, encoding: Spec) -> nn.Module:
     """Replace what encodes position in a timm model, in place.
 
     An encoding that the model has already, asked for by its name alone, stays as it is, weights and all; with options
-    it is built anew. All other weights stay.
+    it is built anew. All other weights stay. One module serves all layers if it has no parameters and is built alike
+    in all of them; otherwise every layer has its own.
 
     Args:
         model: a timm model of a supported family, converted or not.
         encoding: a name, names joined by "+", a dict {"name": ..., **options}, an encoding, or a list of those;
-            "none" removes every position. An encoding given as an instance serves all layers.
+            "none" removes every position. A dict may list the `layers` that it is for. An encoding given as an object
+            stays where the model has it; one that the model has not serves all layers, and of one that belongs to
+            another model a copy does. So `set_encoding(model, get_encoding(model))` changes nothing.
 
     Returns:
         The model.
 
     Raises:
-        ValueError: an unknown encoding or option, dimensions that do not fit, or a model that is no host.
+        ValueError: an unknown encoding or option, one that does not fit the model or is there twice, or a model that is
+            no host. The model is unchanged then.
     """
     return _set_encoding(model, parse_spec(encoding))
 
@@ -70,72 +78,137 @@ def get_encoding(model: nn.Module) -> list[PositionEncoding]:
     Raises:
         ValueError: the model is no host.
     """
+    _, inputs, layers = _converted(model)
+    return _distinct(inputs, layers)
+
+
+def _converted(model: nn.Module) -> tuple[Host, list[PositionEncoding], Layers]:
+    """Return the host of a model and what the model has, converted if it was not yet."""
     host = find_host(model)
-    host.prepare(model)
+    host.convert(model)
     inputs, layers = host.encodings(model)
+    for encoding in _distinct(inputs, layers):
+        if encoding._spec is None:  # the host's own, which comes back with the host
+            encoding._spec = {"name": encoding.name} if is_registered(type(encoding)) else {}
+    return host, inputs, layers
+
+
+def _distinct(inputs: list[PositionEncoding], layers: Layers) -> list[PositionEncoding]:
     return list(dict.fromkeys([*inputs, *(encoding for layer in layers for encoding in layer)]))
 
 
-def _set_encoding(model: nn.Module, spec: list) -> nn.Module:
-    host = find_host(model)
-    host.prepare(model)
-    old_inputs, old_layers = host.encodings(model)
-    input_facts, layer_facts = host.input_facts(model), host.layer_facts(model)
+def _set_encoding(model: nn.Module, spec: list[Item]) -> nn.Module:
+    host, old_inputs, old_layers = _converted(model)
+    stem, layer_facts = host.input_facts(model), host.layer_facts(model)
     inputs: list[PositionEncoding] = []
-    layers: list[list[PositionEncoding]] = [[] for _ in layer_facts]
+    layers: Layers = [[] for _ in layer_facts]
     for item in spec:
         cls = type(item) if isinstance(item, PositionEncoding) else get_encoding_class(item[0])
         if cls.place == "input":
-            inputs += _build(item, [input_facts], [old_inputs])
-        elif cls.place != "none":
-            chosen = host.mixing_layers(model) if mixes_tokens(cls) else range(len(layers))
-            built = _build(item, [layer_facts[i] for i in chosen], [old_layers[i] for i in chosen])
-            for index, encoding in zip(chosen, built, strict=True):
-                layers[index].append(encoding)
-    reference = next(model.parameters())
-    for encoding in {*inputs, *(encoding for layer in layers for encoding in layer)}:
+            places, facts, old = [inputs], [stem], [old_inputs]
+        else:
+            chosen = [] if cls.place == "none" else _choose_layers(item, cls, host.mixing_layers(model), old_layers)
+            places, facts, old = ([of[i] for i in chosen] for of in (layers, layer_facts, old_layers))
+        for place, encoding in zip(places, _build(item, facts, old), strict=True):
+            named = not isinstance(item, PositionEncoding)
+            if any(other is encoding or (named and other._spec == encoding._spec) for other in place):
+                raise ValueError(f"{encoding.name} is asked for twice, with the same options")
+            place.append(encoding)
+    reference, new = next(model.parameters()), _distinct(inputs, layers)
+    if (inputs, layers) == (old_inputs, old_layers):
+        if all(encoding._spec for encoding in new):
+            _write_down(model, host)
+        return model
+    for encoding in new:
         encoding.to(device=reference.device, dtype=reference.dtype).train(model.training)
     host.install(model, inputs, layers)
-    remember_encoding(model, spec, {type(encoding) for place in (old_inputs, *old_layers) for encoding in place})
+    for encoding in _distinct(old_inputs, old_layers):
+        encoding._spec = encoding._spec if encoding in new else None
+    for encoding in new:
+        encoding._spec = {} if encoding._spec is None else encoding._spec
+    _write_down(model, host)
     return model
 
 
-def _build(item, facts: list[Facts], old: list[list[PositionEncoding]]) -> list[PositionEncoding]:
-    """One encoding for each place in the model that `facts` describes; the same module where it can be shared."""
+def _choose_layers(item: Item, cls: type[PositionEncoding], mixing: list[int], old: Layers) -> Sequence[int]:
+    """Return the layers that an item of a spec is for."""
+    default = mixing if mixes_tokens(cls) else range(len(old))
+    if isinstance(item, PositionEncoding):
+        return [index for index, layer in enumerate(old) if item in layer] or default
+    chosen = item[1].get("layers", default)
+    if not all(0 <= index < len(old) for index in chosen) or len(set(chosen)) < len(chosen):
+        raise ValueError(f"{cls.name}: layers must be different indices from 0 to {len(old) - 1}, got {list(chosen)}")
+    return chosen
+
+
+def _build(item: Item, facts: list[LayerFacts], old: Layers) -> list[PositionEncoding]:
+    """Return one encoding for each place in the model that `facts` describe; the same module where it can be shared."""
     if isinstance(item, PositionEncoding):
         for fact in facts:
             _check_fit(item, fact)
-        return [item] * len(facts)
-    name, options = item
-    cls = get_encoding_class(name)
-    built: list[PositionEncoding] = []
+        elsewhere = item._spec is not None and not any(item in present for present in old)
+        return [copy_encoding(item) if elsewhere else item] * len(facts)
+    name, options = item[0], {key: value for key, value in item[1].items() if key != "layers"}
+    cls, built = get_encoding_class(name), []
     for fact, present in zip(facts, old, strict=True):
-        kept = [] if options else [encoding for encoding in present if type(encoding) is cls]
-        if kept:
-            built.append(kept[0])
-        elif cls.shared and built and all(getattr(built[-1], k, v) == v for k, v in fact.items() if k != "layer"):
-            built.append(built[-1])
-        else:
-            accepted = constructor_parameters(cls)
-            fact = {"reference_shape": fact["feat_shape"], **fact}
-            if getattr(cls, "content_source", None) == "x":  # it reads what attention gets, not what it returns
-                fact["dim"] = fact.get("dim_in", fact["dim"])
-            known = {key: value for key, value in fact.items() if key in accepted}
-            built.append(create_encoding(name, **{**known, **options}))
+        kept = next((encoding for encoding in present if type(encoding) is cls and not options), None)
+        if kept is not None:
+            _check_fit(kept, fact)
+            built.append(kept)
+            continue
+        spec = {"name": name, **complete_options(cls, options, fact)}
+        alike = (other for other in built if other._spec == spec and not has_parameters(other))
+        encoding = next(alike, None) or cls(**{key: value for key, value in spec.items() if key != "name"})
+        encoding._spec = spec
+        built.append(encoding)
     return built
 
 
-def _check_fit(encoding: PositionEncoding, facts: Facts) -> None:
-    for key in ("dim", "num_heads", "head_dim"):
-        if key in facts and getattr(encoding, key, facts[key]) != facts[key]:
-            raise ValueError(
-                f"{encoding.name} was built with {key}={getattr(encoding, key)}, but the model has {facts[key]}"
-            )
+def _check_fit(encoding: PositionEncoding, facts: LayerFacts) -> None:
+    dimensions = [key for key in FIXED if key not in ("layer", "depth") and hasattr(encoding, key)]
+    check_agreement(type(encoding), {key: getattr(encoding, key) for key in dimensions}, facts)
 
 
-# registers the hosts and timm entry points
-from . import timm_models as registered  # noqa: E402, F401
-from .hosts import beit, cait, eva, hiera, relpos, sam, swin, swin_v2, vit  # noqa: E402, F401
-from .masked import decoder  # noqa: E402, F401
-from .masked.mae import MaskedAutoencoder  # noqa: E402
-from .masked.simmim import SimMIM  # noqa: E402
+def _write_down(model: nn.Module, host: Host) -> None:
+    """Record a conversion in the arguments that timm saves. A model that timm's factory did not build has none.
+
+    An encoding that was given as an object is recorded as it is, and `save_for_hf` says that it cannot be written down.
+    """
+    config = getattr(model, "pretrained_cfg", None)
+    if not config or "architecture" not in config:
+        return
+    inputs, layers = host.encodings(model)
+    arguments = dict(getattr(model, "_model_args", {}))
+    arguments["encoding"] = [encoding._spec or encoding for encoding in inputs]
+    for encoding, chosen in _grouped(layers):
+        everywhere = host.mixing_layers(model) if mixes_tokens(encoding) else list(range(len(layers)))
+        only = {} if chosen == everywhere else {"layers": chosen}
+        arguments["encoding"].append({**encoding._spec, **only} if encoding._spec else encoding)
+    arguments["encoding"] = arguments["encoding"] or "none"
+    size = getattr(model, "_traits", {}).get("img_size")
+    if size is not None:
+        arguments.setdefault("encoded_size", tuple(size))
+    if not config["architecture"].startswith(ARCHITECTURE):
+        arguments["host"] = config["architecture"]
+        model.pretrained_cfg = model.default_cfg = {**config, "architecture": ARCHITECTURE}
+    model._model_args = arguments
+
+
+def _grouped(layers: Layers) -> list[tuple[PositionEncoding, list[int]]]:
+    """Return one encoding for all that were built alike and come at the same place in their layers, and these layers.
+
+    The first ones of all layers come first, so that every layer gets its own in the order that it has them in.
+    """
+    groups: list[tuple[PositionEncoding, list[int]]] = []
+    for row in zip_longest(*layers):
+        start = len(groups)
+        for index, encoding in enumerate(row):
+            if encoding is None:
+                continue
+            alike = (e is encoding or (e._spec and e._spec == encoding._spec) for e, _ in groups[start:])
+            found = next((chosen for same, (_, chosen) in zip(alike, groups[start:], strict=True) if same), None)
+            if found is None:
+                groups.append((encoding, [index]))
+            else:
+                found.append(index)
+    return groups

@@ -29,6 +29,34 @@ from .memory import remembered
 from .positions import Positions
 
 Place = Literal["input", "rotary", "bias", "conditional", "none"]
+Shape = tuple[int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerFacts:
+    """What a model knows of one of its layers, or of its stem, where input encodings act. Built by its host.
+
+    A constructor parameter of an encoding that has the name of a field is filled in from here if it has no default, or
+    if the class names it in `from_model`. None stands for what this model does not know, such as the heads of a stem.
+    """
+
+    dim: int  # channels of the tokens that the layer returns
+    feat_shape: Shape  # (H, W) of the tokens that see each other: of the grid, or of a window
+    num_prefix_tokens: int = 0  # in front of the patch tokens; in a stem, those that get a position
+    num_heads: int | None = None
+    head_dim: int | None = None
+    layer: int | None = None  # index, from 0 to depth - 1
+    depth: int | None = None  # number of attention layers of the model
+    dim_in: int | None = None  # channels of the tokens that the layer gets; by default `dim`
+    reference_shape: Shape | None = None  # the grid that is trained on; by default `feat_shape`
+    pretrained_window: Shape | None = None  # the window that is trained on; by default `feat_shape`
+    window_size: Shape | None = None  # of the attention windows, in a stem before windows that tables repeat
+    grid_size: Shape | None = None  # of the table that the model's own position embedding has
+
+    def __post_init__(self):
+        for name, source in (("dim_in", "dim"), ("reference_shape", "feat_shape"), ("pretrained_window", "feat_shape")):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, getattr(self, source))
 
 
 @dataclass(eq=False)
@@ -53,6 +81,10 @@ class AttentionTensors:
 class PositionEncoding(nn.Module):
     """One layer's position encoding. Claims are class attributes, and `check_encoding` holds every class to them.
 
+    A model fills in the constructor parameters that have no default and the name of a field of `LayerFacts`, and those
+    with a default that `from_model` names. One module serves all layers if it has no parameters and is built alike in
+    all of them; otherwise every layer has its own.
+
     Args:
         reference_shape: the grid that was trained on. Positions on another grid are interpolated into it, end to end
             (`Positions.rescale`). None: coordinates are taken as they are.
@@ -63,11 +95,13 @@ class PositionEncoding(nn.Module):
     place: ClassVar[Place]
     paper: ClassVar[str] = ""
     learnable: ClassVar[bool] = False  # has parameters
-    shared: ClassVar[bool] = True  # one module serves all layers of a model
+    from_model: ClassVar[tuple[str, ...]] = ("reference_shape",)  # a class adds to those of its bases
     translation_invariant: ClassVar[bool] = False  # only coordinate differences matter
     content_dependent: ClassVar[bool] = False  # needs the queries, not only positions
     continuous: ClassVar[bool] = True  # any real coordinates
     extrapolation: ClassVar[Literal["formula", "resize", "error"]] = "formula"  # what another grid size does
+
+    _spec: dict[str, Any] | None = None  # in a model: {"name": ..., every option}, see `convert`
 
     def __init__(self, *, reference_shape: tuple[int, int] | None = None, extrapolate: bool = False):
         super().__init__()
@@ -95,9 +129,9 @@ class PositionEncoding(nn.Module):
         """
         if self.content_dependent:
             return self.prepare(positions)
-        owner, names = self.__dict__.get("_home", (None, ()))
+        names = self.__dict__.get("_bound", (None, ()))[1]
         where = positions.coords, positions.feat_shape, positions.num_prefix_tokens, positions.is_grid
-        depends_on = where, self, [getattr(owner, name) for name in names]
+        depends_on = where, self, [getattr(self, name) for name in names]
         return remembered(self, lambda: self.prepare(positions), depends_on)
 
     def set_feat_shape(self, feat_shape: tuple[int, int]) -> None:
@@ -111,49 +145,29 @@ class PositionEncoding(nn.Module):
         self.reinit_buffers()
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the parameters, in `home`, that weight decay must not touch: all of them."""
-        home, names = self.__dict__.get("_home", (self, ()))
-        return {name for name, _ in home.named_parameters() if home is self or name.split(".")[0] in names}
+        """Names of the parameters, in `owner`, that weight decay must not touch: all of them."""
+        owner, names, _ = self.__dict__.get("_bound", (self, (), None))
+        return {name for name, _ in owner.named_parameters() if owner is self or name.split(".")[0] in names}
 
     # A host such as timm's ViT or Swin has its own name and place for a table, which optimisers, checkpoints and timm
-    # itself rely on. The encoding then reads the parameter from there, so that it exists once, under the host's name.
+    # itself rely on. The encoding then reads the parameter from there, so that it exists once, under the host's name:
+    # `_bound` is (owner, names, layer), see `hosts.parameters`.
 
     @property
-    def home(self) -> nn.Module:
-        """The module that has the parameters: the encoding itself, or the owner that it lives in."""
-        return self.__dict__.get("_home", (self,))[0]
-
-    def live_in(self, owner: nn.Module) -> None:
-        """Keep parameters and child modules in `owner`, under their own names. Those that it has are taken over."""
-        if "_home" in self.__dict__:
-            return
-        names = (*self._parameters, *self._modules)
-        for name in names:
-            part = getattr(self, name)
-            delattr(self, name)
-            if getattr(owner, name, None) is None:
-                setattr(owner, name, part)
-        self._home = (owner, names)  # in a tuple, so that the owner is not registered as a child
-
-    def move_out(self) -> None:
-        """Take the parameters and child modules back from the owner."""
-        owner, names = self.__dict__.pop("_home", (None, ()))
-        for name in names:
-            part = getattr(owner, name)
-            if isinstance(part, Tensor) and not isinstance(part, nn.Parameter):  # a slice of a larger parameter
-                part = nn.Parameter(part.detach().clone())
-            setattr(self, name, part)
-            setattr(owner, name, None)
+    def owner(self) -> nn.Module:
+        """The module that has the parameters: the encoding itself, or a part of its model."""
+        return self.__dict__.get("_bound", (self,))[0]
 
     def set_parameter(self, name: str, value: Tensor) -> None:
         """Replace a parameter by one of another shape, wherever it lives."""
-        setattr(self.home, name, nn.Parameter(value, requires_grad=getattr(self.home, name).requires_grad))
+        setattr(self.owner, name, nn.Parameter(value, requires_grad=getattr(self.owner, name).requires_grad))
 
     def __getattr__(self, name: str):
-        home = self.__dict__.get("_home")
-        if home is not None and name in home[1]:
-            return getattr(home[0], name)
-        return super().__getattr__(name)
+        owner, names, layer = self.__dict__.get("_bound", (None, (), None))
+        if name not in names:
+            return super().__getattr__(name)
+        value = getattr(owner, name)
+        return value if layer is None else value[:, layer]
 
     def extra_repr(self) -> str:
         hidden = {"training"} if self.extrapolate else {"training", "extrapolate"}

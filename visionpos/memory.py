@@ -16,7 +16,7 @@ from torch.autograd import forward_ad
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 _COMPARABLE = {bool, int, float, str, type(None), torch.dtype, torch.device}
-_OF_EVERY_MODULE = {*vars(nn.Module()), "_home"}
+_OF_EVERY_MODULE = {*vars(nn.Module()), "_bound", "_spec"}
 _RANDOM = object()  # a module in training mode, which may drop out
 _results: WeakKeyDictionary[nn.Module, tuple[tuple, Any]] = WeakKeyDictionary()  # copies and pickles are not in it
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -107,15 +107,17 @@ class RotaryEncoding(PositionEncoding):
             return self.encode(self.locate(positions)).to(positions.coords.dtype)
 
     def prepare(self, positions: Positions) -> Tensor:
-        """Cosines and sines, (2, [B,] heads or 1, prefix + N, head_dim / 2); prefix tokens get the identity.
-
-        Of a subset of tokens: computed for all of them, and taken from there, once for all samples.
-        """
-        whole, index = positions.kept or (positions, None)
+        """Cosines and sines, (2, [B,] heads or 1, prefix + N, head_dim / 2); prefix tokens get the identity."""
         with full_precision(positions):
-            angles = F.pad(self.encode(self.locate(whole)), (0, 0, positions.num_prefix_tokens, 0))
-            table = torch.stack([angles.cos(), angles.sin()]).to(positions.coords.dtype)
-        return table if index is None else take_tokens(table, index, positions.num_prefix_tokens)
+            angles = F.pad(self.encode(self.locate(positions)), (0, 0, positions.num_prefix_tokens, 0))
+            return torch.stack([angles.cos(), angles.sin()]).to(positions.coords.dtype)
+
+    def take_tokens(self, prepared: Any, index: Tensor, num_prefix_tokens: int) -> Any:
+        """Return the part of what `prepare` returned for a whole grid that belongs to the patch tokens index (B, K).
+
+        It equals `prepare(positions.keep(index))` bit for bit; the formula is computed once for all samples.
+        """
+        return take_tokens(prepared, index, num_prefix_tokens)
 
     def rotate(self, x: Tensor, prepared: Tensor) -> Tensor:
         """x (B, heads, prefix + N, head_dim) turned by what `prepare` returned."""
@@ -259,7 +261,6 @@ class ConditionalEncoding(PositionEncoding):
 
     place = "conditional"
     learnable = True
-    shared = False
     continuous = False
     content_dependent = True
     site: ClassVar[Literal["tokens", "values"]] = "tokens"  # between blocks, or on the values inside attention

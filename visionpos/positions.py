@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Int, Num
@@ -13,6 +13,8 @@ from .windows import same_grid, window_partition
 
 def _check_shape(name: str, shape: tuple[int, ...], axes: int) -> tuple[int, ...]:
     shape = tuple(shape)  # of ints, or of symbols while a graph is exported
+    if torch.jit.is_tracing():  # where sizes are tensors; a trace is for the size that it was made with
+        shape = tuple(map(int, shape))
     whole = all(isinstance(size, (int, torch.SymInt)) for size in shape)
     if len(shape) != axes or not whole or min(shape) < 1:
         raise ValueError(f"{name} must be {axes} positive integers, got {shape}")
@@ -37,9 +39,6 @@ class Positions:
     feat_shape: tuple[int, ...]
     num_prefix_tokens: int = 0
     is_grid: bool = False  # every cell of `feat_shape` once, in row-major order
-    # (whole, index (B, K)): samples kept tokens of their own, more altogether than there are, so that a table is better
-    # computed of the whole and taken from there. Positions at other coordinates are none of these.
-    kept: tuple[Positions, Tensor] | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self):
         coords = self.coords if self.coords.dtype == torch.float64 else self.coords.float()
@@ -87,10 +86,7 @@ class Positions:
         else:
             coords = coords.expand(index.shape[0], -1, -1)
             coords = coords.gather(1, index.unsqueeze(-1).expand(-1, -1, coords.shape[-1]))
-        subset = replace(self, coords=coords, is_grid=False)
-        if index.ndim == 2 and not self.is_batched and index.numel() > self.num_patches:
-            object.__setattr__(subset, "kept", (self, index))
-        return subset
+        return replace(self, coords=coords, is_grid=False)
 
     def windows(self, window_size: tuple[int, int], shift: tuple[int, int] = (0, 0)) -> Positions:
         """Partitioned exactly as Swin partitions tokens: rolled up and left by `shift`, then cut into windows.

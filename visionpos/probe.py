@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
-from .encoding import PositionEncoding
+from .encoding import LayerFacts, PositionEncoding
 from .positions import Positions
-from .registry import constructor_parameters, create_encoding
+from .registry import constructor_parameters, create_encoding, required_options
 
 GRID = (3, 5)
 DIM, HEADS, HEAD_DIM, BATCH = 48, 4, 16, 2
+SMALL = LayerFacts(dim=DIM, num_heads=HEADS, head_dim=HEAD_DIM, feat_shape=GRID, layer=1, depth=3)
 
 
-def build(cls: type[PositionEncoding], feat_shape=GRID, prefix: int = 0, **options) -> PositionEncoding:
-    """An encoding of small size; learned tables are drawn large enough to be seen."""
-    facts = {
-        "dim": DIM,
-        "num_heads": HEADS,
-        "head_dim": HEAD_DIM,
-        "feat_shape": feat_shape,
-        "num_prefix_tokens": prefix,
-        "init_std": 0.5,
-        "layer": 1,
-        "depth": 3,
-    }
-    torch.manual_seed(0)
+def small_encoding(
+    cls: type[PositionEncoding], feat_shape: tuple[int, int] = GRID, prefix: int = 0, **options
+) -> PositionEncoding:
+    """Return an encoding of small size outside any model; learned tables are drawn large enough to be seen."""
+    facts = replace(SMALL, feat_shape=feat_shape)
+    visible = {"num_prefix_tokens": prefix, "init_std": 0.5}
     accepted = constructor_parameters(cls)
-    return create_encoding(cls.name, **{k: v for k, v in facts.items() if k in accepted}, **options)
+    visible = {key: value for key, value in visible.items() if key in accepted}
+    torch.manual_seed(0)
+    return create_encoding(cls.name, **{**required_options(cls, facts), **visible}, **options)
 
 
 def content(encoding: PositionEncoding, positions: Positions, dtype=torch.float32) -> Tensor:

@@ -9,12 +9,15 @@ import inspect
 import pkgutil
 import types
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from .encoding import PositionEncoding
+from .encoding import LayerFacts, PositionEncoding
 
 PLACES = ("input", "rotary", "bias", "conditional", "none")
-CLAIMS = ("learnable", "shared", "translation_invariant", "content_dependent", "continuous", "extrapolation")
+CLAIMS = ("learnable", "translation_invariant", "content_dependent", "continuous", "extrapolation")
+FACTS = tuple(field.name for field in fields(LayerFacts))
+FIXED = ("dim", "num_heads", "head_dim", "num_prefix_tokens", "layer", "depth")  # facts that no option can change
 
 Spec = str | Mapping[str, Any] | PositionEncoding | Iterable[Any]  # a list holds specs
 
@@ -25,7 +28,8 @@ def register_encoding(name: str) -> Callable[[type[PositionEncoding]], type[Posi
     """Class decorator: from now on `name` works in `create_encoding`, `create_model`, configs and the command line.
 
     Raises:
-        ValueError: another class has the name already, or the class does not say its place.
+        ValueError: another class has the name already, or the class does not say its place, or its `from_model` names
+            what no model knows.
     """
 
     def register(cls: type[PositionEncoding]) -> type[PositionEncoding]:
@@ -34,6 +38,9 @@ def register_encoding(name: str) -> Callable[[type[PositionEncoding]], type[Posi
             raise ValueError(f"the encoding name {name!r} is taken by {known.__module__}.{known.__qualname__}")
         if getattr(cls, "place", None) not in PLACES:
             raise ValueError(f"{cls.__qualname__}.place must be one of {', '.join(PLACES)}")
+        for key in cls.from_model:
+            if key not in FACTS:
+                raise ValueError(f"{cls.__qualname__}.from_model names {key!r}; a model knows {', '.join(FACTS)}")
         cls.name = name
         _REGISTRY[name] = cls
         return cls
@@ -77,6 +84,11 @@ def get_encoding_class(name: str) -> type[PositionEncoding]:
     return _REGISTRY[name]
 
 
+def is_registered(cls: type[PositionEncoding]) -> bool:
+    """Return whether a class is the one of its name."""
+    return _REGISTRY.get(cls.name) is cls
+
+
 def constructor_parameters(cls: type) -> dict[str, inspect.Parameter]:
     """The named constructor parameters of a class, those that it passes on to its bases included."""
     found: dict[str, inspect.Parameter] = {}
@@ -90,6 +102,64 @@ def constructor_parameters(cls: type) -> dict[str, inspect.Parameter]:
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
             break
     return found
+
+
+def filled_parameters(cls: type[PositionEncoding]) -> list[str]:
+    """Return the constructor parameters that a model fills in: fields of `LayerFacts`, see `PositionEncoding`."""
+    named = {key for base in cls.__mro__ for key in vars(base).get("from_model", ())}
+    parameters = constructor_parameters(cls).values()
+    return [p.name for p in parameters if p.name in FACTS and (p.default is p.empty or p.name in named)]
+
+
+def known_options(cls: type[PositionEncoding], facts: LayerFacts) -> dict[str, Any]:
+    """Return what a model fills in for an encoding of this class in the layer that `facts` describe."""
+    known = {key: getattr(facts, key) for key in filled_parameters(cls)}
+    if "dim" in known and getattr(cls, "content_source", None) == "x":  # it reads what attention gets
+        known["dim"] = facts.dim_in
+    return {key: value for key, value in known.items() if value is not None}
+
+
+def required_options(cls: type[PositionEncoding], facts: LayerFacts) -> dict[str, Any]:
+    """Return the required constructor arguments that `facts` tell, for an encoding that is built outside any model."""
+    parameters = constructor_parameters(cls)
+    return {k: v for k, v in known_options(cls, facts).items() if parameters[k].default is parameters[k].empty}
+
+
+def check_agreement(cls: type[PositionEncoding], given: Mapping[str, Any], facts: LayerFacts) -> None:
+    """Check that nothing that is given contradicts what the model knows.
+
+    Raises:
+        ValueError: another width, number of heads or of prefix tokens (0 stands for no rows), layer or depth.
+    """
+    for key, value in known_options(cls, facts).items():
+        accepted = {value, 0} if key == "num_prefix_tokens" else {value}
+        if key in FIXED and given.get(key, value) not in accepted:
+            raise ValueError(f"{cls.name} was built with {key}={given[key]}, but the model has {value}")
+
+
+def complete_options(cls: type[PositionEncoding], options: Mapping[str, Any], facts: LayerFacts) -> dict[str, Any]:
+    """Return every option of an encoding in one layer: what was asked for, else what the model knows, else defaults.
+
+    Raises:
+        ValueError: an option that contradicts the model, or a required one that neither was given nor is known.
+    """
+    check_agreement(cls, options, facts)
+    defaults = {p.name: p.default for p in constructor_parameters(cls).values() if p.default is not p.empty}
+    return require_all(cls, {**defaults, **known_options(cls, facts), **options})
+
+
+def require_all(cls: type[PositionEncoding], options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options if nothing that the constructor requires is missing.
+
+    Raises:
+        ValueError: names what is missing, and what a model could have filled in.
+    """
+    required = [p.name for p in constructor_parameters(cls).values() if p.default is p.empty]
+    missing = [key for key in required if key not in options]
+    if missing:
+        unknown = "" if set(missing) <= set(FACTS) else f"; a model fills in only {', '.join(FACTS)}"
+        raise ValueError(f"{cls.name} needs {', '.join(missing)}{unknown}")
+    return options
 
 
 def _hints(cls: type) -> dict[str, Any]:
@@ -156,18 +226,15 @@ def create_encoding(name: str | Mapping[str, Any], **options: Any) -> PositionEn
         options = {**given, **options}
     cls = get_encoding_class(name)
     check_options(cls, options)
-    required = [p.name for p in constructor_parameters(cls).values() if p.default is p.empty]
-    missing = [key for key in required if key not in options]
-    if missing:
-        raise ValueError(f"{name} needs {', '.join(missing)}")
-    return cls(**options)
+    return cls(**require_all(cls, options))
 
 
 def parse_spec(spec: Spec) -> list[tuple[str, dict[str, Any]] | PositionEncoding]:
     """A spec as a flat list of (name, options) and encoding instances. Names and options are checked.
 
     Args:
-        spec: a name, names joined by "+", a dict {"name": ..., **options}, an encoding, or a list of those.
+        spec: a name, names joined by "+", a dict {"name": ..., **options}, an encoding, or a list of those. A dict may
+            hold `layers` besides, the indices of the layers that it is for.
 
     Raises:
         ValueError: unknown names or options, or a spec of another type.
@@ -181,9 +248,13 @@ def parse_spec(spec: Spec) -> list[tuple[str, dict[str, Any]] | PositionEncoding
         options = dict(spec)
         if not isinstance(options.get("name"), str):
             raise ValueError(f"an encoding given as a dict needs a 'name', got keys: {', '.join(map(str, options))}")
-        cls = get_encoding_class(options.pop("name"))
+        cls, layers = get_encoding_class(options.pop("name")), options.pop("layers", None)
+        if layers is not None and not (isinstance(layers, (list, tuple)) and all(type(i) is int for i in layers)):
+            raise ValueError(f"{cls.name}: layers must be a list of integers, got {layers!r}")
+        if layers is not None and cls.place in ("input", "none"):
+            raise ValueError(f"{cls.name} acts in no layer, and takes no layers; got {layers!r}")
         check_options(cls, options)
-        return [(cls.name, options)]
+        return [(cls.name, options if layers is None else {**options, "layers": layers})]
     if isinstance(spec, Iterable):
         return [item for part in spec for item in parse_spec(part)]
     raise ValueError(f"an encoding is a name, a dict, an encoding or a list of those, got {type(spec).__name__}")
@@ -193,8 +264,9 @@ def encoding_info(name: str) -> dict[str, Any]:
     """What is known of an encoding without building it.
 
     Returns:
-        name, place, paper, summary, formula and shapes (`doc`), `required` (what a model fills in by itself),
-        `options` with their defaults, and the declared claims under their names.
+        name, place, paper, summary, formula and shapes (`doc`), `required` and `options` with their defaults,
+        `from_model` (those of both that a model fills in), `shared` (whether one module serves all layers), and the
+        declared claims under their names.
     """
     cls = get_encoding_class(name)
     parameters = constructor_parameters(cls).values()
@@ -207,5 +279,7 @@ def encoding_info(name: str) -> dict[str, Any]:
         "doc": doc,
         "required": [p.name for p in parameters if p.default is p.empty],
         "options": {p.name: p.default for p in parameters if p.default is not p.empty},
+        "from_model": filled_parameters(cls),
+        "shared": cls.place in ("input", "none") or not (cls.learnable or "layer" in filled_parameters(cls)),
         **{claim: getattr(cls, claim) for claim in CLAIMS},
     }

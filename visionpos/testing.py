@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import copy
 import pickle
+import tempfile
 from collections.abc import Callable
 
 import torch
+from timm.models import save_for_hf
 from torch import Tensor
 
+from .convert import create_model, get_encoding, set_encoding
 from .encoding import PositionEncoding
+from .hosts.host import find_host, mixes_tokens
 from .positions import Positions
-from .probe import BATCH, DIM, GRID, HEAD_DIM, HEADS, build, content, output, raw
-from .registry import constructor_parameters, get_encoding_class
+from .probe import BATCH, DIM, GRID, HEAD_DIM, HEADS, content, output, raw, small_encoding
+from .registry import complete_options, constructor_parameters, get_encoding_class
 
 PREFIXES = (0, 1, 2, 5)
 HALVES = (torch.bfloat16, torch.float16)
@@ -43,7 +47,7 @@ def check_shapes(cls: type[PositionEncoding]) -> None:
     """Documented shapes and dtypes, also on grids of one row or column."""
     for grid in (GRID, (1, 6), (6, 1), (1, 1)):
         count = grid[0] * grid[1]
-        encoding = build(cls, grid)
+        encoding = small_encoding(cls, grid)
         table = raw(encoding, Positions.grid(grid))
         want = {
             "input": [(count, DIM)],
@@ -60,10 +64,10 @@ def check_shapes(cls: type[PositionEncoding]) -> None:
 @_check
 def check_prefix_tokens(cls: type[PositionEncoding]) -> None:
     """The result for patch tokens does not depend on the prefix tokens; q and k of prefix tokens stay bit-equal."""
-    bare = output(build(cls), Positions.grid(GRID))
+    bare = output(small_encoding(cls), Positions.grid(GRID))
     for prefix in PREFIXES:
         positions = Positions.grid(GRID, num_prefix_tokens=prefix)
-        encoding = build(cls, prefix=0)
+        encoding = small_encoding(cls, prefix=0)
         full = output(encoding, positions)
         patches = full[:, prefix:] if cls.place in ("input", "conditional") else full[..., prefix:, prefix:]
         _close(patches, bare, f"patch tokens with {prefix} prefix tokens")
@@ -79,7 +83,7 @@ def check_kept_tokens(cls: type[PositionEncoding]) -> None:
 
     Not for conditional encodings: a token whose neighbours were dropped is another token.
     """
-    encoding, positions = build(cls), Positions.grid(GRID, num_prefix_tokens=2)
+    encoding, positions = small_encoding(cls), Positions.grid(GRID, num_prefix_tokens=2)
     index = torch.tensor([[7, 1, 0, 6, 2, 5], [3, 14, 9, 0, 11, 12]])  # the first leaves out the last row and columns
     assert output(encoding, positions.keep(index)).isfinite().all()
     if cls.place == "conditional":
@@ -99,7 +103,7 @@ def check_kept_tokens(cls: type[PositionEncoding]) -> None:
 @_check
 def check_batched_coordinates(cls: type[PositionEncoding]) -> None:
     """Coordinates (B, N, A) give what each sample's own coordinates give."""
-    encoding, coords = build(cls), Positions.grid(GRID).coords
+    encoding, coords = small_encoding(cls), Positions.grid(GRID).coords
     batched = raw(encoding, Positions(torch.stack([coords, coords.roll(4, 0)]), GRID))
     for sample, own in zip(batched, (coords, coords.roll(4, 0)), strict=True):
         alone = raw(encoding, Positions(own, GRID))
@@ -109,7 +113,7 @@ def check_batched_coordinates(cls: type[PositionEncoding]) -> None:
 @_check
 def check_positions_matter(cls: type[PositionEncoding]) -> None:
     """Permuting the coordinates changes the output: the encoding is not a no-op."""
-    encoding, positions = build(cls), Positions.grid(GRID)
+    encoding, positions = small_encoding(cls), Positions.grid(GRID)
     order = torch.randperm(15, generator=torch.Generator().manual_seed(3))
     moved = (output(encoding, positions.keep(order)) - output(encoding, positions)).abs().max()
     assert moved > 1e-3, "permuted coordinates changed nothing"
@@ -119,21 +123,21 @@ def check_positions_matter(cls: type[PositionEncoding]) -> None:
 def check_dtypes(cls: type[PositionEncoding]) -> None:
     """Output dtype is input dtype; numbers survive .half() and .bfloat16(), and autocast changes no bit of them."""
     positions = Positions.grid((24, 40), num_prefix_tokens=1)
-    exact = raw(build(cls, (24, 40)), positions)
+    exact = raw(small_encoding(cls, (24, 40)), positions)
     for dtype in HALVES:
-        encoding = build(cls, (24, 40)).to(dtype)
+        encoding = small_encoding(cls, (24, 40)).to(dtype)
         small = Positions.grid((24, 40)).keep(torch.arange(0, 960, 97))
         assert output(encoding, small, dtype).dtype == dtype, f"output of {dtype} tokens is not {dtype}"
         tolerance = 1e-6 if not cls.learnable else 4 * torch.finfo(dtype).eps * exact.abs().max().item()
         _close(raw(encoding, positions), exact, f"after .to({dtype})", tolerance)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            assert torch.equal(raw(build(cls, (24, 40)), positions), exact), "autocast changed the numbers"
+            assert torch.equal(raw(small_encoding(cls, (24, 40)), positions), exact), "autocast changed the numbers"
 
 
 @_check
 def check_state(cls: type[PositionEncoding]) -> None:
     """deepcopy, pickle and state dict keep it; buffers stay out of the state dict; backward leaves nothing behind."""
-    encoding, positions = build(cls), Positions.grid(GRID)
+    encoding, positions = small_encoding(cls), Positions.grid(GRID)
     want = output(encoding, positions)
     if cls.learnable:
         output(encoding, positions).sum().backward()
@@ -141,7 +145,7 @@ def check_state(cls: type[PositionEncoding]) -> None:
         assert torch.equal(output(copied, positions), want), "a copy differs"
     names = {name for name, _ in encoding.named_parameters()}
     assert set(encoding.state_dict()) == names, f"the state dict holds {set(encoding.state_dict())}, not {names}"
-    fresh = build(cls)
+    fresh = small_encoding(cls)
     with torch.no_grad():
         for parameter in fresh.parameters():
             parameter.fill_(7)
@@ -153,9 +157,9 @@ def check_state(cls: type[PositionEncoding]) -> None:
 @_check
 def check_meta_device(cls: type[PositionEncoding]) -> None:
     """Built on the meta device, given poisoned memory, loaded, buffers computed again: as good as new."""
-    encoding, positions = build(cls), Positions.grid(GRID)
+    encoding, positions = small_encoding(cls), Positions.grid(GRID)
     with torch.device("meta"):
-        other = build(cls)
+        other = small_encoding(cls)
     other = other.to_empty(device="cpu")
     with torch.no_grad():
         for tensor in [*other.parameters(), *other.buffers()]:
@@ -168,7 +172,7 @@ def check_meta_device(cls: type[PositionEncoding]) -> None:
 @_check
 def check_gradients(cls: type[PositionEncoding]) -> None:
     """Every parameter gets a gradient that is finite and not zero; without parameters `learnable` is False."""
-    encoding, positions = build(cls), Positions.grid(GRID)
+    encoding, positions = small_encoding(cls), Positions.grid(GRID)
     parameters = dict(encoding.named_parameters())
     assert bool(parameters) == cls.learnable, f"learnable is {cls.learnable}, parameters: {list(parameters)}"
     if parameters:
@@ -182,7 +186,7 @@ def check_gradients(cls: type[PositionEncoding]) -> None:
 @_check
 def check_translation(cls: type[PositionEncoding]) -> None:
     """The claim `translation_invariant`: shifted coordinates leave logits unchanged, or must change them."""
-    encoding, positions = build(cls), Positions.grid(GRID)
+    encoding, positions = small_encoding(cls), Positions.grid(GRID)
     shifted = Positions(positions.coords + torch.tensor([1.0, 2.0]), GRID)
     if cls.extrapolation != "formula" and not cls.translation_invariant:
         return  # a table knows no place outside its grid
@@ -206,20 +210,20 @@ def check_resolution(cls: type[PositionEncoding]) -> None:
     other = Positions.grid((5, 9))
     if cls.extrapolation == "error":
         return
-    table = raw(build(cls), other)
+    table = raw(small_encoding(cls), other)
     assert table.isfinite().all(), "not finite on a larger grid"
     own_frame = cls.locate is not PositionEncoding.locate  # not end to end
     if cls.extrapolation == "formula" and "reference_shape" in constructor_parameters(cls) and not own_frame:
         corner = torch.tensor([0, 4, 18, 22, 44])  # cells of the larger grid that lie on cells of the smaller one
         same = torch.tensor([0, 2, 5, 7, 14])
-        inside = _tokens_last(cls.place, raw(build(cls, reference_shape=GRID), other))
-        own = _tokens_last(cls.place, raw(build(cls), Positions.grid(GRID)))
+        inside = _tokens_last(cls.place, raw(small_encoding(cls, reference_shape=GRID), other))
+        own = _tokens_last(cls.place, raw(small_encoding(cls), Positions.grid(GRID)))
         pick = (lambda t, i: t[..., i, :][..., i]) if cls.place == "bias" else (lambda t, i: t[..., i])
         _close(pick(inside, corner), pick(own, same), "interpolated coordinates")
-        on = raw(build(cls, reference_shape=GRID, extrapolate=True), other)
+        on = raw(small_encoding(cls, reference_shape=GRID, extrapolate=True), other)
         assert torch.equal(on, table), "extrapolate=True is not the formula itself"
     elif cls.extrapolation == "resize":
-        encoding = build(cls)
+        encoding = small_encoding(cls)
         encoding.set_feat_shape((5, 9))
         _close(raw(encoding, other), table, "set_feat_shape() against resizing in forward", 1e-6)
 
@@ -227,7 +231,7 @@ def check_resolution(cls: type[PositionEncoding]) -> None:
 @_check
 def check_errors(cls: type[PositionEncoding]) -> None:
     """Tokens that do not fit the positions are one clear ValueError."""
-    encoding, wrong = build(cls), Positions.grid((2, 5), num_prefix_tokens=1)
+    encoding, wrong = small_encoding(cls), Positions.grid((2, 5), num_prefix_tokens=1)
     right = Positions.grid(GRID)
     message = ""
     try:
@@ -241,6 +245,58 @@ def check_errors(cls: type[PositionEncoding]) -> None:
         message = str(error)
     assert message, "15 tokens with positions for 11 raised no ValueError"
     assert "tokens" in message and "\n" not in message, f"unclear: {message}"
+
+
+# Small models of two families, in which grid and windows have other sides, and stages other numbers of heads.
+MODELS = {
+    "vit_tiny_patch16_224": {"img_size": (16, 24), "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3},
+    "swin_tiny_patch4_window7_224": {
+        **{"img_size": (16, 32), "window_size": 4, "embed_dim": 48, "depths": (1, 1), "num_heads": (3, 6)},
+    },
+}
+
+
+@_check
+def check_layers(cls: type[PositionEncoding]) -> None:
+    """In a ViT and a Swin every layer has it, a module of its own where it learns, built for that layer."""
+    for name, options in MODELS.items():
+        model = create_model(name, encoding=cls.name, **options)
+        host = find_host(model)
+        inputs, layers = host.encodings(model)
+        facts = host.layer_facts(model)
+        if cls.place == "input":
+            layers, facts = [inputs], [host.input_facts(model)]
+        elif mixes_tokens(cls):
+            layers, facts = ([of[i] for i in host.mixing_layers(model)] for of in (layers, facts))
+        for index, (encodings, fact) in enumerate(zip(layers, facts, strict=True)):
+            assert [type(each) for each in encodings] == [cls], f"layer {index} of {name} has {encodings}"
+            for key, want in complete_options(cls, {}, fact).items():
+                got = want if want is None else getattr(encodings[0], key, want)
+                assert got == want, f"in layer {index} of {name} {key} is {got!r}, but it was built with {want!r}"
+        different = len({encodings[0] for encodings in layers})
+        assert different == len(layers) or not cls.learnable, f"the layers of {name} share a module with parameters"
+
+
+@_check
+def check_round_trips(cls: type[PositionEncoding]) -> None:
+    """A ViT and a Swin with it stay what they are when given what they have, and when saved and loaded."""
+    for name, options in MODELS.items():
+        torch.manual_seed(0)
+        model = create_model(name, encoding=cls.name, **options).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        images = torch.randn(2, 3, *options["img_size"])
+        keys, want = list(model.state_dict()), model(images)
+        set_encoding(model, get_encoding(model))
+        assert list(model.state_dict()) == keys, f"set_encoding(m, get_encoding(m)) renames parameters of {name}"
+        assert torch.equal(model(images), want), f"set_encoding(m, get_encoding(m)) changes {name}"
+        if not hasattr(model, "_model_args"):  # this timm records none
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            save_for_hf(model, folder)
+            loaded = create_model(f"local-dir:{folder}", pretrained=True).eval()
+        assert torch.equal(loaded(images), want), f"{name} saved and loaded is another function"
 
 
 def check_encoding(name_or_class: str | type[PositionEncoding]) -> list[str]:

@@ -14,10 +14,9 @@ from timm.layers import to_2tuple
 from timm.models import build_model_with_cfg, generate_default_cfgs, get_pretrained_cfg, register_model
 from torch import nn
 
-from .convert import create_model
+from .convert import ARCHITECTURE, create_model
 from .registry import Spec
 from .weights.load import fit_pretrained
-from .weights.save import ARCHITECTURE
 
 CIFAR = {
     "num_classes": 10,
@@ -52,7 +51,9 @@ def _build(
     size, built_size = (given and to_2tuple(given) for given in (img_size, encoded_size or img_size))
     model = create_model(host, encoding=encoding, img_size=built_size, **kwargs)
     if size and size != built_size:
-        model.set_input_size(size)
+        windows = kwargs.get("window_size")  # of every stage where timm recorded a change of size: those of `size`
+        recorded = isinstance(windows, Sequence) and any(isinstance(window, Sequence) for window in windows)
+        model.set_input_size(size, **({"window_size": windows} if recorded else {}))
     model._model_args = {k: v for k, v in getattr(model, "_model_args", {}).items() if k != "host"}
     return model
 

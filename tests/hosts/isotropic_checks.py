@@ -62,9 +62,9 @@ def check_groups(model):
     names = {parameter: name for name, parameter in model.named_parameters()}
     blocks = [{names[p] for p in block.parameters()} for block in model.blocks]
     for encoding in vp.get_encoding(model):
-        own = [parameter for parameter in encoding.home.parameters() if encoding.home is not model]
+        own = [parameter for parameter in encoding.owner.parameters() if encoding.owner is not model]
         for name in encoding.no_weight_decay():
-            parameter = encoding.home.get_parameter(name)
+            parameter = encoding.owner.get_parameter(name)
             assert not any(parameter is p for p in decay)
             own += [parameter]
         for name in {names[parameter] for parameter in own}:

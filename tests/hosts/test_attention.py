@@ -7,7 +7,7 @@ import torch
 from timm.models.vision_transformer import Attention as TimmAttention
 
 import visionpos as vp
-from visionpos.hosts.attention import Attention, AttentionContext, PositionState
+from visionpos.hosts.attention import Attention, AttentionContext
 
 DIM, HEADS = 24, 3
 HEAD_DIM = DIM // HEADS
@@ -114,8 +114,6 @@ def test_masks_of_the_caller_are_kept(fused):
 def test_a_layer_without_positions_says_so():
     with pytest.raises(RuntimeError, match="needs positions: call it through the model"):
         layer(build(["alibi2d"], (2, 3)), True)(torch.randn(1, 6, DIM))
-    with pytest.raises(RuntimeError, match="got no positions: call it through the model"):
-        PositionState().context(None)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -58,9 +58,36 @@ def test_asking_for_what_it_has_changes_nothing(family):
     plain.load_state_dict(model.state_dict(), strict=True)
 
 
+@pytest.mark.unhooked
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("spec", [None, "sincos2d+rope_axial+alibi2d"])
 @pytest.mark.parametrize("family", ZOO)
-def test_memory_format_and_precision(family):
-    model, x = converted(family)
+def test_traced_by_torchscript(family, spec):
+    """Sizes are tensors in such a trace. Some families take them from the picture, others from the model."""
+    model, size = build(family, **({"dynamic_img_size": True} if family.startswith(("ViT, c", "EVA")) else {}))
+    vp.get_encoding(model) if spec is None else vp.set_encoding(model, spec)
+    x = torch.randn(2, 3, *size)
+    close(torch.jit.trace(model.eval(), x, check_trace=False)(x), model(x), 1e-6)
+
+
+@pytest.mark.parametrize("spec", [None, "sincos2d+rope_axial+alibi2d"])
+@pytest.mark.parametrize("family", ZOO)
+def test_no_pictures_give_no_answers(family, spec):
+    """An empty batch, the last of a data set or one of a worker without data, passes where it passes in timm."""
+    plain, (height, width) = build(family)
+    model, nothing = copy.deepcopy(plain), torch.zeros(0, 3, height, width)
+    vp.get_encoding(model) if spec is None else vp.set_encoding(model, spec)
+    try:
+        want = plain(nothing)
+    except RuntimeError:
+        return
+    assert model(nothing).shape == want.shape == (0, 3)
+
+
+@pytest.mark.parametrize("spec", [SPEC, "alibi2d"])  # biases are float32 tables
+@pytest.mark.parametrize("family", ZOO)
+def test_memory_format_and_precision(family, spec):
+    model, x = converted(family, spec)
     want = model(x)
     close(model.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last)), want)
     with torch.autocast("cpu", dtype=torch.bfloat16):

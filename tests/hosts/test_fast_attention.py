@@ -59,7 +59,7 @@ def test_a_learned_bias_is_fused_where_it_needs_no_gradient(host, fused):
     assert fused
     fused.clear()
     for encoding in vp.get_encoding(net):
-        encoding.home.requires_grad_(False)
+        encoding.owner.requires_grad_(False)
     net(x).sum().backward()
     assert fused
 

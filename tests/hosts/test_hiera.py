@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 
 import visionpos as vp
-from visionpos.hosts.hiera import pool_grid
 
 OUTPUT = ["lepe"]  # adds to the output of each token, and pooled queries have fewer
 ENCODINGS = [name for name in vp.list_encodings() if name not in ("none", *OUTPUT)]
@@ -104,13 +103,10 @@ def test_coordinates_are_those_of_the_tokens():
     """timm's `reroll` puts the tokens of every stage back in order; so it must the coordinates."""
     model, seen = vp.set_encoding(hiera(), "none"), []
     for block in model.blocks:
-        inside = type(block)._forward
-        block._forward = lambda x, positions, b=block, inside=inside: seen.append(positions) or inside(b, x, positions)
+        block.register_forward_pre_hook(lambda module, args: seen.append(module.pooled(args[1]).positions))
     model(pictures())
     for level, block in enumerate((0, 2, 3)):
-        positions = seen[block]
-        for _ in range(level):
-            positions = pool_grid(positions, (2, 2))
+        positions = seen[block]  # after it, as timm's `reroll` takes the tokens
         assert positions.feat_shape == (8 // 2**level, 16 // 2**level)
         order = tokens_in_rows(model, block, positions)
         assert torch.equal(positions.coords[order], vp.Positions.grid(positions.feat_shape).coords)
@@ -122,7 +118,7 @@ def test_pooled_queries_against_the_formula(block, masked):
     """Queries in the middle of the four that they come from; softmax over each unit's tokens, in float64."""
     model = vp.set_encoding(hiera(), "rope_axial+alibi2d").double()
     attn, seen = model.blocks[block].attn, {}
-    attn.register_forward_hook(lambda module, args, out: seen.update(x=args[0], out=out, keys=module.positions))
+    attn.register_forward_hook(lambda module, args, out: seen.update(x=args[0], out=out, keys=args[1].positions))
     model(pictures().double(), some_units() if masked else None)
     x, keys, rope, alibi = seen["x"], seen["keys"], *attn.encodings
     units = 1 if block == 3 else 3 if masked else 8
@@ -174,7 +170,6 @@ def test_copies_are_independent():
     want.sum().backward()
     for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert torch.equal(copied(pictures()), want)
-        assert copied.position_state is copied.blocks[0].position_state is not model.position_state
         with torch.no_grad():
             copied.pos_embed_win.normal_()
         assert not torch.equal(copied(pictures()), want)
@@ -203,7 +198,6 @@ def test_forward_intermediates():
     last, taken = model.forward_intermediates(pictures())
     assert [tuple(t.shape) for t in taken] == [(2, 16, 8, 16), (2, 32, 4, 8), (2, 64, 2, 4)]
     assert torch.equal(last, model.forward_features(pictures()))
-    assert model.position_state.positions is None
 
 
 def test_a_block_alone_says_what_is_missing():

@@ -244,6 +244,59 @@ def test_coordinates_are_interpolated_by_default_and_extrapolated_on_request():
     assert (model(x) - run_on(x)).abs().max() > 1e-4
 
 
+def leaves(value):
+    """The tensors of nested lists, tuples and dicts, with their keys."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    return [type(value), *(leaf for key, part in items for leaf in (key, *leaves(part)))]
+
+
+INTERMEDIATES = {
+    "as it is": {},
+    "prefix tokens apart": {"return_prefix_tokens": True},
+    "some, normalised": {"indices": [0, 2], "norm": True, "output_fmt": "NLC"},
+    "stopped early": {"indices": [1], "stop_early": True, "intermediates_only": True},
+    "a dict": {"output_dict": True, "return_prefix_tokens": True},
+    "a dict without features": {"output_dict": True, "intermediates_only": True, "indices": 2},
+    "causal": {"is_causal": True},
+    "a mask": {"attn_mask": torch.rand(1, 1, 98, 98, generator=torch.Generator().manual_seed(5)) > 0.4},
+}
+
+
+@pytest.mark.parametrize("options", INTERMEDIATES.values(), ids=INTERMEDIATES)
+@pytest.mark.parametrize(
+    "tokens", [{"reg_tokens": 1}, {"class_token": False, "global_pool": "avg"}, {"pre_norm": True}]
+)
+def test_intermediates_are_those_of_timm(options, tokens):
+    """Bit for bit, and in the same containers."""
+    plain = vit(depth=3, **tokens)
+    model = vp.set_encoding(copy.deepcopy(plain), "learned")
+    if "attn_mask" in options:
+        size = 96 + plain.num_prefix_tokens
+        mask = options["attn_mask"][..., :size, :size] | torch.eye(size).bool()
+        options = {**options, "attn_mask": mask}
+        assert same(model(pictures(), attn_mask=mask), plain(pictures(), attn_mask=mask))
+        assert not same(model(pictures(), attn_mask=mask), model(pictures()))
+    for method in ("forward_intermediates", "get_intermediate_layers"):
+        keywords = {"reshape": options.get("output_fmt") != "NLC", "n": options.get("indices", 1)}
+        if method == "get_intermediate_layers":
+            shared = ("return_prefix_tokens", "norm", "attn_mask")
+            options = {**keywords, **{key: value for key, value in options.items() if key in shared}}
+        want, got = (leaves(getattr(each, method)(pictures(), **options)) for each in (plain, model))
+        assert len(want) == len(got) > 2
+        assert all(same(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in zip(want, got, strict=True))
+
+
+@pytest.mark.parametrize("arguments", [{"indices": [0]}, {"indices": 2, "prune_norm": True, "prune_head": False}])
+def test_pruned_layers_are_those_of_timm(arguments):
+    plain = vit(depth=3)
+    model = vp.set_encoding(copy.deepcopy(plain), "learned")
+    assert model.prune_intermediate_layers(**arguments) == plain.prune_intermediate_layers(**arguments)
+    assert list(model.state_dict()) == list(plain.state_dict())
+    assert same(model(pictures()), plain(pictures()))
+
+
 def test_weight_decay_and_layer_groups():
     model = vp.set_encoding(vit(), "learned+relative_table")
     spared = {"pos_embed", "cls_token", *(f"blocks.{i}.attn.encodings.0.relative_position_bias_table" for i in (0, 1))}
@@ -259,13 +312,6 @@ def test_same_seed_same_shared_weights():
     for name, parameter in models[0].named_parameters():
         if name != "pos_embed" and "encodings" not in name and "mixers" not in name and "pos_embed_" not in name:
             assert all(same(dict(model.named_parameters())[name], parameter) for model in models[1:]), name
-
-
-def test_state_is_forgotten_after_a_forward():
-    model = vp.set_encoding(vit(), "rope_axial")
-    model(pictures())
-    assert model.position_state.positions is None
-    assert model.position_state.prepared == ()
 
 
 def test_create_model():

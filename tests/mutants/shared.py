@@ -118,7 +118,7 @@ CONTRACT = mutants_of(
             "device.type, enabled=False)",
             "device.type, enabled=torch.is_autocast_enabled(positions.coords.device.type))",
         ),
-        ("weight decay on tables", "return {name for name, _ in home.", "return {name[1:] for name, _ in home."),
+        ("weight decay on tables", "return {name for name, _ in owner.", "return {name[1:] for name, _ in owner."),
     ],
 )
 
@@ -131,8 +131,8 @@ PLACES = mutants_of(
         ("kept tokens of other samples", ".movedim(-3, -4)", ".flip(-3).movedim(-3, -4)"),
         (
             "prefix tokens rotated",
-            "angles = F.pad(self.encode(self.locate(whole)), (0, 0, positions.num_prefix_tokens, 0))",
-            "angles = F.pad(self.encode(self.locate(whole)), (0, 0, 0, positions.num_prefix_tokens))",
+            "angles = F.pad(self.encode(self.locate(positions)), (0, 0, positions.num_prefix_tokens, 0))",
+            "angles = F.pad(self.encode(self.locate(positions)), (0, 0, 0, positions.num_prefix_tokens))",
         ),
         (
             "prefix tokens embedded",
@@ -225,8 +225,8 @@ ATTENTION = mutants_of(
         ("causal mask inverted", "_additive(~later, q.dtype)", "_additive(~later.t(), q.dtype)"),
         (
             "tables of dropped patches",
-            "self.enter(AttentionContext.of(self.positions.keep(index), [encoding for encoding, _ in self.prepared]))",
-            "self.positions = self.positions.keep(index)",
+            "positions = positions if index is None else positions.keep(index)",
+            "positions = positions",
         ),
         (
             "fused output of encodings dropped",

@@ -1,11 +1,10 @@
 """Tables of kept tokens: taken from the table of all, bit for bit what the formula gives for their coordinates."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 
 import visionpos as vp
+from visionpos.hosts.attention import AttentionContext, prepare_encodings
 
 GRID, PREFIX = (3, 5), 2
 ROTARY = [name for name in vp.list_encodings() if vp.encoding_info(name)["place"] == "rotary"]
@@ -34,15 +33,13 @@ def test_tables_are_those_of_the_coordinates(name, of):
     positions, index = vp.Positions.grid(GRID, PREFIX), INDEX
     if of == "subset":
         positions, index = positions.keep(torch.arange(14, 0, -2)), INDEX % 7
-    kept = positions.keep(index)
-    assert kept.kept[0] is positions
-    assert kept.kept[0] is positions
-    plain, encoding = replace(kept), build(name)
-    assert plain.kept is None
-    assert torch.equal(plain.coords, kept.coords)
-    found = []
-    for each in (kept, plain):
-        prepared = tensors(encoding.prepare(each))
+    encoding, found = build(name), []
+    ways = (
+        lambda: encoding.take_tokens(encoding.prepare(positions), index, PREFIX),
+        lambda: encoding.prepare(positions.keep(index)),
+    )
+    for way in ways:
+        prepared = tensors(way())
         weights = [torch.randn(x.shape, generator=torch.Generator().manual_seed(1)) for x in prepared]
         gradients = ()
         if encoding.learnable:
@@ -53,18 +50,23 @@ def test_tables_are_those_of_the_coordinates(name, of):
     assert all((a - b).abs().max() <= 1e-4 * b.abs().max() for a, b in zip(got_gradients, gradients, strict=True))
 
 
-def test_what_a_subset_was_taken_from():
-    """Known where a table of the whole is the shorter one, and lost with any other coordinates."""
-    whole = vp.Positions.grid(GRID, PREFIX)
-    assert whole.kept is None
-    assert whole.keep(INDEX[0]).kept is None
-    assert whole.keep(INDEX[:1]).kept is None
-    assert whole.keep(INDEX).keep(INDEX % 6).kept is None
-    kept = whole.keep(INDEX)
-    assert kept.kept[0] is whole
-    assert kept.kept[1] is INDEX
-    assert replace(kept, coords=kept.coords + 1).kept is None
-    assert kept.rescale((4, 4)).kept is None
-    assert kept.to("cpu").kept is None
-    with pytest.raises(TypeError):
-        vp.Positions(kept.coords, GRID, kept=kept.kept)
+def test_attention_takes_them_where_the_table_of_all_is_the_shorter_one():
+    """Of the formula it asks for the coordinates of all then, and else for those that are left."""
+    whole, encoding, seen = vp.Positions.grid(GRID, PREFIX), build("rope_mixed"), []
+    encode = encoding.encode
+    encoding.encode = lambda positions: seen.append(positions.coords.shape) or encode(positions)
+    moved = whole.keep(INDEX)  # other ones for every sample already
+    for positions, index, shape in [
+        (whole, INDEX, (15, 2)),
+        (whole, INDEX[:1], (1, 6, 2)),
+        (moved, INDEX % 6, (4, 6, 2)),
+    ]:
+        context = AttentionContext.of(positions, [encoding], index)
+        assert seen.pop() == shape
+        assert torch.equal(context.positions.coords, positions.keep(index).coords)
+        assert torch.equal(context.prepared[0][1], encoding.prepare(positions.keep(index)))
+        layer = torch.nn.Module()  # its own encodings, likewise
+        layer.encodings = torch.nn.ModuleList([encoding])
+        seen.clear()
+        assert torch.equal(prepare_encodings(layer, context)[1][1], context.prepared[0][1])
+        assert seen.pop() == shape

@@ -9,7 +9,7 @@ import torch
 from timm.models import save_for_hf
 
 import visionpos as vp
-from tests.tiny_timm_models import SMALL, SWIN, VIT, pictures, randomised, small
+from tests.tiny_timm_models import SMALL, SMALL_SWIN, SWIN, VIT, pictures, randomised, small
 
 # timm records the arguments of a model since 1.0.31
 recorded = pytest.mark.skipif(not find_spec("timm.models._input"), reason="this timm records no arguments")
@@ -142,3 +142,48 @@ def test_an_instance_cannot_be_written_down(later, tmp_path):
         vp.set_encoding(model, later)  # the instance stays
     with pytest.raises(ValueError, match="'encoding' is not serializable"):
         save_for_hf(model, tmp_path)
+
+
+OLD = [  # as the first edition wrote it: without what the model knows
+    (VIT, [{"name": "learned"}, {"name": "rope_axial", "temperature": 10.0, "layout": "half", "extrapolate": False}]),
+    (VIT, [{"name": "irpe", "method": "cross", "mode": "contextual", "ratio": 1.9, "values": False, "init_std": 0.3}]),
+    (SWIN, [{"name": "log_cpb", "pretrained_window": None, "init_std": 0.02}, {"name": "peg", "kernel_size": 3}]),
+]
+
+
+@recorded
+@pytest.mark.parametrize(("name", "encoding"), OLD)
+def test_what_was_saved_without_facts_still_loads(name, encoding, tmp_path):
+    model = randomised(small(name, encoding=encoding))
+    save_for_hf(model, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["model_args"] |= {"encoding": encoding, "encoded_size": [32, 48]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    assert torch.equal(loaded(pictures()), model(pictures()))
+
+
+@recorded
+@pytest.mark.parametrize("name", [VIT, SWIN])
+def test_what_was_built_at_another_size_comes_back_beside_what_stayed(name, tmp_path):
+    """The formula interpolates into the grid that it was built on, not into that of the table that was there."""
+    model = small(name, encoding="learned")
+    model.set_input_size((64, 40))
+    vp.set_encoding(model, "learned+sinusoidal+relative_table+lookhere")
+    frames = [encoding.reference_shape for encoding in vp.get_encoding(model) if encoding.name == "sinusoidal"]
+    assert frames == [tuple(model.patch_embed.grid_size)]
+    model.set_input_size((48, 64))
+    loaded = reload(randomised(model), tmp_path)
+    assert [repr(e) for e in vp.get_encoding(loaded)] == [repr(e) for e in vp.get_encoding(model)]
+    assert torch.equal(loaded(pictures((48, 64))), model(pictures((48, 64))))
+
+
+@recorded
+def test_every_option_is_written_down(tmp_path):
+    model = vp.set_encoding(vp.create_model("swin_tiny_patch4_window7_224", **SMALL_SWIN, window_size=4), "lookhere")
+    save_for_hf(model, tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())["model_args"]["encoding"]
+    info = vp.encoding_info("lookhere")
+    assert all(set(item) == {"name", "layers", *info["required"], *info["options"]} for item in written)
+    found = [(item["layers"], item["layer"], item["num_heads"]) for item in written]
+    assert found == [([0], 0, 2), ([1], 1, 4), ([2], 2, 4)]

@@ -21,9 +21,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from ..encoding import PositionEncoding
+from ..encoding import LayerFacts, PositionEncoding
 from ..positions import Positions
-from ..registry import constructor_parameters, create_encoding, get_encoding_class
+from ..registry import constructor_parameters, create_encoding, get_encoding_class, required_options
 
 DIM, HEADS, HEAD_DIM, DEPTH = 192, 3, 64, 12  # ViT-Tiny
 
@@ -40,13 +40,9 @@ def build(name: str, grid: tuple[int, ...], **options: Any) -> PositionEncoding:
     Raises:
         ValueError: an unknown name or option.
     """
-    parameters = constructor_parameters(get_encoding_class(name))
-    heads = options.get("num_heads", HEADS)
-    facts = {"dim": DIM, "num_heads": heads, "head_dim": DIM // heads, "layer": 0, "depth": DEPTH}
-    required = [key for key, parameter in parameters.items() if parameter.default is parameter.empty]
-    needed = {key: facts[key] for key in required if key in facts}
-    if "feat_shape" in parameters:
-        needed["feat_shape"] = tuple(grid)
+    cls, heads = get_encoding_class(name), options.get("num_heads", HEADS)
+    facts = LayerFacts(dim=DIM, num_heads=heads, head_dim=DIM // heads, feat_shape=tuple(grid), layer=0, depth=DEPTH)
+    needed, parameters = required_options(cls, facts), constructor_parameters(cls)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         encoding = create_encoding(name, **{**needed, **options})

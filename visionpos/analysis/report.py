@@ -40,7 +40,7 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
 def claims(name: str) -> str:
     """What an encoding declares of itself, in a few words."""
     info = encoding_info(name)
-    words = [claim.replace("_", " ") for claim in CLAIMS if info[claim] is True and claim != "shared"]
+    words = [claim.replace("_", " ") for claim in CLAIMS if info[claim] is True]
     shared = "one for all layers" if info["shared"] else "one for each layer"
     return ", ".join([*words, shared, f"another grid: {info['extrapolation']}"])
 
@@ -66,7 +66,8 @@ def facts(name: str) -> str:
     parts = [
         f"{name}: {info['place']} encoding. {info['paper']}".rstrip(),
         f"file     {inspect.getsourcefile(get_encoding_class(name))}",
-        f"needs    {', '.join(info['required']) or 'nothing'} (a model fills them in)",
+        f"needs    {', '.join(info['required']) or 'nothing'}",
+        f"model    fills in {', '.join(info['from_model']) or 'nothing'}",
         f"options  {options or 'none'}",
         f"claims   {claims(name)}",
     ]

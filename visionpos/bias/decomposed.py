@@ -40,7 +40,6 @@ class Decomposed(ContextualBias):
 
     paper = "Li et al. 2022, arXiv 2112.01526"
     learnable = True
-    shared = False
     translation_invariant = True
     extrapolation = "resize"
 

@@ -54,7 +54,6 @@ class Fire(BiasEncoding):
 
     paper = "Li et al. 2023, arXiv 2310.04418"
     learnable = True
-    shared = False
     translation_invariant = True
 
     def __init__(self, num_heads: int, feat_shape: tuple[int, int], init_c: float = 0.1, init_L: float | None = None):

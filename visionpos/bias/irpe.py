@@ -57,7 +57,7 @@ class IRPE(BucketBias):
 
     paper = "Wu et al. 2021, arXiv 2107.14222"
     learnable = True
-    shared = False
+    from_model = ("num_prefix_tokens",)
     translation_invariant = True
     continuous = False
 

@@ -51,7 +51,6 @@ class Kerple(BiasEncoding):
 
     paper = "Chi et al. 2022, arXiv 2205.09921"
     learnable = True
-    shared = False
     translation_invariant = True
 
     def __init__(self, num_heads: int, preset: Literal["log", "power"] = "log", **frame):

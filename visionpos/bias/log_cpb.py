@@ -45,7 +45,7 @@ class LogCPB(BiasEncoding):
 
     paper = "Liu et al. 2021, arXiv 2111.09883"
     learnable = True
-    shared = False
+    from_model = ("pretrained_window",)
     translation_invariant = True
 
     def __init__(self, num_heads: int, pretrained_window: tuple[int, int] | None = None, init_std: float = 0.02):

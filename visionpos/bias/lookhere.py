@@ -86,7 +86,6 @@ class LookHere(BiasEncoding):
     """
 
     paper = "Fuller et al. 2024, arXiv 2405.13985"
-    shared = False
     translation_invariant = True
 
     def __init__(

@@ -46,7 +46,6 @@ class PaPE(ContextualBias):
 
     paper = "Ohrstrom et al. 2026, arXiv 2602.01418"
     learnable = True
-    shared = False
     translation_invariant = True
     content_source = "x"
 

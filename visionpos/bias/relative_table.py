@@ -59,7 +59,6 @@ class RelativeTable(BiasEncoding):
 
     paper = "Liu et al. 2021, arXiv 2103.14030"
     learnable = True
-    shared = False
     translation_invariant = True
     extrapolation = "resize"
 

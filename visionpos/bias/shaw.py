@@ -41,7 +41,7 @@ class Shaw(BucketBias):
 
     paper = "Shaw et al. 2018, arXiv 1803.02155"
     learnable = True
-    shared = False
+    from_model = ("num_prefix_tokens",)
     translation_invariant = True
     continuous = False
 

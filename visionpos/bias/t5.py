@@ -65,7 +65,6 @@ class T5(BiasEncoding):
 
     paper = "Raffel et al. 2019, arXiv 1910.10683"
     learnable = True
-    shared = False
     translation_invariant = True
 
     def __init__(self, num_heads: int, num_buckets: int = 32, max_distance: int = 128, init_std: float = 0.02, **frame):

@@ -23,61 +23,55 @@ from ..positions import Positions
 from ..rotary.split import split_qkv
 
 Prepared = tuple[tuple[PositionEncoding, Any], ...]  # encodings and the tables that their `prepare` returned
+Kept = tuple[Positions, Tensor]  # the positions of all patch tokens, and which of them are left, (B, K)
 
 
 @dataclass(frozen=True, eq=False)
 class AttentionContext:
-    """What a block hands to its attention in place of timm's `attn_mask`: explicit, so that checkpointing keeps it."""
+    """What attention knows of the forward pass. The model's stem makes it, and every block gets it as an argument.
+
+    Where timm's block has an argument that the family needs for nothing else (`attn_mask`, `rope`,
+    `shared_rel_pos_bias`), it carries the context; other blocks have one more. Nothing of it is ever stored in the
+    model: threads do not meet, and a block that is computed again in the backward pass sees the same positions.
+    """
 
     positions: Positions
     prepared: Prepared = ()  # of the encodings that all layers share
-    attn_mask: Tensor | None = None  # the caller's own mask
+    attn_mask: Tensor | None = None  # the caller's own mask, where the context stands in the place of timm's
+    is_causal: bool = False  # the caller's own wish, that tokens see no later ones
+    kept: Kept | None = None  # where `positions` are those of a subset
 
     @classmethod
-    def of(cls, positions: Positions, shared: Iterable[PositionEncoding]) -> AttentionContext:
-        """That of a forward pass, with what the shared encodings prepare for all layers."""
-        return cls(positions, prepare_all(shared, positions))
+    def of(
+        cls, positions: Positions, shared: Iterable[PositionEncoding], index: Tensor | None = None
+    ) -> AttentionContext:
+        """Return that of a forward pass, with what the shared encodings prepare for all layers.
+
+        Args:
+            positions: of all patch tokens.
+            shared: the encodings that all layers share.
+            index: (B, K), the patch tokens that are left, if some were dropped.
+        """
+        kept = None if index is None else (positions, index)
+        positions = positions if index is None else positions.keep(index)
+        return cls(positions, prepare_all(shared, positions, kept), kept=kept)
 
 
-class PositionState:
-    """The positions of the forward pass that is under way: written by the model's stem, read by its blocks.
-
-    Nothing outlives the forward pass, and copies and pickles of a model start empty.
-    """
-
-    def __init__(self):
-        self.clear()
-
-    def clear(self) -> None:
-        """Forget the forward pass."""
-        self.positions: Positions | None = None
-        self.prepared: Prepared = ()
-
-    def enter(self, context: AttentionContext) -> None:
-        """Start a forward pass, or go on with other tokens."""
-        self.positions, self.prepared = context.positions, context.prepared
-
-    def keep(self, index: Tensor) -> None:
-        """Go on with a subset of the patch tokens, (B, K)."""
-        self.enter(AttentionContext.of(self.positions.keep(index), [encoding for encoding, _ in self.prepared]))
-
-    def context(self, attn_mask: Tensor | None) -> AttentionContext:
-        """The explicit form for one block."""
-        if self.positions is None:
-            raise RuntimeError("this block got no positions: call it through the model's forward")
-        return AttentionContext(self.positions, self.prepared, attn_mask)
-
-    def __deepcopy__(self, memo: dict) -> PositionState:
-        return PositionState()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"positions": None, "prepared": ()}
+def prepare_one(encoding: PositionEncoding, positions: Positions, kept: Kept | None) -> Any:
+    """Return what one encoding prepares: positions, where a kernel has the bias's formula."""
+    if takes_coordinates(encoding, positions):
+        return positions
+    if kept is not None and isinstance(encoding, RotaryEncoding):
+        whole, index = kept
+        if not whole.is_batched and index.numel() > whole.num_patches:  # the table of the whole is the shorter one
+            return encoding.take_tokens(encoding.prepared(whole), index, whole.num_prefix_tokens)
+    return encoding.prepared(positions)
 
 
 @torch.fx.wrap  # one call in its graphs: the sizes of a picture are known when they run
-def prepare_all(encodings: Iterable[PositionEncoding], positions: Positions) -> Prepared:
-    """Encodings and what they prepare for an attention layer: positions, where a kernel has the bias's formula."""
-    return tuple((e, positions if takes_coordinates(e, positions) else e.prepared(positions)) for e in encodings)
+def prepare_all(encodings: Iterable[PositionEncoding], positions: Positions, kept: Kept | None = None) -> Prepared:
+    """Return encodings and what they prepare for an attention layer."""
+    return tuple((encoding, prepare_one(encoding, positions, kept)) for encoding in encodings)
 
 
 def encoded(x: Tensor, q: Tensor, k: Tensor, v: Tensor, prepared: Iterable[tuple[PositionEncoding, Any]]):
@@ -151,6 +145,17 @@ def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
     return mask.to(dtype)
 
 
+def positions_of(context: AttentionContext | Tensor | None, caller: str) -> Positions:
+    """Return where the tokens of a context are.
+
+    Raises:
+        RuntimeError: there is none: the caller, "block" or "attention layer", has encodings, but no model called it.
+    """
+    if not isinstance(context, AttentionContext):
+        raise RuntimeError(f"this {caller} needs positions: call it through the model's forward")
+    return context.positions
+
+
 def prepare_encodings(layer: nn.Module, context: AttentionContext | Tensor | None) -> Prepared:
     """The encodings that act in a self-attention layer: those that all layers share, then its own.
 
@@ -158,10 +163,8 @@ def prepare_encodings(layer: nn.Module, context: AttentionContext | Tensor | Non
         RuntimeError: the layer has encodings, but was called without a context.
     """
     if isinstance(context, AttentionContext):
-        return (*context.prepared, *prepare_all(layer.encodings, context.positions))
-    if len(layer.encodings):
-        raise RuntimeError("this attention layer needs positions: call it through the model's forward")
-    return ()
+        return (*context.prepared, *prepare_all(layer.encodings, context.positions, context.kept))
+    return prepare_all(layer.encodings, positions_of(context, "attention layer")) if len(layer.encodings) else ()
 
 
 def split_heads(layer: nn.Module, qkv: Tensor, prepared: Prepared) -> tuple[Tensor, Tensor, Tensor, Prepared]:
@@ -220,10 +223,10 @@ class Attention(TimmAttention):
     """Self-attention of ViT and DeiT with encodings; x (B, prefix + N, C)."""
 
     def forward(self, x: Tensor, attn_mask: AttentionContext | Tensor | None = None, is_causal: bool = False) -> Tensor:
-        """`attn_mask` is the context that a block of the converted model passes on."""
+        """`attn_mask`, timm's way from the model to its attention layers, is the context here."""
         prepared = prepare_encodings(self, attn_mask)
         if isinstance(attn_mask, AttentionContext):
-            attn_mask = attn_mask.attn_mask
+            attn_mask, is_causal = attn_mask.attn_mask, is_causal or attn_mask.is_causal
         if not prepared and not math_is_faster(x):
             return super().forward(x, attn_mask, is_causal)
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from ..bias.relative_table import RelativeTable
 from .attention import AttentionContext, math_is_faster, prepare_encodings, self_attention, split_heads
-from .host import register_host
-from .isotropic import Home, PlainForward, PlainHost, first, mix, project, table_of_host
+from .host import first, register_host
+from .isotropic import PlainForward, PlainHost, mix, project
+from .parameters import ParameterHolder, adopt_parameters, bind_parameters
 
 
 @register_notrace_module
@@ -42,8 +43,10 @@ class EncodedBeitBlock(Block):
 class EncodedBeit(PlainForward, Beit):
     """A converted BEiT."""
 
-    def enter(self, x: Tensor) -> tuple[Tensor, AttentionContext]:
-        x, context = super().enter(x)
+    holders = ("rel_pos_bias",)
+
+    def forward_stem(self, x: Tensor, keep: Tensor | None = None) -> tuple[Tensor, AttentionContext]:
+        x, context = super().forward_stem(x, keep)
         return self.pos_drop(x), context
 
 
@@ -55,38 +58,39 @@ class BeitHost(PlainHost):
     blocks: ClassVar = {Block: EncodedBeitBlock}
     attentions: ClassVar = {TimmAttention: EncodedBeitAttention}
 
-    def prepare(self, model: Beit) -> None:
+    def convert(self, model: Beit) -> None:
         own = model.blocks[0].attn.relative_position_bias_table
         if type(model) is Beit and own is not None and model.rel_pos_bias is not None:
             raise ValueError(
                 "a Beit with use_rel_pos_bias and use_shared_rel_pos_bias has two tables in every layer, which one "
                 "name cannot tell apart: build it with one of them"
             )
-        super().prepare(model)
+        super().convert(model)
 
-    def wrap(self, model: Beit) -> None:
-        grid = tuple(model.patch_embed.grid_size)
+    def adopt_native_positions(self, model: Beit) -> None:
+        options = {"feat_shape": tuple(model.patch_embed.grid_size), "preset": "beit"}
         if model.rel_pos_bias is not None:
             table = model.rel_pos_bias.relative_position_bias_table
-            model.pos_embed_shared.append(table_of_host(table, grid, preset="beit"))
+            model.rel_pos_bias = ParameterHolder(options["feat_shape"], relative_position_bias_table=table)
+            own = adopt_parameters(model.rel_pos_bias, RelativeTable, num_heads=table.shape[1], **options)
+            model.pos_embed_shared.append(own)
         for block in model.blocks:
-            if block.attn.relative_position_bias_table is not None:
-                table = block.attn.relative_position_bias_table
-                block.attn.encodings.append(table_of_host(table, grid, preset="beit"))
-            block.attn.relative_position_bias_table = block.attn.relative_position_index = None
-        self.settle(model)
+            attn = block.attn
+            if attn.relative_position_bias_table is not None:
+                attn.encodings.append(adopt_parameters(attn, RelativeTable, num_heads=attn.num_heads, **options))
+            attn.relative_position_index = None
 
-    def settle(self, model: Beit) -> None:
-        super().settle(model)
+    def bind_native(self, model: Beit) -> None:
+        super().bind_native(model)
         grid, shared = tuple(model.patch_embed.grid_size), first(model.pos_embed_shared, RelativeTable)
-        model.rel_pos_bias = None if shared is None else Home(grid)
+        model.rel_pos_bias = None if shared is None else ParameterHolder(grid)
         if shared is not None:
-            shared.live_in(model.rel_pos_bias)
+            bind_parameters(shared, model.rel_pos_bias)
         for block in model.blocks:
             block.attn.window_size = grid
             table = first(block.attn.encodings, RelativeTable)
             if table is not None:
-                table.live_in(block.attn)
+                bind_parameters(table, block.attn)
 
 
 HOST = register_host(BeitHost())

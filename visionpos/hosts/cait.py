@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -9,14 +10,15 @@ from timm.layers import register_notrace_module
 from timm.models.cait import Cait, LayerScaleBlock, TalkingHeadAttn
 from torch import Tensor, nn
 
+from ..encoding import LayerFacts
 from .attention import AttentionContext, attend_logits, encoded, prepare_encodings, split_heads
-from .host import Facts, register_host
+from .host import register_host
 from .isotropic import PlainForward, PlainHost, mix
 
 
 def mix_heads(x: Tensor, projection: nn.Linear) -> Tensor:
-    """(B, heads, T, T) -> the same, each head a linear mixture of all."""
-    return projection(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    """Return (B, heads, T, T) with each head a linear mixture of all, in the projection's dtype."""
+    return projection(x.permute(0, 2, 3, 1).to(projection.weight.dtype)).permute(0, 3, 1, 2)
 
 
 @register_notrace_module
@@ -57,11 +59,26 @@ class EncodedCait(PlainForward, Cait):
     num_prefix_tokens = 1  # of the features
     prefix_tokens = ()  # of the patch blocks
 
-    def enter(self, x: Tensor) -> tuple[Tensor, AttentionContext]:
-        x, context = super().enter(x)
+    def forward_stem(self, x: Tensor, keep: Tensor | None = None) -> tuple[Tensor, AttentionContext]:
+        x, context = super().forward_stem(x, keep)
         return self.pos_drop(x), context
 
-    def leave(self, x: Tensor) -> Tensor:
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+        return_prefix_tokens: bool = False,
+    ):
+        """Return features and intermediates, as timm's does; prefix tokens there are none."""
+        return super().forward_intermediates(
+            x, indices, return_prefix_tokens, norm, stop_early, output_fmt, intermediates_only
+        )
+
+    def forward_norm(self, x: Tensor) -> Tensor:
         """The class token, which has looked at the patches, before them: (B, N, C) -> (B, 1 + N, C)."""
         return self.norm(self.forward_cls(x))
 
@@ -83,14 +100,14 @@ class CaitHost(PlainHost):
     blocks: ClassVar = {LayerScaleBlock: EncodedLayerScaleBlock}
     attentions: ClassVar = {TalkingHeadAttn: EncodedTalkingHeadAttn}
 
-    def wrap(self, model: Cait) -> None:
+    def adopt_native_positions(self, model: Cait) -> None:
         """The learned table is all that timm's has."""
 
-    def input_facts(self, model: Cait) -> Facts:
-        return {"dim": model.embed_dim, "feat_shape": tuple(model.patch_embed.grid_size), "num_prefix_tokens": 0}
+    def input_facts(self, model: Cait) -> LayerFacts:
+        return replace(super().input_facts(model), num_prefix_tokens=0)
 
-    def layer_facts(self, model: Cait) -> list[Facts]:
-        return [{**facts, "num_prefix_tokens": 0} for facts in super().layer_facts(model)]
+    def layer_facts(self, model: Cait) -> list[LayerFacts]:
+        return [replace(facts, num_prefix_tokens=0) for facts in super().layer_facts(model)]
 
 
 HOST = register_host(CaitHost())

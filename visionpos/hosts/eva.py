@@ -28,8 +28,9 @@ from ..rotary.rope_eva import RopeEva
 from ..rotary.rope_mixed import RopeMixed
 from ..rotation import Layout, mixed_angles
 from .attention import AttentionContext, math_is_faster, prepare_encodings, self_attention, split_heads
-from .host import register_host
-from .isotropic import PlainHost, PlainMixin, first, mix, project
+from .host import first, register_host
+from .isotropic import PlainHost, PlainMixin, keep_tokens, mix, project
+from .parameters import adopt_parameters, bind_parameters
 
 
 class RopeOfHost(RotaryEncoding):
@@ -72,19 +73,11 @@ class RopeMixedYX(RopeMixed):
 
 
 class Frequencies(nn.Module):
-    """`rope.freqs`, (2, depth, heads, head_dim / 2), where timm and rope-vit have the frequencies of all layers.
+    """`rope.freqs`, (2, depth, heads, head_dim / 2), where timm and rope-vit have the frequencies of all layers."""
 
-    Args:
-        encodings: the rope_mixed of each layer; they live here from now on.
-        freqs: their frequencies, if they are in one table already.
-    """
-
-    def __init__(self, encodings: list[RopeMixed], freqs: nn.Parameter | None = None):
+    def __init__(self, freqs: nn.Parameter):
         super().__init__()
-        self.freqs = nn.Parameter(torch.stack([e.freqs.detach() for e in encodings], dim=1)) if freqs is None else freqs
-        self.layers = nn.ModuleList(LayerFrequencies(self, layer) for layer in range(len(encodings)))
-        for encoding, home in zip(encodings, self.layers, strict=True):
-            encoding.live_in(home)
+        self.freqs = freqs
 
     def no_weight_decay(self) -> set[str]:
         """As timm's."""
@@ -92,24 +85,6 @@ class Frequencies(nn.Module):
 
     def update_feat_shape(self, feat_shape: tuple[int, int]) -> None:
         """As timm's; frequencies are the same on every grid."""
-
-
-class LayerFrequencies(nn.Module):
-    """One layer's part of the table, as the home of its encoding."""
-
-    def __init__(self, table: Frequencies, layer: int):
-        super().__init__()
-        self._part = (table, layer)  # in a tuple, so that the table is not registered as a child
-
-    @property
-    def freqs(self) -> Tensor:
-        """(2, heads, head_dim / 2), a view."""
-        table, layer = self._part
-        return table.freqs[:, layer]
-
-    @freqs.setter
-    def freqs(self, value: None) -> None:
-        """The encoding moves out; the table stays."""
 
 
 @register_notrace_module
@@ -174,14 +149,20 @@ class EncodedEvaBlockPostNorm(EncodedEvaMixin, EvaBlockPostNorm):
 class EncodedEva(PlainMixin, Eva):
     """A converted Eva."""
 
-    def _pos_embed(self, x: Tensor) -> tuple[Tensor, AttentionContext]:
-        """The tokens, and in place of timm's rope table what the blocks need to know of them."""
+    holders = ("rope",)
+
+    def _pos_embed(self, x: Tensor, keep: Tensor | None = None) -> tuple[Tensor, AttentionContext]:
+        """Return the tokens, and in place of timm's rope table what the blocks need to know of them."""
         x, positions = self.embed(x)
+        x = x if keep is None else keep_tokens(x, keep, positions.num_prefix_tokens)
         x = self.pos_drop(x)
-        if self.patch_drop is not None:
-            x, index = self.patch_drop(x)
-            positions = positions if index is None else positions.keep(index)
-        return x, self.context(positions)
+        if self.patch_drop is not None and keep is None:
+            x, keep = self.patch_drop(x)
+        return x, self.context(positions, keep)
+
+    def forward_stem(self, x: Tensor, keep: Tensor | None = None) -> tuple[Tensor, AttentionContext]:
+        x, context = self._pos_embed(self.patch_embed(x), keep)
+        return self.norm_pre(x), context
 
     def group_matcher(self, coarse: bool = False) -> dict:
         """timm's, with the frequencies of all layers in the stem."""
@@ -223,36 +204,39 @@ class EvaHost(PlainHost):
     blocks: ClassVar = {EvaBlock: EncodedEvaBlock, EvaBlockPostNorm: EncodedEvaBlockPostNorm}
     attentions: ClassVar = {EvaAttention: EncodedEvaAttention, AttentionRope: EncodedAttentionRope}
 
-    def prepare(self, model: Eva) -> None:
+    def convert(self, model: Eva) -> None:
         if isinstance(model.rope, RotaryEmbeddingMixed) and any(augmentation_of_host(model.rope)):
             raise ValueError(
                 "a mixed rope with rope_shift_coords, rope_jitter_coords or rope_rescale_coords cannot be "
                 "converted: build the model without them and set model.coordinate_augmentation"
             )
-        super().prepare(model)
+        super().convert(model)
 
-    def wrap(self, model: Eva) -> None:
+    def adopt_native_positions(self, model: Eva) -> None:
         rope, model.rope, model.rope_mixed = model.rope, None, False
-        facts = [{key: fact[key] for key in ("num_heads", "head_dim")} for fact in self.layer_facts(model)]
+        heads = [{"num_heads": facts.num_heads, "head_dim": facts.head_dim} for facts in self.layer_facts(model)]
         if isinstance(rope, RotaryEmbeddingMixed):
             cls = RopeMixed if rope.grid_indexing == "xy" else RopeMixedYX
-            with torch.device("meta"):
-                layers = [cls(**fact, temperature=rope.temperature) for fact in facts]
-            for block, encoding in zip(model.blocks, layers, strict=True):
-                block.attn.encodings.append(encoding)
-            model.rope = Frequencies(layers, rope.freqs)
+            model.rope = Frequencies(rope.freqs)
+            for layer, block in enumerate(model.blocks):
+                options = {**heads[layer], "temperature": rope.temperature}
+                block.attn.encodings.append(adopt_parameters(model.rope, cls, layer, **options))
         elif rope is not None:
             layout = "half" if model.blocks[0].attn.rotate_half else "interleaved"
-            encoding = rope_of_host(rope, **facts[0], layout=layout)
+            encoding = rope_of_host(rope, **heads[0], layout=layout)
             model.pos_embed_shared.append(encoding)
             if any(augmentation_of_host(rope)) and isinstance(encoding, RopeDinoV3):
                 shift, jitter, rescale = augmentation_of_host(rope)
                 model.coordinate_augmentation = CoordinateAugmentation(shift or 0.0, jitter or 1.0, rescale or 1.0)
 
-    def settle(self, model: Eva) -> None:
-        super().settle(model)
+    def bind_native(self, model: Eva) -> None:
+        super().bind_native(model)
         mixed = [first(block.attn.encodings, RopeMixed) for block in model.blocks]
-        model.rope = Frequencies(mixed) if all(mixed) else None
+        model.rope = None
+        if all(mixed):
+            model.rope = Frequencies(nn.Parameter(torch.stack([encoding.freqs.detach() for encoding in mixed], dim=1)))
+            for layer, encoding in enumerate(mixed):
+                bind_parameters(encoding, model.rope, layer)
 
 
 HOST = register_host(EvaHost())

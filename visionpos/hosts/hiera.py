@@ -6,21 +6,24 @@ Coordinates travel with the tokens: `unroll` orders both, a mask drops both, and
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 
 import torch
+from timm.models._features import feature_take_indices
 from timm.models.hiera import Hiera, HieraBlock, MaskUnitAttention
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..encoding import AttentionTensors, PositionEncoding
+from ..encoding import AttentionTensors, LayerFacts, PositionEncoding
 from ..input.abs_win import AbsWin
 from ..input.learned import Learned
 from ..places import ContextualBias
 from ..positions import Positions
-from .attention import AttentionContext, PositionState, attend, encoded, fit_bias
-from .host import Facts, FixedCoordinates, ForgetsPositions, Host, encoding_parameters, mixes_tokens, register_host
-from .swin import house
+from .attention import AttentionContext, attend, encoded, fit_bias, positions_of
+from .host import FixedCoordinates, Host, encoding_parameters, first, layer_lists, register_host
+from .isotropic import mix
+from .parameters import adopt_parameters, bind_parameters, replace_encodings
 
 NO_DROPOUT = nn.Dropout(0.0)  # Hiera's attention has none
 
@@ -30,9 +33,14 @@ def pool_max(x: Tensor, q_stride: int) -> Tensor:
     return x.unflatten(-2, (q_stride, -1)).amax(-3)
 
 
+def pool_mean(x: Tensor, q_stride: int) -> Tensor:
+    """(..., q_stride * K, C) in unrolled order -> (..., K, C), the mean of those that `pool_max` pools."""
+    return x.unflatten(-2, (q_stride, -1)).mean(-3)
+
+
 def pool_middle(positions: Positions, q_stride: int) -> Positions:
     """Where pooled queries stand, on the grid of their keys."""
-    return replace(positions, coords=positions.coords.unflatten(-2, (q_stride, -1)).mean(-3), is_grid=False)
+    return replace(positions, coords=pool_mean(positions.coords, q_stride), is_grid=False)
 
 
 def pool_grid(positions: Positions, stride: tuple[int, int]) -> Positions:
@@ -56,79 +64,63 @@ def pair_up(tensors: AttentionTensors, encoding: PositionEncoding, queries: Posi
 class EncodedMaskUnitAttention(MaskUnitAttention):
     """Attention in mask units, or of all tokens, with encodings; x (B, T, C) in unrolled order."""
 
-    positions: Positions | None = None  # of x, while the block runs
-
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, context: AttentionContext | None = None) -> Tensor:
         """(B, T, C) -> (B, T / q_stride, dim_out), as timm's."""
         if not len(self.encodings):
             return super().forward(x)
+        positions = positions_of(context, "attention layer")
         units = x.shape[1] // (self.q_stride * self.window_size) if self.use_mask_unit_attn else 1
         x = x.unflatten(1, (-1, units)).transpose(1, 2).flatten(0, 1)  # (B * units, T / units, C)
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         if self.q_stride > 1:
-            tensors = self._pooled(x, q, k, v)
+            tensors = self._pooled(x, q, k, v, positions)
         else:
-            tensors = encoded(x, q, k, v, [(encoding, encoding.prepare(self.positions)) for encoding in self.encodings])
+            tensors = encoded(x, q, k, v, [(encoding, encoding.prepare(positions)) for encoding in self.encodings])
         out = attend(tensors, self.scale, NO_DROPOUT, self.fused_attn).transpose(1, 2).flatten(2)
         return self.proj(out.unflatten(0, (-1, units)).transpose(1, 2).flatten(1, 2))
 
-    def _pooled(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> AttentionTensors:
+    def _pooled(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, positions: Positions) -> AttentionTensors:
         tensors = AttentionTensors(pool_max(x, self.q_stride), pool_max(q, self.q_stride), k, v)
-        queries = pool_middle(self.positions, self.q_stride)
+        queries = pool_middle(positions, self.q_stride)
         for encoding in self.encodings:
-            pair_up(tensors, encoding, queries, self.positions)
+            pair_up(tensors, encoding, queries, positions)
         return fit_bias(tensors)
 
 
 class EncodedHieraBlock(HieraBlock):
-    """A block that tells its attention where the tokens are, the same in a checkpointed recomputation."""
+    """A block that hands positions on to its attention, and after which conditional encodings may mix the tokens."""
 
-    grad_checkpointing = False
+    def forward(self, x: Tensor, context: AttentionContext | None = None) -> Tensor:
+        """x (B, T, C) in unrolled order, as timm's; the context is that of these tokens, before any pooling."""
+        normed = self.norm1(x)
+        if self.do_expand:
+            x = self.expand(x, normed)
+        inside = self.unit(context) if context is not None and self.attn.use_mask_unit_attn else context
+        x = x + self.drop_path1(self.ls1(self.attn(normed, inside)))
+        x = x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
+        return mix(x, self.mixers, self.pooled(context)) if len(self.mixers) else x
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x (B, T, C) in unrolled order, as timm's."""
-        positions = self.position_state.context(None).positions
-        if self.grad_checkpointing and torch.is_grad_enabled():
-            return checkpoint(self._forward, x, positions, use_reentrant=False)
-        return self._forward(x, positions)
+    def expand(self, x: Tensor, normed: Tensor) -> Tensor:
+        """The shortcut of a block with more channels, and fewer tokens where it pools: (B, T / q_stride, dim_out)."""
+        if self.proj is not None:
+            return pool_max(self.proj(normed), self.attn.q_stride)
+        return torch.cat([pool_max(x, self.attn.q_stride), pool_mean(x, self.attn.q_stride)], dim=-1)
 
-    def _forward(self, x: Tensor, positions: Positions) -> Tensor:
-        """`positions` are those of the first stage."""
-        for _ in range(self.pooled_before):
-            positions = pool_grid(positions, self.stride)
-        self.attn.positions = self.unit(positions) if self.attn.use_mask_unit_attn else positions
-        x = super().forward(x)
-        self.attn.positions = None
-        if self.attn.q_stride > 1:
-            positions = pool_grid(positions, self.stride)
-        for encoding in self.mixers:
-            x = encoding(x, positions)
-        return x
+    def pooled(self, context: AttentionContext | None) -> AttentionContext:
+        """Return the context of the tokens after this block."""
+        positions = positions_of(context, "block")
+        return AttentionContext(pool_grid(positions, self.stride)) if self.attn.q_stride > 1 else context
 
-    def unit(self, positions: Positions) -> Positions:
-        """The tokens of one mask unit, in its own coordinates."""
-        coords = positions.coords if positions.coords.ndim == 2 else positions.coords[0]
+    def unit(self, context: AttentionContext) -> AttentionContext:
+        """Return the context of the tokens of one mask unit, in its own coordinates."""
+        coords = context.positions.coords
+        coords = coords if coords.ndim == 2 else coords[0]
         first = coords.unflatten(0, (self.attn.q_stride * self.attn.window_size, -1))[:, 0]
         axes = zip(first.unbind(-1), self.feat_shape, strict=True)
-        return Positions(torch.stack([axis % size for axis, size in axes], dim=-1), self.feat_shape)
+        return AttentionContext(Positions(torch.stack([axis % n for axis, n in axes], dim=-1), self.feat_shape))
 
 
-class EnterPositions:
-    """Forward pre-hook of patch_embed: works out where the tokens are that the blocks will get."""
-
-    def __init__(self, unroll: nn.Module, mu_size: int, state: PositionState):
-        self.unroll, self.mu_size, self.state = unroll, mu_size, state
-
-    def __call__(self, patch_embed: nn.Module, args: tuple, kwargs: dict) -> None:
-        positions = Positions.grid(tuple(self.unroll.size), device=args[0].device)
-        coords = self.unroll(positions.coords.unsqueeze(0)).squeeze(0)
-        if kwargs["mask"] is not None:  # (B, 1, units, units), true where tokens stay; timm orders units last
-            keep = kwargs["mask"].bool().flatten(1).repeat(1, self.mu_size)
-            coords = coords.expand(len(keep), -1, -1)[keep].unflatten(0, (len(keep), -1))
-        self.state.enter(AttentionContext(replace(positions, coords=coords, is_grid=False)))
-
-
-class EncodedHiera(ForgetsPositions, FixedCoordinates, Hiera):
+class EncodedHiera(FixedCoordinates, Hiera):
     """A converted Hiera."""
 
     def _pos_embed(self, x: Tensor) -> Tensor:
@@ -137,10 +129,66 @@ class EncodedHiera(ForgetsPositions, FixedCoordinates, Hiera):
             x = encoding(x, positions)
         return x
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """As timm's, block by block."""
-        for block in self.blocks:  # timm's own loop would lose the positions
-            block.grad_checkpointing = enable
+    def forward_stem(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, AttentionContext]:
+        """Return the tokens of pictures in unrolled order, (B, T, C), and where they are.
+
+        Args:
+            x: pictures (B, C, H, W).
+            mask: (B, mask units), true where tokens stay, as many in every sample.
+        """
+        whole = None if mask is None else mask.view(x.shape[0], 1, *self.mask_spatial_shape)
+        x = self.unroll(self._pos_embed(self.patch_embed(x, mask=whole)))
+        positions = Positions.grid(tuple(self.tokens_spatial_shape), device=x.device)
+        coords = self.unroll(positions.coords.unsqueeze(0))
+        if mask is None:
+            coords = coords.squeeze(0)
+        else:
+            seen = mask.bool().tile(1, self.mu_size)  # (B, N), for timm's `unroll` orders units last
+            x, coords = (t.expand(len(seen), -1, -1)[seen].unflatten(0, (len(seen), -1)) for t in (x, coords))
+        return x, AttentionContext(replace(positions, coords=coords, is_grid=False))
+
+    def forward_blocks(
+        self, x: Tensor, context: AttentionContext, mask: Tensor | None, wanted: Collection[int], last: int
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Return the tokens after block `last`, and those after the `wanted` ones, rolled up into (B, H, W, C)."""
+        found = []
+        for index, block in enumerate(list(self.blocks)[: last + 1]):
+            x = checkpoint(block, x, context, use_reentrant=False) if self.grad_checkpointing else block(x, context)
+            context = block.pooled(context)
+            if index in wanted:
+                found.append(self.reroll(x, index, mask=mask))
+        return x, found
+
+    def forward_features(self, x: Tensor, mask: Tensor | None = None, return_intermediates: bool = False):
+        """Return the features (B, T, C) in unrolled order, as timm's does, and those of every stage if asked for."""
+        if self.training and self.patch_drop_rate > 0:
+            assert mask is None, "patch dropout draws the mask itself"
+            mask = self.get_random_mask(x, mask_ratio=self.patch_drop_rate)
+        wanted = self.stage_ends if return_intermediates else ()
+        x, found = self.forward_blocks(*self.forward_stem(x, mask), mask, wanted, len(self.blocks))
+        return (x, found) if return_intermediates else x
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = True,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+        coarse: bool = True,
+    ):
+        """Return features and intermediates, as timm's does."""
+        if norm or output_fmt not in ("NCHW", "NHWC"):
+            raise ValueError(f"norm must be False and output_fmt 'NCHW' or 'NHWC', got {norm} and {output_fmt!r}")
+        wanted, last = feature_take_indices(len(self.stage_ends if coarse else self.blocks), indices)
+        if coarse:
+            wanted, last = [self.stage_ends[stage] for stage in wanted], self.stage_ends[last]
+        last = last if stop_early else len(self.blocks)
+        x, found = self.forward_blocks(*self.forward_stem(x, mask), mask, wanted, last)
+        found = [tokens.permute(0, 3, 1, 2) for tokens in found] if output_fmt == "NCHW" else found
+        return found if intermediates_only else (x, found)
 
     def no_weight_decay(self) -> set[str]:
         """Every parameter of an encoding; timm has no other names, and none without `pos_embed`."""
@@ -160,56 +208,51 @@ class HieraHost(Host):
     def accepts(self, model: nn.Module) -> bool:
         return type(model) is Hiera or isinstance(model, EncodedHiera)
 
-    def prepare(self, model: Hiera) -> None:
+    def convert(self, model: Hiera) -> None:
         if isinstance(model, EncodedHiera):
             return
         if len(model.tokens_spatial_shape) != 2:
             raise ValueError(
                 f"only Hiera on pictures takes encodings; this one has tokens {model.tokens_spatial_shape}"
             )
-        facts, native = self.input_facts(model), []
-        with torch.device("meta"):
-            if model.pos_embed_win is not None:
-                native = [AbsWin(facts["dim"], facts["window_size"], tuple(model.pos_embed.shape[-2:]))]
-            elif model.pos_embed is not None:
-                native = [Learned(facts["dim"], facts["feat_shape"])]
-        state = PositionState()
-        model.__class__, model.position_state = EncodedHiera, state
+        facts = self.input_facts(model)
+        model.__class__ = EncodedHiera
         model.pos_embed_input = nn.ModuleList()
-        house(model.pos_embed_input, native, model, (AbsWin, Learned))
-        hook = EnterPositions(model.unroll, model.mu_size, state)
-        model.patch_embed.register_forward_pre_hook(hook, with_kwargs=True)
+        if model.pos_embed_win is not None:
+            options = {"window_size": facts.window_size, "global_size": tuple(model.pos_embed.shape[-2:])}
+            model.pos_embed_input.append(adopt_parameters(model, AbsWin, dim=facts.dim, **options))
+        elif model.pos_embed is not None:
+            table = adopt_parameters(model, Learned, dim=facts.dim, feat_shape=facts.feat_shape)
+            model.pos_embed_input.append(table)
         pooled = 0
         for block in model.blocks:
             size = model.mask_unit_size if block.attn.use_mask_unit_attn else model.tokens_spatial_shape
             block.feat_shape = tuple(n // s**pooled for n, s in zip(size, model.q_stride, strict=True))
-            block.stride, block.pooled_before = tuple(model.q_stride), pooled
+            block.stride = tuple(model.q_stride)
+            block.mixers = nn.ModuleList()
+            block.attn.encodings = nn.ModuleList()
+            block.attn.__class__ = EncodedMaskUnitAttention
+            block.__class__ = EncodedHieraBlock
             pooled += block.attn.q_stride > 1
-            block.__class__, block.attn.__class__ = EncodedHieraBlock, EncodedMaskUnitAttention
-            block.position_state, block.grad_checkpointing = state, model.grad_checkpointing
-            block.attn.encodings, block.mixers = nn.ModuleList(), nn.ModuleList()
-        model.grad_checkpointing = False
 
-    def input_facts(self, model: Hiera) -> Facts:
-        return {
-            "dim": model.patch_embed.proj.out_channels,
-            "feat_shape": tuple(model.tokens_spatial_shape),
-            "window_size": tuple(model.mask_unit_size),
-            "num_prefix_tokens": 0,
-        }
+    def input_facts(self, model: Hiera) -> LayerFacts:
+        return LayerFacts(
+            dim=model.patch_embed.proj.out_channels,
+            feat_shape=tuple(model.tokens_spatial_shape),
+            window_size=tuple(model.mask_unit_size),
+        )
 
-    def layer_facts(self, model: Hiera) -> list[Facts]:
+    def layer_facts(self, model: Hiera) -> list[LayerFacts]:
         return [
-            {
-                "dim": block.dim_out,
-                "dim_in": block.dim,
-                "feat_shape": block.feat_shape,
-                "num_prefix_tokens": 0,
-                "num_heads": block.attn.heads,
-                "head_dim": block.attn.head_dim,
-                "layer": index,
-                "depth": len(model.blocks),
-            }
+            LayerFacts(
+                dim=block.dim_out,
+                dim_in=block.dim,
+                feat_shape=block.feat_shape,
+                num_heads=block.attn.heads,
+                head_dim=block.attn.head_dim,
+                layer=index,
+                depth=len(model.blocks),
+            )
             for index, block in enumerate(model.blocks)
         ]
 
@@ -226,10 +269,11 @@ class HieraHost(Host):
                     f"{encoding.name} adds to the output of every token, but blocks.{index} of Hiera pools its queries "
                     "and has fewer outputs; leave out lepe and values=True"
                 )
-        house(model.pos_embed_input, inputs, model, (AbsWin, Learned))
-        for block, encodings in zip(model.blocks, layers, strict=True):
-            block.mixers = nn.ModuleList(encoding for encoding in encodings if mixes_tokens(encoding))
-            block.attn.encodings = nn.ModuleList(encoding for encoding in encodings if not mixes_tokens(encoding))
+        lists = (place for block, new in zip(model.blocks, layers, strict=True) for place in layer_lists(block, new))
+        replace_encodings((model.pos_embed_input, inputs), *lists)
+        native = first(model.pos_embed_input, (AbsWin, Learned))
+        if native is not None:
+            bind_parameters(native, model)
 
 
 HOST = register_host(HieraHost())

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from collections.abc import Iterable
+from typing import ClassVar
 
 from timm.layers import register_notrace_module
 from torch import nn
 
-from ..encoding import PositionEncoding
-
-Facts = dict[str, Any]  # constructor arguments that the model itself knows: dim, num_heads, head_dim, feat_shape ...
+from ..encoding import LayerFacts, PositionEncoding
 
 register_notrace_module(PositionEncoding)  # torch.fx keeps a call of one whole, as that of an attention layer
 
@@ -25,7 +24,7 @@ class Host(ABC):
         """Whether this adapter is for the model, converted or not."""
 
     @abstractmethod
-    def prepare(self, model: nn.Module) -> None:
+    def convert(self, model: nn.Module) -> None:
         """Swap classes, and wrap the positions that the model has into encodings; changes no output. Idempotent.
 
         Raises:
@@ -33,12 +32,12 @@ class Host(ABC):
         """
 
     @abstractmethod
-    def input_facts(self, model: nn.Module) -> Facts:
-        """What an input encoding needs to know of the model."""
+    def input_facts(self, model: nn.Module) -> LayerFacts:
+        """Return what the model knows of its stem, where input encodings act."""
 
     @abstractmethod
-    def layer_facts(self, model: nn.Module) -> list[Facts]:
-        """What the encoding of a layer needs to know, for each attention layer in order."""
+    def layer_facts(self, model: nn.Module) -> list[LayerFacts]:
+        """Return what the model knows of each attention layer, in order."""
 
     @abstractmethod
     def mixing_layers(self, model: nn.Module) -> list[int]:
@@ -46,11 +45,15 @@ class Host(ABC):
 
     @abstractmethod
     def encodings(self, model: nn.Module) -> tuple[list[PositionEncoding], list[list[PositionEncoding]]]:
-        """What a prepared model has: its input encodings, and those of each attention layer."""
+        """What a converted model has: its input encodings, and those of each attention layer."""
 
     @abstractmethod
     def install(self, model: nn.Module, inputs: list[PositionEncoding], layers: list[list[PositionEncoding]]) -> None:
-        """Put encodings into a prepared model, in place of all that it has. A module in every layer is a shared one."""
+        """Put encodings into a converted model, in place of all that it has. A module in every layer is a shared one.
+
+        Raises:
+            ValueError: an encoding that the model has no place for; the model is unchanged then.
+        """
 
 
 def mixes_tokens(encoding: PositionEncoding | type[PositionEncoding]) -> bool:
@@ -58,31 +61,26 @@ def mixes_tokens(encoding: PositionEncoding | type[PositionEncoding]) -> bool:
     return getattr(encoding, "site", None) == "tokens"
 
 
+def layer_lists(block: nn.Module, encodings: list[PositionEncoding]):
+    """Return the lists of a block and what each will hold: encodings inside attention, and those that follow it."""
+    mixers = [encoding for encoding in encodings if mixes_tokens(encoding)]
+    return (block.attn.encodings, [each for each in encodings if each not in mixers]), (block.mixers, mixers)
+
+
+def first(encodings: Iterable[PositionEncoding], kind: type | tuple[type, ...]) -> PositionEncoding | None:
+    """Return the first encoding of a kind, if there is one."""
+    return next((encoding for encoding in encodings if isinstance(encoding, kind)), None)
+
+
 def encoding_parameters(model: nn.Module) -> set[str]:
     """Full names of the parameters of encodings, wherever they live, that want no weight decay."""
     paths = {module: path for path, module in model.named_modules()}
     return {
-        f"{paths[module.home]}.{name}".removeprefix(".")
+        f"{paths[module.owner]}.{name}".removeprefix(".")
         for module in paths
         if isinstance(module, PositionEncoding)
         for name in module.no_weight_decay()
     }
-
-
-class ForgetsPositions:
-    """Mixin of a model whose `position_state` knows the positions during a forward pass, and not after it."""
-
-    def forward_features(self, *args, **kwargs):
-        """As timm's; the positions are forgotten afterwards."""
-        out = super().forward_features(*args, **kwargs)
-        self.position_state.clear()
-        return out
-
-    def forward_intermediates(self, *args, **kwargs):
-        """As timm's; the positions are forgotten afterwards."""
-        out = super().forward_intermediates(*args, **kwargs)
-        self.position_state.clear()
-        return out
 
 
 class FixedCoordinates:

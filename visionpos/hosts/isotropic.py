@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable
 from typing import ClassVar
 
 import torch
@@ -14,25 +13,18 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..augment import CoordinateAugmentation
-from ..bias.relative_table import RelativeTable
-from ..encoding import PositionEncoding
+from ..encoding import LayerFacts, PositionEncoding
 from ..input.learned import Learned
 from ..positions import Positions
-from .attention import AttentionContext
-from .host import Facts, Host, encoding_parameters, mixes_tokens
-
-
-def first(encodings: Iterable[PositionEncoding], kind: type | tuple[type, ...]) -> PositionEncoding | None:
-    """The first encoding of a kind."""
-    return next((encoding for encoding in encodings if isinstance(encoding, kind)), None)
+from .attention import AttentionContext, positions_of
+from .host import Host, encoding_parameters, first, layer_lists
+from .parameters import adopt_parameters, bind_parameters, has_parameters, replace_encodings
 
 
 def mix(x: Tensor, mixers: nn.ModuleList, context: AttentionContext | None) -> Tensor:
     """x (B, prefix + N, C) after the conditional encodings that follow a block."""
-    if len(mixers) and not isinstance(context, AttentionContext):
-        raise RuntimeError("this block needs positions: call it through the model's forward")
     for encoding in mixers:
-        x = encoding(x, context.positions)
+        x = encoding(x, positions_of(context, "block"))
     return x
 
 
@@ -44,6 +36,14 @@ def locate(
     feat_shape = tuple(x.shape[1:3]) if x.ndim == 4 else grid_size
     positions = Positions.grid(feat_shape, num_prefix_tokens, device=x.device)
     return positions if augmentation is None else augmentation(positions)
+
+
+@torch.fx.wrap  # one call in its graphs, which then have the tables among their own parameters
+def add_encodings(x: Tensor, positions: Positions, encodings: nn.ModuleList, tables: list[nn.Parameter]) -> Tensor:
+    """Return x (B, prefix + N, C) after input encodings; `tables` are what encodings read from the model itself."""
+    for encoding in encodings:
+        x = encoding(x, positions)
+    return x
 
 
 def keep_tokens(x: Tensor, keep: Tensor, num_prefix_tokens: int) -> Tensor:
@@ -63,33 +63,24 @@ def project(attn: nn.Module, x: Tensor) -> Tensor:
     return qkv.unflatten(-1, (3, attn.num_heads, -1))
 
 
-class Home(nn.Module):
-    """A module of timm's name, where timm and its checkpoints have the parameters of an encoding."""
+class BlockSequence(nn.Sequential):
+    """timm's sequence of blocks, called with a context, so that hooks and wrappers of it find what they find in timm's.
 
-    def __init__(self, window_size: tuple[int, int]):
-        super().__init__()
-        self.window_size = tuple(window_size)  # timm's, for its own checkpoint conversion
+    timm itself calls the sequence as a whole, or block by block where it checkpoints them or wants intermediates.
+    """
 
-    def set_window_size(self, window_size: tuple[int, int]) -> None:
-        """Remember it; the encoding resizes its own parameters."""
-        self.window_size = tuple(window_size)
-
-
-def table_of_host(parameter: nn.Parameter, feat_shape: tuple[int, int], **options) -> RelativeTable:
-    """timm's own table, ((2h - 1)(2w - 1) [+ 3], heads), as an encoding; nothing is drawn at random."""
-    with torch.device("meta"):
-        table = RelativeTable(parameter.shape[1], feat_shape, **options)
-    table.relative_position_bias_table = parameter
-    table.relative_position_index = torch.empty_like(table.relative_position_index, device=parameter.device)
-    table.reinit_buffers()
-    return table
+    def forward(self, x: Tensor, context: AttentionContext | None = None) -> Tensor:
+        """Return the tokens (B, T, C) after all blocks."""
+        for block in self:
+            x = block(x, context)
+        return x
 
 
 class PlainMixin:
     """What a converted model does differently: where positions enter, and nothing else."""
 
+    holders: ClassVar[tuple[str, ...]] = ()  # children that hold parameters of encodings outside themselves
     coordinate_augmentation: CoordinateAugmentation | None = None  # applied while training
-    kept: Tensor | None = None  # (B, K), the patches to go on with, during `forward_kept`
 
     @property
     def prefix_tokens(self) -> list[Tensor]:
@@ -97,19 +88,55 @@ class PlainMixin:
         tokens = [getattr(self, name, None) for name in ("cls_token", "dist_token", "reg_token")]
         return [token for token in tokens if token is not None]
 
+    @property
+    def tables(self) -> list[nn.Parameter]:
+        """Parameters of encodings that belong to the model itself, or to one of its children for all layers."""
+        children = [getattr(self, name) for name in self.holders]
+        held = [parameter for child in children if child is not None for parameter in child.parameters()]
+        return held if self.pos_embed is None else [self.pos_embed, *held]
+
     def embed(self, x: Tensor) -> tuple[Tensor, Positions]:
         """The patch tokens (B, N, C) or (B, H, W, C) -> all tokens with input encodings, and where they are."""
         augmentation = self.coordinate_augmentation if self.training else None
         prefix = [token.expand(x.shape[0], -1, -1) for token in self.prefix_tokens]
         num_prefix_tokens = sum(token.shape[1] for token in self.prefix_tokens)
         positions = locate(x, tuple(self.patch_embed.grid_size), num_prefix_tokens, augmentation)
-        x = x.reshape(x.shape[0], -1, x.shape[-1])
+        x = x.flatten(1, -2)
         x = torch.cat([*prefix, x], dim=1) if prefix else x
-        for encoding in self.pos_embed_input:
-            x = encoding(x, positions)
-        if self.kept is not None:
-            x, positions = keep_tokens(x, self.kept, num_prefix_tokens), positions.keep(self.kept)
+        x = add_encodings(x, positions, self.pos_embed_input, self.tables)
         return x, positions
+
+    def context(self, positions: Positions, index: Tensor | None = None) -> AttentionContext:
+        """Return what the blocks need to know of the patch tokens, or of those in index (B, K)."""
+        return AttentionContext.of(positions, self.pos_embed_shared, index)
+
+    def forward_stem(self, x: Tensor, keep: Tensor | None = None) -> tuple[Tensor, AttentionContext]:
+        """Return the tokens of pictures (B, C, H, W), and what the blocks need to know of them.
+
+        Args:
+            x: the pictures.
+            keep: (B, K), the patches to go on with, in any order.
+        """
+        x, positions = self.embed(self.patch_embed(x))
+        x = x if keep is None else keep_tokens(x, keep, positions.num_prefix_tokens)
+        return x, self.context(positions, keep)
+
+    def forward_block(self, block: nn.Module, x: Tensor, context: AttentionContext) -> Tensor:
+        """Return the tokens after one block, checkpointed or not."""
+        return checkpoint(block, x, context, use_reentrant=False) if self.grad_checkpointing else block(x, context)
+
+    def forward_blocks(self, x: Tensor, context: AttentionContext) -> Tensor:
+        """Return the tokens after all blocks."""
+        one_by_one = type(self.blocks) in (nn.Sequential, nn.ModuleList)  # the first after surgery
+        if self.grad_checkpointing or one_by_one:
+            for block in self.blocks:
+                x = self.forward_block(block, x, context)
+            return x
+        return self.blocks(x, context)  # or what wraps them all
+
+    def forward_norm(self, x: Tensor) -> Tensor:
+        """Return the features that the tokens after the last block become."""
+        return self.norm(x)
 
     def forward_kept(self, x: Tensor, keep: Tensor) -> Tensor:
         """`forward_features` of a subset of the patches of each picture; the others are never seen.
@@ -121,15 +148,7 @@ class PlainMixin:
         Returns:
             (B, prefix + K, C), in the order of `keep`.
         """
-        self.kept = keep
-        try:
-            return self.forward_features(x)
-        finally:
-            self.kept = None
-
-    def context(self, positions: Positions) -> AttentionContext:
-        """What the blocks hand on to attention, with the tables of the encodings that all layers share."""
-        return AttentionContext.of(positions, self.pos_embed_shared)
+        return self.forward_norm(self.forward_blocks(*self.forward_stem(x, keep)))
 
     def set_input_size(self, img_size=None, patch_size=None) -> None:
         """As timm's; learned tables are resized, formulas interpolate their coordinates."""
@@ -149,27 +168,11 @@ class PlainMixin:
 
 
 class PlainForward(PlainMixin):
-    """The forward pass of the models whose blocks take one argument besides x (BEiT, the relative position ViT)."""
+    """The forward pass of the models whose own has no way for a context: all but EVA."""
 
-    def enter(self, x: Tensor) -> tuple[Tensor, AttentionContext]:
-        """A picture (B, C, H, W) -> its tokens, and what the blocks need to know of them."""
-        x, positions = self.embed(self.patch_embed(x))
-        return x, self.context(positions)
-
-    def leave(self, x: Tensor) -> Tensor:
-        """The tokens after the last block -> the features."""
-        return self.norm(x)
-
-    def run(self, block: nn.Module, x: Tensor, context: AttentionContext) -> Tensor:
-        """One block, checkpointed or not."""
-        return checkpoint(block, x, context, use_reentrant=False) if self.grad_checkpointing else block(x, context)
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        """As timm's: (B, prefix + N, C)."""
-        x, context = self.enter(x)
-        for block in self.blocks:
-            x = self.run(block, x, context)
-        return self.leave(x)
+    def forward_features(self, x: Tensor, **mask) -> Tensor:
+        """Return the features (B, prefix + N, C), as timm's does; `mask` is what the model's stem takes of one."""
+        return self.forward_norm(self.forward_blocks(*self.forward_stem(x, **mask)))
 
     def forward_intermediates(
         self,
@@ -180,15 +183,16 @@ class PlainForward(PlainMixin):
         stop_early: bool = False,
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
+        **mask,
     ):
-        """As timm's."""
+        """Return features and intermediates, as timm's does; `mask` is what the model's stem takes of one."""
         if output_fmt not in ("NCHW", "NLC"):
             raise ValueError(f"output_fmt must be 'NCHW' or 'NLC', got {output_fmt!r}")
         wanted, last = feature_take_indices(len(self.blocks), indices)
-        x, context = self.enter(x)
+        x, context = self.forward_stem(x, **mask)
         found = []
         for index, block in enumerate(self.blocks[: last + 1] if stop_early else self.blocks):
-            x = self.run(block, x, context)
+            x = self.forward_block(block, x, context)
             if index in wanted:
                 tokens = self.norm(x) if norm else x
                 found.append(tokens.tensor_split([context.positions.num_prefix_tokens], dim=1))
@@ -198,7 +202,7 @@ class PlainForward(PlainMixin):
             intermediates = [patches.mT.unflatten(2, shape).contiguous() for patches in intermediates]
         if return_prefix_tokens:
             intermediates = [(patches, prefix) for patches, (prefix, _) in zip(intermediates, found, strict=True)]
-        return intermediates if intermediates_only else (self.leave(x), intermediates)
+        return intermediates if intermediates_only else (self.forward_norm(x), intermediates)
 
 
 class PlainHost(Host):
@@ -211,7 +215,7 @@ class PlainHost(Host):
     def accepts(self, model: nn.Module) -> bool:
         return type(model) in self.models or isinstance(model, tuple(self.models.values()))
 
-    def prepare(self, model: nn.Module) -> None:
+    def convert(self, model: nn.Module) -> None:
         if isinstance(model, PlainMixin):
             return
         for index, block in enumerate(model.blocks):
@@ -225,35 +229,36 @@ class PlainHost(Host):
         if getattr(model, "pos_embed", None) is None:
             model.pos_embed = None
         else:
-            with torch.device("meta"):
-                learned = Learned(**self.input_facts(model))
-            learned.live_in(model)
-            model.pos_embed_input.append(learned)
+            facts = self.input_facts(model)
+            options = {"feat_shape": facts.feat_shape, "num_prefix_tokens": facts.num_prefix_tokens}
+            model.pos_embed_input.append(adopt_parameters(model, Learned, dim=facts.dim, **options))
         for block in model.blocks:
             block.__class__, block.mixers = self.blocks[type(block)], nn.ModuleList()
             block.attn.__class__, block.attn.encodings = self.attentions[type(block.attn)], nn.ModuleList()
-        self.wrap(model)
+        if type(model.blocks) is nn.Sequential:
+            model.blocks.__class__ = BlockSequence
+        self.adopt_native_positions(model)
         model.__class__ = self.models[type(model)]
 
     @abstractmethod
-    def wrap(self, model: nn.Module) -> None:
-        """The rest of `prepare`: what timm's attention has of its own becomes encodings."""
+    def adopt_native_positions(self, model: nn.Module) -> None:
+        """The rest of `convert`: what timm's attention has of its own becomes encodings."""
 
-    def input_facts(self, model: nn.Module) -> Facts:
+    def input_facts(self, model: nn.Module) -> LayerFacts:
         rows = 0 if getattr(model, "no_embed_class", False) else model.num_prefix_tokens  # of a learned table
-        return {"dim": model.embed_dim, "feat_shape": tuple(model.patch_embed.grid_size), "num_prefix_tokens": rows}
+        return LayerFacts(dim=model.embed_dim, feat_shape=tuple(model.patch_embed.grid_size), num_prefix_tokens=rows)
 
-    def layer_facts(self, model: nn.Module) -> list[Facts]:
-        shape = {"feat_shape": tuple(model.patch_embed.grid_size), "num_prefix_tokens": model.num_prefix_tokens}
+    def layer_facts(self, model: nn.Module) -> list[LayerFacts]:
         return [
-            {
-                **shape,
-                "dim": model.embed_dim,
-                "num_heads": block.attn.num_heads,
-                "head_dim": block.attn.proj.in_features // block.attn.num_heads,
-                "layer": index,
-                "depth": len(model.blocks),
-            }
+            LayerFacts(
+                dim=model.embed_dim,
+                feat_shape=tuple(model.patch_embed.grid_size),
+                num_prefix_tokens=model.num_prefix_tokens,
+                num_heads=block.attn.num_heads,
+                head_dim=block.attn.proj.in_features // block.attn.num_heads,
+                layer=index,
+                depth=len(model.blocks),
+            )
             for index, block in enumerate(model.blocks)
         ]
 
@@ -266,24 +271,23 @@ class PlainHost(Host):
         return list(model.pos_embed_input), layers
 
     def install(self, model: nn.Module, inputs, layers) -> None:
-        old_inputs, old_layers = self.encodings(model)
-        for encoding in {*old_inputs, *(encoding for layer in old_layers for encoding in layer)}:
-            encoding.move_out()
+        several = len(layers) > 1
         shared = [
             encoding
             for encoding in layers[0]
             if all(encoding in layer for layer in layers)
-            and (encoding.shared or len(layers) > 1 or encoding in model.pos_embed_shared)
+            and (several or encoding in model.pos_embed_shared or not has_parameters(encoding))
         ]
-        model.pos_embed_input, model.pos_embed_shared = nn.ModuleList(inputs), nn.ModuleList(shared)
-        for block, encodings in zip(model.blocks, layers, strict=True):
-            own = [encoding for encoding in encodings if encoding not in shared]
-            block.mixers = nn.ModuleList(encoding for encoding in own if mixes_tokens(encoding))
-            block.attn.encodings = nn.ModuleList(encoding for encoding in own if not mixes_tokens(encoding))
-        self.settle(model)
+        own = [[encoding for encoding in layer if encoding not in shared] for layer in layers]
+        replace_encodings(
+            (model.pos_embed_input, inputs),
+            (model.pos_embed_shared, shared),
+            *(place for block, new in zip(model.blocks, own, strict=True) for place in layer_lists(block, new)),
+        )
+        self.bind_native(model)
 
-    def settle(self, model: nn.Module) -> None:
+    def bind_native(self, model: nn.Module) -> None:
         """Parameters that timm and its checkpoints have under names of their own go there."""
         learned = first(model.pos_embed_input, Learned)
         if learned is not None:
-            learned.live_in(model)
+            bind_parameters(learned, model)

@@ -19,8 +19,9 @@ from ..bias.relative_table import RelativeTable
 from ..places import BiasEncoding
 from ..positions import Positions
 from .attention import AttentionContext, math_is_faster, prepare_encodings, self_attention, split_heads
-from .host import register_host
-from .isotropic import Home, PlainForward, PlainHost, first, mix, table_of_host
+from .host import first, register_host
+from .isotropic import PlainForward, PlainHost, mix
+from .parameters import ParameterHolder, adopt_parameters, bind_parameters
 
 
 class NetworkOfHost(BiasEncoding):
@@ -39,7 +40,6 @@ class NetworkOfHost(BiasEncoding):
 
     name = "RelPosMlp"
     learnable = True
-    shared = False
     translation_invariant = True
 
     def __init__(self, host: RelPosMlp):
@@ -91,6 +91,8 @@ class EncodedResPostRelPosBlock(EncodedRelPosMixin, ResPostRelPosBlock):
 class EncodedVisionTransformerRelPos(PlainForward, VisionTransformerRelPos):
     """A converted VisionTransformerRelPos."""
 
+    holders = ("shared_rel_pos",)
+
     def group_matcher(self, coarse: bool = False) -> dict:
         """timm's, with the encodings of the whole model in the stem."""
         matcher = super().group_matcher(coarse)
@@ -105,25 +107,34 @@ class RelPosHost(PlainHost):
     blocks: ClassVar = {RelPosBlock: EncodedRelPosBlock, ResPostRelPosBlock: EncodedResPostRelPosBlock}
     attentions: ClassVar = {RelPosAttention: EncodedRelPosAttention}
 
-    def wrap(self, model: VisionTransformerRelPos) -> None:
-        layers = [(block.attn.encodings, block.attn.rel_pos) for block in model.blocks]
-        for encodings, rel_pos in [(model.pos_embed_shared, model.shared_rel_pos), *layers]:
+    def slots(self, model: VisionTransformerRelPos) -> list[tuple[nn.ModuleList, nn.Module, str]]:
+        """Return each list of encodings inside attention, and the owner and the name of timm's module for it."""
+        layers = [(block.attn.encodings, block.attn, "rel_pos") for block in model.blocks]
+        return [(model.pos_embed_shared, model, "shared_rel_pos"), *layers]
+
+    def adopt_native_positions(self, model: VisionTransformerRelPos) -> None:
+        for encodings, owner, name in self.slots(model):
+            rel_pos = getattr(owner, name)
             if isinstance(rel_pos, RelPosMlp):
                 encodings.append(NetworkOfHost(rel_pos))
-            elif isinstance(rel_pos, RelPosBias):  # with a class token, BEiT's three rows
-                preset, table = "beit" if rel_pos.prefix_tokens else "swin", rel_pos.relative_position_bias_table
-                grid, options = tuple(rel_pos.window_size), {"init_std": 0.02, "interpolation": "geometric"}
-                encodings.append(table_of_host(table, grid, preset=preset, **options))
-        self.settle(model)
+            elif isinstance(rel_pos, RelPosBias):
+                grid, table = tuple(rel_pos.window_size), rel_pos.relative_position_bias_table
+                setattr(owner, name, ParameterHolder(grid, relative_position_bias_table=table))
+                options = {
+                    "preset": "beit" if rel_pos.prefix_tokens else "swin"
+                }  # for a class token, BEiT's three rows
+                options |= {"init_std": 0.02, "interpolation": "geometric", "num_heads": table.shape[1]}
+                encodings.append(adopt_parameters(getattr(owner, name), RelativeTable, feat_shape=grid, **options))
+        self.bind_native(model)
 
-    def settle(self, model: VisionTransformerRelPos) -> None:
-        super().settle(model)
-        layers = [(block.attn.encodings, block.attn, "rel_pos") for block in model.blocks]
-        for encodings, owner, name in [(model.pos_embed_shared, model, "shared_rel_pos"), *layers]:
-            own: nn.Module | None = first(encodings, (RelativeTable, NetworkOfHost))
-            setattr(owner, name, None if own is None else Home(model.patch_embed.grid_size))
+    def bind_native(self, model: VisionTransformerRelPos) -> None:
+        super().bind_native(model)
+        for encodings, owner, name in self.slots(model):
+            own = first(encodings, (RelativeTable, NetworkOfHost))
+            if own is None or own.owner is own:
+                setattr(owner, name, None if own is None else ParameterHolder(model.patch_embed.grid_size))
             if own is not None:
-                own.live_in(getattr(owner, name))
+                bind_parameters(own, getattr(owner, name))
 
 
 HOST = register_host(RelPosHost())

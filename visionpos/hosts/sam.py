@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import torch
 from timm.layers import register_notrace_module
 from timm.models.vision_transformer_sam import Attention as TimmAttention
 from timm.models.vision_transformer_sam import Block, VisionTransformerSAM
 from torch import Tensor, nn
 
 from ..bias.decomposed import Decomposed
-from ..encoding import PositionEncoding
+from ..encoding import LayerFacts, PositionEncoding
 from ..input.learned2d import Learned2D
 from ..positions import Positions
 from .attention import AttentionContext, prepare_encodings, self_attention
-from .host import Facts, FixedCoordinates, Host, encoding_parameters, mixes_tokens, register_host
-from .swin import AddPositions, EncodedGridBlock, house
+from .host import FixedCoordinates, Host, encoding_parameters, first, layer_lists, register_host
+from .parameters import adopt_parameters, bind_parameters, replace_encodings
+from .swin import AddPositions, EncodedGridBlock
 
 
 @register_notrace_module
@@ -33,6 +33,10 @@ class EncodedSAMAttention(TimmAttention):
 
 class EncodedSAMBlock(EncodedGridBlock, Block):
     """A block of a converted encoder."""
+
+
+class EncodedPosDrop(AddPositions, nn.Dropout):
+    """The dropout that follows timm's own table."""
 
 
 class EncodedSAM(FixedCoordinates, VisionTransformerSAM):
@@ -56,44 +60,44 @@ class SAMHost(Host):
     def accepts(self, model: nn.Module) -> bool:
         return type(model) is VisionTransformerSAM or isinstance(model, EncodedSAM)
 
-    def prepare(self, model: VisionTransformerSAM) -> None:
+    def convert(self, model: VisionTransformerSAM) -> None:
         if isinstance(model, EncodedSAM):
             return
         if model.rope_global is not None:
             raise ValueError("SAM with timm's own RoPE takes no encodings: build it with use_rope=False")
         model.__class__ = EncodedSAM
         model.pos_embed_own, model.pos_embed_input = nn.ModuleList(), nn.ModuleList()
-        model.patch_embed.register_forward_hook(AddPositions(model.pos_embed_input))
-        with torch.device("meta"):  # the encodings take timm's parameters over
-            if model.pos_embed is not None:
-                own = Learned2D(model.embed_dim, tuple(model.pos_embed.shape[1:3]), "bicubic")
-                house(model.pos_embed_own, [own], model, Learned2D)
-            for block in model.blocks:
-                attn, shape = block.attn, self.feat_shape(model, block)
-                bias = [Decomposed(attn.num_heads, attn.head_dim, shape)] if attn.use_rel_pos else []
-                block.__class__, block.mixers = EncodedSAMBlock, nn.ModuleList()
-                attn.__class__, attn.encodings, attn.use_rel_pos = EncodedSAMAttention, nn.ModuleList(), False
-                house(attn.encodings, bias, attn, Decomposed)
+        model.pos_drop.input_encodings = (model.pos_embed_input,)
+        model.pos_drop.__class__ = EncodedPosDrop
+        if model.pos_embed is not None:
+            options = {"grid_size": tuple(model.pos_embed.shape[1:3]), "interpolation": "bicubic"}
+            model.pos_embed_own.append(adopt_parameters(model, Learned2D, dim=model.embed_dim, **options))
+        for block, facts in zip(model.blocks, self.layer_facts(model), strict=True):
+            attn, options = block.attn, {"num_heads": facts.num_heads, "head_dim": facts.head_dim}
+            block.__class__, block.mixers = EncodedSAMBlock, nn.ModuleList()
+            attn.__class__, attn.encodings = EncodedSAMAttention, nn.ModuleList()
+            if attn.use_rel_pos:
+                attn.encodings.append(adopt_parameters(attn, Decomposed, feat_shape=facts.feat_shape, **options))
+            attn.use_rel_pos = False
 
     def feat_shape(self, model: VisionTransformerSAM, block: Block) -> tuple[int, int]:
         """The grid that the block's attention sees."""
         return (block.window_size,) * 2 if block.window_size else tuple(model.patch_embed.grid_size)
 
-    def input_facts(self, model: VisionTransformerSAM) -> Facts:
+    def input_facts(self, model: VisionTransformerSAM) -> LayerFacts:
         shape = tuple(model.patch_embed.grid_size)
-        return {"dim": model.embed_dim, "feat_shape": shape, "grid_size": shape, "num_prefix_tokens": 0}
+        return LayerFacts(dim=model.embed_dim, feat_shape=shape, grid_size=shape)
 
-    def layer_facts(self, model: VisionTransformerSAM) -> list[Facts]:
+    def layer_facts(self, model: VisionTransformerSAM) -> list[LayerFacts]:
         return [
-            {
-                "dim": model.embed_dim,
-                "feat_shape": self.feat_shape(model, block),
-                "num_prefix_tokens": 0,
-                "num_heads": block.attn.num_heads,
-                "head_dim": block.attn.head_dim,
-                "layer": index,
-                "depth": len(model.blocks),
-            }
+            LayerFacts(
+                dim=model.embed_dim,
+                feat_shape=self.feat_shape(model, block),
+                num_heads=block.attn.num_heads,
+                head_dim=block.attn.head_dim,
+                layer=index,
+                depth=len(model.blocks),
+            )
             for index, block in enumerate(model.blocks)
         ]
 
@@ -106,12 +110,15 @@ class SAMHost(Host):
 
     def install(self, model: VisionTransformerSAM, inputs, layers) -> None:
         own = [encoding for encoding in inputs if is_sams_table(encoding)][:1]
-        house(model.pos_embed_own, own, model, Learned2D)
-        house(model.pos_embed_input, [encoding for encoding in inputs if encoding not in own], model, ())
-        for block, encodings in zip(model.blocks, layers, strict=True):
-            block.mixers = nn.ModuleList(encoding for encoding in encodings if mixes_tokens(encoding))
-            inside = [encoding for encoding in encodings if not mixes_tokens(encoding)]
-            house(block.attn.encodings, inside, block.attn, Decomposed)
+        others = [encoding for encoding in inputs if encoding not in own]
+        lists = (place for block, new in zip(model.blocks, layers, strict=True) for place in layer_lists(block, new))
+        replace_encodings((model.pos_embed_own, own), (model.pos_embed_input, others), *lists)
+        for encoding in own:
+            bind_parameters(encoding, model)
+        for block in model.blocks:
+            native = first(block.attn.encodings, Decomposed)
+            if native is not None:
+                bind_parameters(native, block.attn)
 
 
 HOST = register_host(SAMHost())

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import torch
 import torch.fx
 from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock
 from torch import Tensor, nn
 
 from ..bias.relative_table import RelativeTable
-from ..encoding import PositionEncoding
+from ..encoding import LayerFacts
 from ..memory import is_plain_eager
 from ..positions import Positions
 from ..windows import TakeTokens, window_order
-from .host import Facts, FixedCoordinates, Host, encoding_parameters, mixes_tokens, register_host
+from .host import FixedCoordinates, Host, encoding_parameters, first, layer_lists, register_host
+from .parameters import adopt_parameters, bind_parameters, replace_encodings
 from .window_attention import WindowAttention, fuse_windows
 
 
@@ -27,29 +27,20 @@ def add_positions(x: Tensor, encodings: nn.ModuleList) -> Tensor:
     return x
 
 
-def house(
-    encodings: nn.ModuleList, new: list[PositionEncoding], owner: nn.Module, native: type | tuple[type, ...]
-) -> None:
-    """Put `new` in place of all `encodings`; the first `native` one of them keeps its parameters in `owner`.
-
-    There timm and its checkpoints have them.
-    """
-    for encoding in encodings:
-        encoding.move_out()
-    del encodings[:]
-    encodings.extend(new)  # the list stays, since a hook may hold it
-    for encoding in [encoding for encoding in new if isinstance(encoding, native)][:1]:
-        encoding.live_in(owner)
-
-
 class AddPositions:
-    """Forward hook of patch_embed: adds the input encodings to its output. An object, so that copies have their own."""
+    """Mixin of a module of timm's that the tokens pass before the first block: there input encodings are added.
 
-    def __init__(self, encodings: nn.ModuleList):
-        self.encodings = encodings
+    The model has them, as `pos_embed_input`; `input_encodings` is the same list in a tuple, so that it is not
+    registered as a child.
+    """
 
-    def __call__(self, patch_embed: nn.Module, args: tuple, x: Tensor) -> Tensor:
-        return add_positions(x, self.encodings)
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, H, W, C), as timm's."""
+        return super().forward(add_positions(x, self.input_encodings[0]))
+
+
+class EncodedIdentity(AddPositions, nn.Identity):
+    """What the first stage has in place of merging patches."""
 
 
 def hide_fully(mask: Tensor | None) -> Tensor | None:
@@ -134,12 +125,11 @@ class SwinHost(Host):
 
     def wrap_attention(self, attn: nn.Module) -> None:
         """Swap the class of timm's window attention, and give it its own bias as an encoding."""
-        with torch.device("meta"):
-            table = RelativeTable(attn.num_heads, tuple(attn.window_size))
-        table.live_in(attn)
-        table.relative_position_index = attn._buffers.pop("relative_position_index")
-        attn.__class__ = WindowAttention
+        options = {"num_heads": attn.num_heads, "feat_shape": tuple(attn.window_size)}
+        table, index = adopt_parameters(attn, RelativeTable, **options), attn._buffers.pop("relative_position_index")
+        table.relative_position_index = index  # computed already
         attn.encodings = nn.ModuleList([table])
+        attn.__class__ = WindowAttention
 
     def wrap_block(self, block: nn.Module) -> None:
         """Swap the class of timm's block and of its attention."""
@@ -147,31 +137,31 @@ class SwinHost(Host):
         block.__class__, block.mixers = self.block_class, nn.ModuleList()
         block.attn_mask = hide_fully(block.attn_mask)
 
-    def prepare(self, model: nn.Module) -> None:
+    def convert(self, model: nn.Module) -> None:
         if isinstance(model, self.encoded_class):
             return
         for block in self.blocks(model):
             self.wrap_block(block)
         model.__class__ = self.encoded_class
         model.pos_embed_input = nn.ModuleList()
-        model.patch_embed.register_forward_hook(AddPositions(model.pos_embed_input))
+        stem = model.layers[0].downsample
+        stem.input_encodings = (model.pos_embed_input,)
+        stem.__class__ = EncodedIdentity
 
-    def input_facts(self, model: nn.Module) -> Facts:
-        dim = model.patch_embed.proj.out_channels
-        return {"dim": dim, "feat_shape": tuple(model.patch_embed.grid_size), "num_prefix_tokens": 0}
+    def input_facts(self, model: nn.Module) -> LayerFacts:
+        return LayerFacts(dim=model.patch_embed.proj.out_channels, feat_shape=tuple(model.patch_embed.grid_size))
 
-    def layer_facts(self, model: nn.Module) -> list[Facts]:
+    def layer_facts(self, model: nn.Module) -> list[LayerFacts]:
         blocks = self.blocks(model)
         return [
-            {
-                "dim": block.dim,
-                "feat_shape": tuple(block.attn.window_size),
-                "num_prefix_tokens": 0,
-                "num_heads": block.attn.num_heads,
-                "head_dim": block.attn.qkv.out_features // (3 * block.attn.num_heads),
-                "layer": index,
-                "depth": len(blocks),
-            }
+            LayerFacts(
+                dim=block.dim,
+                feat_shape=tuple(block.attn.window_size),
+                num_heads=block.attn.num_heads,
+                head_dim=block.attn.qkv.out_features // (3 * block.attn.num_heads),
+                layer=index,
+                depth=len(blocks),
+            )
             for index, block in enumerate(blocks)
         ]
 
@@ -184,11 +174,13 @@ class SwinHost(Host):
         return list(model.pos_embed_input), layers
 
     def install(self, model: nn.Module, inputs, layers) -> None:
-        house(model.pos_embed_input, inputs, model, ())
-        for block, encodings in zip(self.blocks(model), layers, strict=True):
-            block.mixers = nn.ModuleList(encoding for encoding in encodings if mixes_tokens(encoding))
-            inside = [encoding for encoding in encodings if not mixes_tokens(encoding)]
-            house(block.attn.encodings, inside, block.attn, self.native)
+        blocks = self.blocks(model)
+        lists = (place for block, new in zip(blocks, layers, strict=True) for place in layer_lists(block, new))
+        replace_encodings((model.pos_embed_input, inputs), *lists)
+        for block in blocks:
+            native = first(block.attn.encodings, self.native)
+            if native is not None:
+                bind_parameters(native, block.attn)
 
 
 HOST = register_host(SwinHost())

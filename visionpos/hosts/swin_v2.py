@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from timm.layers import register_notrace_module, use_fused_attn
@@ -11,10 +12,12 @@ from timm.models.swin_transformer_v2 import WindowAttention as TimmWindowAttenti
 from torch import Tensor, nn
 
 from ..bias.log_cpb import LogCPB
+from ..encoding import LayerFacts
 from ..rotary.split import split_qkv
 from .attention import encoded
-from .host import Facts, register_host
+from .host import register_host
 from .isotropic import project
+from .parameters import adopt_parameters
 from .swin import EncodedGridBlock, EncodedSwinMixin, SwinHost
 from .window_attention import attend_windows, hide_regions, prepare_windows, takes_fused_path
 
@@ -85,20 +88,17 @@ class SwinV2Host(SwinHost):
     native = LogCPB
 
     def wrap_attention(self, attn: nn.Module) -> None:
-        with torch.device("meta"):
-            bias = LogCPB(attn.num_heads, pretrained_window(attn))
-        bias.live_in(attn)
         for name in ("relative_coords_table", "relative_position_index"):
             del attn._buffers[name]
+        options = {"num_heads": attn.num_heads, "pretrained_window": pretrained_window(attn)}
+        attn.encodings = nn.ModuleList([adopt_parameters(attn, LogCPB, **options)])
         attn.__class__ = CosineWindowAttention
         attn.fused_attn = use_fused_attn(experimental=True)
-        attn.encodings = nn.ModuleList([bias])
 
-    def layer_facts(self, model: SwinTransformerV2) -> list[Facts]:
-        windows = [pretrained_window(block.attn) for block in self.blocks(model)]
+    def layer_facts(self, model: SwinTransformerV2) -> list[LayerFacts]:
         return [
-            {**facts, "pretrained_window": window}
-            for facts, window in zip(super().layer_facts(model), windows, strict=True)
+            replace(facts, pretrained_window=pretrained_window(block.attn) or facts.feat_shape)
+            for block, facts in zip(self.blocks(model), super().layer_facts(model), strict=True)
         ]
 
 

@@ -2,64 +2,87 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar
 
-import torch
 from timm.layers import PatchDropout, register_notrace_module
 from timm.layers.patch_dropout import patch_dropout_forward
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import Attention as TimmAttention
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-from .attention import Attention, PositionState
-from .host import ForgetsPositions, register_host
-from .isotropic import PlainHost, PlainMixin, mix
+from ..positions import Positions
+from .attention import Attention, AttentionContext
+from .host import register_host
+from .isotropic import PlainForward, PlainHost, keep_tokens, mix
 
 register_notrace_module(Attention)
 
 
 class EncodedBlock(Block):
-    """A block that passes the positions on explicitly, so that a checkpointed recomputation sees the same ones."""
+    """A block after which conditional encodings may mix the tokens."""
 
-    grad_checkpointing = False
-
-    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        """As timm's; `attn_mask` is the caller's own mask."""
-        context = self.position_state.context(attn_mask)
-        if self.grad_checkpointing and torch.is_grad_enabled():
-            x = checkpoint(super().forward, x, context, is_causal, use_reentrant=False)
-        else:
-            x = super().forward(x, context, is_causal)
-        return mix(x, self.mixers, context)
+    def forward(self, x: Tensor, attn_mask: AttentionContext | Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """x (B, prefix + N, C), as timm's; `attn_mask`, which it passes on to attention, is the context here."""
+        return mix(super().forward(x, attn_mask, is_causal), self.mixers, attn_mask)
 
 
-class EncodedPatchDropout(PatchDropout):
-    """Patch dropout that tells the model which patches are left."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x (B, prefix + N, C) -> (B, prefix + K, C)."""
-        x, index = patch_dropout_forward(x, self.prob, self.num_prefix_tokens, self.ordered, self.training)
-        if index is not None:
-            self.position_state.keep(index)
-        return x
-
-
-class EncodedViTMixin(ForgetsPositions, PlainMixin):
+class EncodedViTMixin(PlainForward):
     """What a converted VisionTransformer does differently: where positions enter, and nothing else."""
 
-    def _pos_embed(self, x: Tensor) -> Tensor:
-        x, positions = self.embed(x)
-        self.position_state.enter(self.context(positions))
-        return self.pos_drop(x) if len(self.pos_embed_input) else x.contiguous()  # copied where timm concatenates
+    def embed(self, x: Tensor) -> tuple[Tensor, Positions]:
+        x, positions = super().embed(x)
+        return self.pos_drop(x) if len(self.pos_embed_input) else x.contiguous(), positions  # copied where timm is
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """As timm's, block by block."""
-        super().set_grad_checkpointing(enable)
-        self.grad_checkpointing = False  # timm's own loop would lose the positions
-        for block in self.blocks:
-            block.grad_checkpointing = enable
+    def _pos_embed(self, x: Tensor) -> Tensor:
+        """Return the tokens with input encodings, as timm's does."""
+        return self.embed(x)[0]
+
+    def forward_stem(
+        self, x: Tensor, keep: Tensor | None = None, attn_mask: Tensor | None = None, is_causal: bool = False
+    ) -> tuple[Tensor, AttentionContext]:
+        """Return the tokens of pictures (B, C, H, W), and what the blocks need to know of them, masks included."""
+        x, positions = self.embed(self.patch_embed(x))
+        drop = self.patch_drop
+        if keep is not None:
+            x = keep_tokens(x, keep, positions.num_prefix_tokens)
+        elif isinstance(drop, PatchDropout):
+            x, keep = patch_dropout_forward(x, drop.prob, drop.num_prefix_tokens, drop.ordered, drop.training)
+        else:
+            x = drop(x)
+        context = replace(self.context(positions, keep), attn_mask=attn_mask, is_causal=is_causal)
+        return self.norm_pre(x), context
+
+    def forward_features(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """Return the features (B, prefix + N, C), as timm's does."""
+        return super().forward_features(x, attn_mask=attn_mask, is_causal=is_causal)
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+        output_dict: bool = False,
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+    ):
+        """Return features and intermediates, as timm's does."""
+        prefix = return_prefix_tokens and self.num_prefix_tokens > 0
+        options = {"stop_early": stop_early, "output_fmt": output_fmt, "intermediates_only": intermediates_only}
+        mask = {"attn_mask": attn_mask, "is_causal": is_causal}
+        found = super().forward_intermediates(x, indices, prefix, norm, **options, **mask)
+        if not output_dict:
+            return found
+        features, intermediates = (None, found) if intermediates_only else found
+        named = {"image_intermediates": [patches for patches, _ in intermediates] if prefix else intermediates}
+        if prefix:
+            named["image_intermediates_prefix"] = [tokens for _, tokens in intermediates]
+        return named if intermediates_only else {**named, "image_features": features}
 
 
 class EncodedVisionTransformer(EncodedViTMixin, VisionTransformer):
@@ -81,15 +104,8 @@ class ViTHost(PlainHost):
     blocks: ClassVar = {Block: EncodedBlock}
     attentions: ClassVar = {TimmAttention: Attention}
 
-    def wrap(self, model: VisionTransformer) -> None:
-        model.position_state = PositionState()
-        checkpointing, model.grad_checkpointing = model.grad_checkpointing, False
-        for block in model.blocks:
-            block.position_state = model.position_state
-            block.grad_checkpointing = checkpointing
-        if isinstance(model.patch_drop, PatchDropout):
-            model.patch_drop.__class__ = EncodedPatchDropout
-            model.patch_drop.position_state = model.position_state
+    def adopt_native_positions(self, model: VisionTransformer) -> None:
+        """The learned table is all that timm's has."""
 
 
 HOST = register_host(ViTHost())

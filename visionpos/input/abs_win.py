@@ -36,6 +36,7 @@ class AbsWin(InputEncoding):
 
     paper = "Bolya et al. 2023, arXiv 2311.05613"
     learnable = True
+    from_model = ("window_size",)
     extrapolation = "resize"
 
     def __init__(

@@ -35,6 +35,7 @@ class Learned(InputEncoding):
 
     paper = "Dosovitskiy et al. 2021, arXiv 2010.11929"
     learnable = True
+    from_model = ("num_prefix_tokens",)
     extrapolation = "resize"
 
     def __init__(

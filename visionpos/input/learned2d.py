@@ -37,6 +37,7 @@ class Learned2D(InputEncoding):
 
     paper = "Tschannen et al. 2025, arXiv 2502.14786"
     learnable = True
+    from_model = ("grid_size",)
     extrapolation = "resize"
 
     def __init__(

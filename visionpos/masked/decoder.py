@@ -111,10 +111,10 @@ class DecoderHost(PlainHost):
     def accepts(self, model: Any) -> bool:
         return isinstance(model, MaskedDecoder)
 
-    def prepare(self, model: MaskedDecoder) -> None:
+    def convert(self, model: MaskedDecoder) -> None:
         """It is built converted."""
 
-    def wrap(self, model: MaskedDecoder) -> None:
+    def adopt_native_positions(self, model: MaskedDecoder) -> None:
         """It has no positions of its own."""
 
 

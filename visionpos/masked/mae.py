@@ -58,7 +58,7 @@ class MaskedAutoencoder(MaskedImageModel):
         norm_pix_loss: bool = True,
         masking: str = "random",
     ):
-        find_host(encoder).prepare(encoder)
+        find_host(encoder).convert(encoder)
         if not isinstance(encoder, PlainMixin):
             raise ValueError(
                 f"MaskedAutoencoder takes an encoder that can run on a subset of its patches (ViT, DeiT, EVA, BEiT, "

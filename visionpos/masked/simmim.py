@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..hosts.host import find_host
-from ..hosts.swin import EncodedSwinMixin, add_positions
+from ..hosts.swin import EncodedSwinMixin
 from .masks import Mask
 from .model import MaskedImageModel
 
@@ -32,7 +32,7 @@ class SimMIM(MaskedImageModel):
     def __init__(
         self, encoder: nn.Module, mask_ratio: float = 0.6, norm_pix_loss: bool = False, masking: str = "random"
     ):
-        find_host(encoder).prepare(encoder)
+        find_host(encoder).convert(encoder)
         if not isinstance(encoder, EncodedSwinMixin):
             raise ValueError(
                 f"SimMIM takes a Swin or Swin v2, not {type(encoder).__name__}; for ViT-like models there is "
@@ -47,12 +47,11 @@ class SimMIM(MaskedImageModel):
 
     def predict(self, images: Tensor, mask: Mask) -> Tensor:
         """The prediction for every patch, from the visible ones."""
-        x = self.encoder.patch_embed.forward(images)  # (B, H, W, C), without the hook that adds input encodings
+        x = self.encoder.patch_embed(images)  # (B, H, W, C); input encodings are added after it
         hidden = mask.hidden.unflatten(1, self.feat_shape(images))
         for axis in (1, 2):
             hidden = hidden.repeat_interleave(x.shape[axis] // hidden.shape[axis], dim=axis)
         x = torch.where(hidden.unsqueeze(-1), self.mask_token.to(x.dtype), x)
-        x = add_positions(x, self.encoder.pos_embed_input)
         x = self.encoder.norm(self.encoder.layers(x))
         return self.pred(x.flatten(1, 2))
 

@@ -85,19 +85,15 @@ class BlockRotary(RotaryEncoding):
         return self.num_blocks * self.block_angles
 
     def prepare(self, positions: Positions) -> Tensor:
-        """Rotation matrices, ([B,] heads or 1, prefix + N, head_dim / b, b, b); prefix tokens get the identity.
-
-        Of a subset of tokens: computed for all of them, and taken from there, once for all samples.
-        """
-        whole, index = positions.kept or (positions, None)
+        """Rotation matrices, ([B,] heads or 1, prefix + N, head_dim / b, b, b); prefix tokens get the identity."""
         with full_precision(positions):
-            angles = F.pad(self.encode(self.locate(whole)), (0, 0, positions.num_prefix_tokens, 0))
+            angles = F.pad(self.encode(self.locate(positions)), (0, 0, positions.num_prefix_tokens, 0))
             generators = skew(wide(angles).unflatten(-1, (self.num_blocks, self.block_angles)), self.block)
-            table = skew_exp(generators).to(positions.coords.dtype)
-        if index is None:
-            return table
-        rows = take_tokens(table.flatten(-3), index, positions.num_prefix_tokens)
-        return rows.unflatten(-1, table.shape[-3:])
+            return skew_exp(generators).to(positions.coords.dtype)
+
+    def take_tokens(self, prepared: Tensor, index: Tensor, num_prefix_tokens: int) -> Tensor:
+        """Return the matrices of the prefix tokens and of the patch tokens index (B, K)."""
+        return take_tokens(prepared.flatten(-3), index, num_prefix_tokens).unflatten(-1, prepared.shape[-3:])
 
     def rotate(self, x: Tensor, prepared: Tensor) -> Tensor:
         """x (B, heads, prefix + N, head_dim) turned by what `prepare` returned."""

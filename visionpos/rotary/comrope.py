@@ -43,7 +43,6 @@ class ComRoPE(BlockRotary):
 
     paper = "Yu et al. 2025, arXiv 2506.03737"
     learnable = True
-    shared = False
     translation_invariant = True
 
     def __init__(

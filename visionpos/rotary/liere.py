@@ -38,7 +38,6 @@ class LieRE(BlockRotary):
 
     paper = "Ostmeier et al. 2024, arXiv 2406.10322"
     learnable = True
-    shared = False
 
     def __init__(
         self,

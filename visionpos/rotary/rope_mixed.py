@@ -38,7 +38,6 @@ class RopeMixed(RotaryEncoding):
 
     paper = "Heo et al. 2024, arXiv 2403.13298"
     learnable = True
-    shared = False
     translation_invariant = True
 
     def __init__(

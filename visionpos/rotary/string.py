@@ -52,7 +52,6 @@ class String(RotaryEncoding):
 
     paper = "Schenck et al. 2025, arXiv 2502.02562"
     learnable = True
-    shared = False
     translation_invariant = True
 
     def __init__(
@@ -115,6 +114,12 @@ class String(RotaryEncoding):
         """Cosines and sines as for any rotary encoding, and the basis."""
         with full_precision(positions):
             return super().prepare(positions), self.basis().to(positions.coords.dtype)
+
+    def take_tokens(
+        self, prepared: tuple[Tensor, Tensor], index: Tensor, num_prefix_tokens: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return cosines and sines of the prefix tokens and of the patch tokens index (B, K), and the basis."""
+        return super().take_tokens(prepared[0], index, num_prefix_tokens), prepared[1]
 
     def _turn(self, x: Tensor, prepared: tuple[Tensor, Tensor], outer: bool) -> Tensor:
         (cos, sin), basis = prepared

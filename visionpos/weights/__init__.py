@@ -1,4 +1,4 @@
-"""Weights of converted models: reading those of other origins, and saving an encoding with its options.
+"""Weights of converted models: reading their own and those of other origins.
 
-`visionpos.load_weights` is for users; the rest serves `convert` and `timm_models`.
+`visionpos.load_weights` is for users; the rest serves `masked` and `timm_models`.
 """

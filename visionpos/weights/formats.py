@@ -64,7 +64,7 @@ def mae(weights: Weights, model: nn.Module) -> Weights:
     encoding = next((module for module in model.modules() if isinstance(module, SinCos2D)), None)
     if table is None or encoding is None:
         return weights
-    shape, num_prefix_tokens = find_host(model).input_facts(model)["feat_shape"], getattr(model, "num_prefix_tokens", 0)
+    shape, num_prefix_tokens = find_host(model).input_facts(model).feat_shape, getattr(model, "num_prefix_tokens", 0)
     positions = Positions.grid(shape, num_prefix_tokens, device=table.device)
     computed = encoding(table.new_zeros(1, positions.num_tokens, encoding.dim), positions)
     if table.shape != computed.shape or not torch.allclose(table, computed, atol=1e-5):

@@ -48,7 +48,7 @@ def load_weights(
         ValueError: a file of another type, tensors of another shape, or, when strict, missing or unknown ones. The
             model is unchanged then.
     """
-    find_host(model).prepare(model)
+    find_host(model).convert(model)
     weights = convert_weights(_read(weights), model)
     return load_converted(model, weights, strict, {key: resize for _, key in _tables(model)})
 

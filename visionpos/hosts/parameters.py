@@ -1,0 +1,107 @@
+"""Where a host keeps the parameters of an encoding: under timm's names, where optimisers and checkpoints look for them.
+
+A bound encoding reads its parameters from the owner: a parameter exists once, and an assignment to the owner's is seen.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from ..encoding import PositionEncoding
+
+
+class ParameterHolder(nn.Module):
+    """A module of timm's name that holds parameters of an encoding, and does nothing else."""
+
+    def __init__(self, window_size: tuple[int, int], **parts: nn.Parameter | nn.Module):
+        super().__init__()
+        self.window_size = tuple(window_size)  # timm's, for its own checkpoint conversion
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def set_window_size(self, window_size: tuple[int, int]) -> None:
+        """Remember it; the encoding resizes its own parameters."""
+        self.window_size = tuple(window_size)
+
+
+def bind_parameters(encoding: PositionEncoding, owner: nn.Module, layer: int | None = None) -> None:
+    """Keep the parameters and child modules of an encoding in `owner`, under their own names.
+
+    Those that the owner has already take the place of the encoding's. An encoding that is bound stays where it is.
+
+    Args:
+        encoding: reads them from the owner from now on.
+        owner: a part of the model.
+        layer: the owner's parameters are those of all layers, (n, layers, ...); the encoding has [:, layer].
+    """
+    if "_bound" in encoding.__dict__:
+        return
+    names = (*encoding._parameters, *encoding._modules)
+    for name in names:
+        part = getattr(encoding, name)
+        delattr(encoding, name)
+        if getattr(owner, name, None) is None:
+            setattr(owner, name, part)
+    encoding._bound = (owner, names, layer)  # in a tuple, so that the owner is not registered as a child
+
+
+def release_parameters(encoding: PositionEncoding) -> None:
+    """Give an encoding its parameters and child modules back; the owner keeps a parameter of all layers alone."""
+    owner, names, layer = encoding.__dict__.pop("_bound", (None, (), None))
+    for name in names:
+        part = getattr(owner, name)
+        setattr(encoding, name, part if layer is None else _part_of_layer(part, layer))
+        if layer is None:
+            setattr(owner, name, None)
+
+
+def has_parameters(encoding: PositionEncoding) -> bool:
+    """Return whether an encoding has parameters, wherever they are."""
+    return "_bound" in encoding.__dict__ or any(True for _ in encoding.parameters())
+
+
+def _part_of_layer(parameter: nn.Parameter, layer: int) -> nn.Parameter:
+    return nn.Parameter(parameter[:, layer].detach().clone(), requires_grad=parameter.requires_grad)
+
+
+def adopt_parameters(
+    owner: nn.Module, cls: type[PositionEncoding], layer: int | None = None, **options
+) -> PositionEncoding:
+    """Return an encoding bound to parameters that `owner` has already; nothing is drawn at random."""
+    with torch.device("meta"):
+        encoding = cls(**options)
+    bind_parameters(encoding, owner, layer)
+    encoding.to_empty(device=next(owner.parameters()).device)  # its buffers: nothing else is left
+    encoding.reinit_buffers()
+    return encoding.train(owner.training)
+
+
+def copy_encoding(encoding: PositionEncoding) -> PositionEncoding:
+    """Return a copy that has parameters of its own, wherever the encoding's are. It belongs to no model."""
+    bound = encoding.__dict__.get("_bound")
+    copied = copy.deepcopy(encoding, {} if bound is None else {id(bound): bound})  # without the owner
+    copied._spec = None
+    owner, names, layer = copied.__dict__.pop("_bound", (None, (), None))
+    for name in names:
+        part: Tensor | nn.Module = getattr(owner, name)
+        setattr(copied, name, copy.deepcopy(part) if layer is None else _part_of_layer(part, layer))
+    return copied
+
+
+def replace_encodings(*places: tuple[nn.ModuleList, Iterable[PositionEncoding]]) -> None:
+    """Put other encodings into lists of a model, in place of all that these have; every encoding gets its parameters.
+
+    Args:
+        places: each list, which stays the same object, and what it will hold.
+    """
+    for encodings, _ in places:
+        for encoding in encodings:
+            release_parameters(encoding)
+    for encodings, new in places:
+        new = list(new)
+        del encodings[:]
+        encodings.extend(new)
