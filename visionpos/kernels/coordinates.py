@@ -113,4 +113,4 @@ def example(
     return *qkv, encoding(heads, **options), positions, 1 / math.sqrt(head_dim)
 
 
-coordinate_attention = Kernel("coordinate_attention", plain, fused, unfit, facts, example)
+coordinate_attention = Kernel("coordinate_attention", plain, fused, unfit, facts, example, compiles=True)
