@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .encoding import PositionEncoding
+from .places import BiasEncoding
 from .positions import Positions
 from .probe import BATCH, DIM, GRID, HEAD_DIM, HEADS, build, content, output, raw
 from .registry import constructor_parameters, get_encoding_class
@@ -198,6 +199,20 @@ def check_translation(cls: type[PositionEncoding]) -> None:
         assert moved < 1e-4, f"claims translation invariance, but a shift moves logits by {moved:.2g}"
     else:
         assert moved > 1e-2, f"does not claim translation invariance, but a shift moves logits by only {moved:.2g}"
+
+
+@_check
+def check_formula(cls: type[PositionEncoding]) -> None:
+    """A bias that gives its formula, for kernels, gives that of `encode`: on grids, at real coordinates, per sample."""
+    if cls.place != "bias":
+        return
+    encoding, coords = build(cls), Positions.grid(GRID).coords
+    between = torch.stack([coords, coords.roll(4, 0)]) * (0.7 if cls.continuous else 1)
+    for positions in (Positions.grid(GRID), Positions.grid((5, 9)), Positions(between, GRID)):
+        located = encoding.locate(positions)
+        if encoding.formula(located) is not None:
+            pairs = BiasEncoding.encode(encoding, located, located)
+            _close(pairs, encoding.encode(located, located), "formula() against encode()")
 
 
 @_check
