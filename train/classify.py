@@ -10,7 +10,6 @@ import sys
 from dataclasses import replace
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import nn
 
@@ -21,7 +20,7 @@ from visionpos.training.run.build import build_model, check_model, load_encoder,
 from visionpos.training.run.engine import Trainer
 from visionpos.training.run.loop import Script, count, execute, resolved_encodings
 from visionpos.training.run.objective import Classification, correct
-from visionpos.training.run.record import RunDirectory
+from visionpos.training.run.record import RunDirectory, write_tensors
 from visionpos.training.run.source import Source
 
 __all__ = ["headline", "train"]
@@ -52,7 +51,7 @@ class Classify(Script):
         with trainer.evaluating():
             right = {part: correct(final, trainer.source.evaluation(part)).cpu() for part in trainer.source.parts}
         if trainer.team.is_main:
-            safetensors.torch.save_file(right, run.path / "predictions.safetensors")
+            write_tensors(run.path / "predictions.safetensors", right)
 
     def summary(self, config: Config, trainer: Trainer) -> dict[str, Any]:
         plain = build_model(replace(config, encoding="none"), trainer.source.facts)

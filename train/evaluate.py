@@ -30,7 +30,7 @@ from visionpos.training.errors import ConfigError, run_command
 from visionpos.training.run.build import trained_model
 from visionpos.training.run.engine import mixed_precision, pick_device
 from visionpos.training.run.objective import answers
-from visionpos.training.run.record import open_run, write_json
+from visionpos.training.run.record import open_run, write_json, write_tensors
 from visionpos.training.run.source import (
     evaluation_pictures,
     open_task,
@@ -55,8 +55,11 @@ def evaluate(
 ) -> dict[str, Any]:
     """Accuracy of the run at `path` at the size it was trained on, scaled to each of `sizes`, and so on.
 
+    The report and the answer to every test picture are written beside it, as `evaluate.json` and
+    `evaluate.safetensors`, or `evaluate_extrapolated.*`; the answers (N,) are named as in "scale 24x24 test".
+
     Args:
-        path: The run directory; the report is written there too.
+        path: The run directory.
         sizes: (H, W) in pixels.
         canvas: (H, W) in pixels.
         extrapolate: Let coordinates run on beyond the trained grid instead of interpolating them into it.
@@ -73,13 +76,14 @@ def evaluate(
     check_sizes(config, model, requests, trained)
     precision = mixed_precision(device, config.precision)
     pictures = None if config.data.is_task else evaluation_pictures(config.data).to(device)
-    rows, unmoved = [], {}
+    rows, unmoved, kept = [], {}, {}
     for how, size in requests:
         try:
             resized = with_input_size(model, trained if how == "shift" else size, extrapolate)
             for part, batches in parts_at(config, pictures, found.state["facts"], how, size, device):
                 with precision:
                     given, labels = answers(resized, batches)
+                kept[f"{how} {show(size)} {part}"] = compact(given)
                 row = {"how": how, "size": list(size), "part": part, "accuracy": share(given == labels)}
                 unmoved.setdefault(part, given)  # the first request is the size that was trained on
                 rows.append(row | ({"consistency": share(given == unmoved[part])} if how == "shift" else {}))
@@ -96,8 +100,15 @@ def evaluate(
         "note": found.state["facts"]["note"],
         "rows": rows,
     }
-    write_json(path / ("evaluate_extrapolated.json" if extrapolate else "evaluate.json"), report)
+    name = "evaluate_extrapolated" if extrapolate else "evaluate"
+    write_tensors(path / f"{name}.safetensors", kept)  # before the report: where that is, they are
+    write_json(path / f"{name}.json", report)
     return report
+
+
+def compact(answers: Tensor) -> Tensor:
+    """Return answers (N,), numbers of classes, in the smallest type that holds them."""
+    return answers.cpu().to(torch.uint8 if answers.max() < 256 else torch.int32)
 
 
 def share(flags: Tensor) -> float:

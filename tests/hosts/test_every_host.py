@@ -33,7 +33,7 @@ def test_the_timm_model_is_still_the_timm_model(family):
     plain, _ = build(family)
     model, x = converted(family)
     assert isinstance(model, type(plain))
-    assert type(model).__module__.startswith("visionpos.convert.")
+    assert type(model).__module__.startswith("visionpos.hosts.")
     shared = dict(plain.named_parameters())
     for name, parameter in model.named_parameters():
         assert name not in shared or torch.equal(parameter, shared[name]), name

@@ -211,7 +211,7 @@ PLACES = mutants_of(
 )
 
 ATTENTION = mutants_of(
-    "attention.py",
+    "hosts/attention.py",
     "hosts/test_attention.py parity/test_lepe.py parity/test_shaw.py test_known_bugs_of_tokens.py "
     "hosts/test_swin.py hosts/test_vit.py",
     [
@@ -245,7 +245,7 @@ ATTENTION = mutants_of(
 )
 
 FAST_ATTENTION = mutants_of(
-    "attention.py",
+    "hosts/attention.py",
     "rotary/test_split.py hosts/test_fast_attention.py",
     [
         ("norms of q and k skipped", "if not all(norm is None or", "if not any(norm is None or"),
@@ -283,7 +283,7 @@ MEMORY = mutants_of(
 )
 
 WINDOW_ATTENTION = mutants_of(
-    "window_attention.py",
+    "hosts/window_attention.py",
     "hosts/test_window_attention.py hosts/test_attention.py hosts/test_swin.py",
     [
         (

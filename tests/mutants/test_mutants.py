@@ -8,6 +8,7 @@ from tests.mutants.tables import MUTANTS
 SHARE = 0.95
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mutant", MUTANTS, ids=str)
 def test_the_table_follows_the_code(mutant):
     source = mutant.source()

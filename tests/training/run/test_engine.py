@@ -12,7 +12,7 @@ from tests.training.tiny_run import picture_config, task_config
 from visionpos.training.errors import CheckpointError, ConfigError, NonFiniteError
 from visionpos.training.run.build import build_model
 from visionpos.training.run.distributed import Team
-from visionpos.training.run.engine import Trainer, mixed_precision, pick_device
+from visionpos.training.run.engine import Trainer, mixed_precision, pick_device, seed_layers
 from visionpos.training.run.objective import Classification, correct
 from visionpos.training.run.source import open_source
 
@@ -203,3 +203,10 @@ def test_every_weight_of_a_model_trains(encoding, host, tmp_path):
     trainer.advance(2)
     same = [key for key, tensor in trainer.model.state_dict().items() if torch.equal(tensor, before[key])]
     assert not same
+
+
+def test_layers_are_seeded_as_torch_seeds_everything():
+    seed_layers(torch.device("cpu"), 2**40 + 7)
+    got = torch.rand(5)
+    torch.manual_seed(2**40 + 7)
+    assert torch.equal(got, torch.rand(5))

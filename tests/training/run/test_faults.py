@@ -7,9 +7,11 @@ import signal
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.autograd import DeviceType
 
 from tests.training.run.interrupting import (  # fmt: skip
     at,
@@ -29,6 +31,7 @@ from visionpos.training.errors import ConfigError, run_command
 from visionpos.training.run import checkpoint, loop
 from visionpos.training.run.distributed import Team
 from visionpos.training.run.engine import Trainer
+from visionpos.training.run.profile import PARTS, host_time, kernel_time
 from visionpos.training.run.record import RunDirectory
 
 STOP = at("after backward", 3, send(signal.SIGTERM))
@@ -273,3 +276,17 @@ def test_a_profile_says_where_the_time_goes_and_trains_nothing(fresh, tmp_path):
     shares = [float(line.split()[-1].rstrip("%")) for line in parts]
     assert sum(shares) == pytest.approx(100, abs=0.3)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_profile_on_a_gpu_counts_every_kernel_once():
+    """There each part has a second event, the device's annotation, and operations carry the time of their kernels."""
+
+    def event(key, kind, host, device, annotation=False):
+        times = {"cpu_time_total": host, "self_device_time_total": device}
+        return SimpleNamespace(key=key, device_type=kind, is_user_annotation=annotation, **times)
+
+    cpu, cuda = DeviceType.CPU, DeviceType.CUDA
+    events = [event(name, cpu, 2000.0, 0.0, True) for name in PARTS] + [event("aten::mm", cpu, 90.0, 700.0)]
+    events += [event(name, cuda, 0.0, 900.0, True) for name in PARTS] + [event("gemm", cuda, 0.0, 700.0)]
+    assert host_time(events) == dict.fromkeys(PARTS, 2.0)
+    assert kernel_time(events) == 0.7

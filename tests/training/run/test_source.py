@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from tests.training.tiny_run import picture_config, task_config
+from visionpos.training.data.datasets import Pictures
 from visionpos.training.errors import ConfigError
-from visionpos.training.run.source import PictureSource, open_source, stream, training_pictures
+from visionpos.training.run.source import PictureSource, open_source, picture_batches, stream, training_pictures
 
 CPU = torch.device("cpu")
 
@@ -120,3 +121,12 @@ def test_streams_differ():
     keys = [("order", 0, 0), ("order", 0, 1), ("order", 1, 0), ("augmentation", 0, 0), ("order", 0, 10), ("order", 1)]
     assert len({stream(*key) for key in keys}) == len(keys)
     assert stream("order", 3, 4) == 56013430869802107  # alike on every machine, in every process
+
+
+@pytest.mark.parametrize(("count", "sizes"), [(5000, {500}), (512, {512}), (513, {257, 256}), (30, {30}), (1, {1})])
+def test_evaluation_batches_are_of_one_size_and_in_order(count, sizes):
+    images = torch.arange(count, dtype=torch.uint8).view(-1, 1, 1, 1)
+    pictures = Pictures(images, torch.arange(count), ("a",))
+    batches = [labels for _, labels in picture_batches(pictures, [0.5], [0.25])]
+    assert {len(labels) for labels in batches} == sizes
+    assert torch.equal(torch.cat(batches), pictures.labels)

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 
 import visionpos as vp
 from tests.training.tiny_run import picture_config, task_config
@@ -86,10 +87,13 @@ def test_a_task_run_on_other_grids_interpolated_and_extrapolated(tmp_path):
         result["final"][part] for part in ("inside", "outside", "whole")
     ]
     assert extrapolated["coordinates"] == "extrapolated"
-    assert {path.name for path in (tmp_path / "run").glob("evaluate*")} == {
-        "evaluate.json",
-        "evaluate_extrapolated.json",
-    }
+    for name, report in (("evaluate", interpolated), ("evaluate_extrapolated", extrapolated)):
+        answers = load_file(tmp_path / "run" / f"{name}.safetensors")
+        assert sorted(answers) == sorted(
+            f"{r['how']} {r['size'][0]}x{r['size'][1]} {r['part']}" for r in report["rows"]
+        )
+        assert {answer.dtype for answer in answers.values()} == {torch.uint8}
+        assert {answer.shape for answer in answers.values()} == {(report["test_size"],)}
 
 
 def test_extrapolation_changes_angles_at_another_size_and_not_at_its_own():

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from torchvision.datasets.utils import download_url
 
+from visionpos.training.data import decoded
 from visionpos.training.data.readers import CIFAR, SPLITS, DataError, Samples, read
 
 __all__ = ["DataError", "Pictures", "holdout", "load_pictures", "subset"]
@@ -84,17 +85,13 @@ def load_pictures(
     if size is not None and (len(size) != 2 or min(size) < 1):
         raise DataError(f"size must be (height, width), at least 1 pixel each, got {size}")
     name, root = str(name), Path(root)
-    found, problem = _find(name, root, split), ""
+    found, problem = _find(name, root, split, size), ""
     if found is None and download and name in CIFAR:
         problem = _download(name, root)
-        found = _find(name, root, split)
+        found = _find(name, root, split, size)
     if found is None:
         raise DataError(_missing(name, root, problem))
-    path, classes, samples = found
-    if len(classes) != _NUM_CLASSES.get(name, len(classes)):
-        raise DataError(f"{path} holds {len(classes)} classes, but {name} has {_NUM_CLASSES[name]}")
-    images, labels = _stack(samples, size)
-    return Pictures(images, labels, classes)
+    return found
 
 
 def subset(pictures: Pictures, per_class: int, seed: int) -> Pictures:
@@ -156,12 +153,19 @@ def _stack(samples: Samples, size: tuple[int, int] | None) -> tuple[torch.Tensor
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(), torch.tensor(labels)
 
 
-def _find(name: str, root: Path, split: str) -> tuple[Path, tuple[str, ...], Samples] | None:
-    """The first place that has the data: path, classes and samples."""
+def _find(name: str, root: Path, split: str, size: tuple[int, int] | None) -> Pictures | None:
+    """The pictures of the first place that has any; those of an archive are decoded once and kept beside it."""
     for path in _places(name, root):
-        found = read(path, split)
-        if found is not None:
-            return path, *found
+        kept = decoded.load(path, split, size) if path.is_file() else None
+        if kept is None and (found := read(path, split)) is not None:
+            kept = *_stack(found[1], size), found[0]
+            if path.is_file():
+                decoded.save(path, split, size, kept)
+        if kept is not None:
+            pictures = Pictures(*kept)
+            if len(pictures.classes) != _NUM_CLASSES.get(name, len(pictures.classes)):
+                raise DataError(f"{path} holds {len(pictures.classes)} classes, but {name} has {_NUM_CLASSES[name]}")
+            return pictures
     return None
 
 

@@ -6,6 +6,7 @@ its weights. Draws are vectorised and come from one generator alone.
 """
 
 import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -47,7 +48,7 @@ class PositionTask:
     """
 
     name: str
-    grid: tuple[int, int] = (6, 6)
+    grid: Sequence[int] = (6, 6)
     cell: int = 4
     holdout: str = "none"
     noise: float = 0.3

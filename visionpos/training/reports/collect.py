@@ -1,7 +1,7 @@
 """Finished runs for a report: found, held to be comparable, and put side by side."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,7 +85,7 @@ class Group:
         return {**vars(found.within(-1, 1)), "basis": basis, "per_seed": dict(zip(seeds, each, strict=True))}
 
 
-def interval(runs: Sequence[Run], part: str) -> tuple[Interval, str]:
+def interval(runs: Collection[Run], part: str) -> tuple[Interval, str]:
     """The mean accuracy of runs that differ in the seed alone."""
     if all(part in run.right for run in runs):
         return two_level_bootstrap(np.stack([run.right[part] for run in runs])).within(0, 1), "seeds and pictures"

@@ -1,7 +1,7 @@
 """What a model learns from a batch, and what it is measured by."""
 
 from collections.abc import Callable, Iterable
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ __all__ = ["Classification", "MaskedImages", "Objective", "answers", "correct"]
 Batch = tuple[Tensor, Tensor]
 
 
+@runtime_checkable
 class Objective(Protocol):
     """One kind of training."""
 

@@ -1,8 +1,10 @@
 """Where the time of a training step goes."""
 
 import time
+from collections.abc import Iterable
 from typing import Any
 
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity
 from torch.profiler import profile as record
 
@@ -26,25 +28,37 @@ def profile(trainer: Trainer, steps: int) -> dict[str, Any]:
     started = time.perf_counter()
     trainer.advance(steps)  # ends when the device has
     whole = (time.perf_counter() - started) / steps * 1000
-    with record(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * gpu) as recorded:
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * gpu
+    with record(activities=activities, acc_events=True) as recorded:
         trainer.advance(steps)
     events = recorded.key_averages()
-    parts = {event.key: event.cpu_time_total / 1000 / steps for event in events if event.key in PARTS}
+    parts = {name: milliseconds / steps for name, milliseconds in host_time(events).items()}
     report = {
         "steps": steps,
         "step_ms": whole,
         "images_per_second": trainer.recipe.batch_size / whole * 1000,
-        "host_ms": {name: parts[name] for name in PARTS},
+        "host_ms": parts,
         "kernels": kernels.report(),
     }
     say(f"a step: {whole:.2f} ms, {report['images_per_second']:.0f} images per second; recorded, on the host:")
     for name in PARTS:
         say(f"{name:<10}{parts[name]:10.2f} ms  {parts[name] / sum(parts.values()):6.1%}")
     if gpu:
-        busy = sum(event.self_device_time_total for event in events) / 1000 / steps
+        busy = kernel_time(events) / steps
         report |= {"kernel_ms": busy, "outside_kernels": 1 - busy / whole}
         say(f"{'kernels':<10}{busy:10.2f} ms; {report['outside_kernels']:.1%} of the step is outside kernels")
     for operation, version in report["kernels"].items():
         say(f"{operation} ran {version}")
     say(events.table(sort_by="self_device_time_total" if gpu else "self_cpu_time_total", row_limit=12))
     return report
+
+
+def host_time(events: Iterable[Any]) -> dict[str, float]:
+    """Return the host's milliseconds in each part; on a GPU a second event of its name has none."""
+    return {name: sum(event.cpu_time_total for event in events if event.key == name) / 1000 for name in PARTS}
+
+
+def kernel_time(events: Iterable[Any]) -> float:
+    """Return the milliseconds of kernels and copies; operations and parts that started them have them again."""
+    kernels_alone = (e for e in events if e.device_type == DeviceType.CUDA and not e.is_user_annotation)
+    return sum(event.self_device_time_total for event in kernels_alone) / 1000

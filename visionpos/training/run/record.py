@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torchvision.utils import save_image
@@ -31,7 +32,7 @@ from visionpos.training.run.checkpoint import Checkpoint
 from visionpos.training.run.distributed import Team
 from visionpos.training.run.lock import hold, holder
 
-__all__ = ["RunDirectory", "flat", "open_run", "read_json", "write_json"]
+__all__ = ["RunDirectory", "flat", "open_run", "read_json", "write_json", "write_tensors"]
 
 FREE_TO_CHANGE = (
     "output",
@@ -162,6 +163,13 @@ def write_whole(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
+    os.replace(aside, path)
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write a safetensors file in full or not at all."""
+    aside = path.with_name(f".{path.name}.tmp")
+    save_file(tensors, aside)
     os.replace(aside, path)
 
 

@@ -5,8 +5,9 @@ its encoding, nor of when anything is logged. So the position in the data is one
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -41,6 +42,7 @@ JPEG_NOTE = (
 )
 
 
+@runtime_checkable
 class Source(Protocol):
     """What training needs to know of its data."""
 
@@ -189,8 +191,12 @@ def picture_part(data: Data) -> str:
 def picture_batches(
     pictures: Pictures, mean: list[float], std: list[float], change: Callable[[Tensor], Tensor] = lambda images: images
 ) -> Batches:
-    """Normalised pictures and labels in order, the uint8 pictures of each batch changed first."""
-    for rows in torch.arange(len(pictures), device=pictures.labels.device).split(EVALUATION_BATCH):
+    """Normalised pictures and labels in order, the uint8 pictures of each batch changed first.
+
+    The batches are as large as each other where that can be: a compiled model is then compiled for one size alone.
+    """
+    batches = math.ceil(len(pictures) / EVALUATION_BATCH)
+    for rows in torch.arange(len(pictures), device=pictures.labels.device).split(math.ceil(len(pictures) / batches)):
         yield normalize(change(pictures.images[rows]), mean, std), pictures.labels[rows]
 
 
