@@ -60,7 +60,7 @@ class InputEncoding(PositionEncoding):
         check_tokens(x, 1, positions, "x")
         if x.shape[-1] != self.dim:
             raise ValueError(f"x has {x.shape[-1]} channels, but {self.name} was built with dim={self.dim}")
-        return x + self.prepared(positions).to(x.dtype)
+        return x + self.prepare(positions).to(x.dtype)
 
 
 def take_tokens(table: Tensor, index: Tensor, num_prefix_tokens: int) -> Tensor:

@@ -77,7 +77,7 @@ class PositionState:
 @torch.fx.wrap  # one call in its graphs: the sizes of a picture are known when they run
 def prepare_all(encodings: Iterable[PositionEncoding], positions: Positions) -> Prepared:
     """Encodings and what they prepare for an attention layer: positions, where a kernel has the bias's formula."""
-    return tuple((e, positions if takes_coordinates(e, positions) else e.prepared(positions)) for e in encodings)
+    return tuple((e, positions if takes_coordinates(e, positions) else e.prepare(positions)) for e in encodings)
 
 
 def encoded(x: Tensor, q: Tensor, k: Tensor, v: Tensor, prepared: Iterable[tuple[PositionEncoding, Any]]):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..bias.relative_table import RelativeTable
 from ..encoding import PositionEncoding
-from ..memory import is_plain_eager
+from ..materialize import is_plain_eager
 from ..positions import Positions
 from ..windows import TakeTokens, window_order
 from .host import Facts, FixedCoordinates, Host, encoding_parameters, mixes_tokens, register_host

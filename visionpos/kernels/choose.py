@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..memory import is_plain_eager
+from ..materialize import is_plain_eager
 
 Mode = Literal["auto", "plain", "fused"]
 MODES = ("auto", "plain", "fused")
