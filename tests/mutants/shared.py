@@ -31,8 +31,8 @@ WINDOWS = mutants_of(
         ("index off by one", "(2 * w - 1) + (dx + w - 1)\n", "(2 * w - 1) + (dx + w)\n"),
         (
             "key minus query",
-            "dy, dx = y[:, None] - y[None, :], x[:, None]",
-            "dy, dx = y[None, :] - y[:, None], x[:, None]",
+            "return y[:, None] - y[None, :], x[:, None]",
+            "return y[None, :] - y[:, None], x[:, None]",
         ),
         ("columns first", 'indexing="ij"', 'indexing="xy"'),
         ("mask sign", 'masked_fill(apart, float("-inf"))', 'masked_fill(apart, float("inf"))'),
