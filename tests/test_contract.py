@@ -65,6 +65,11 @@ class ForgetsBatches(Distance):
         return bias[:1].expand_as(bias) if queries.is_batched else bias
 
 
+class SaysAnotherFormula(Distance):
+    def formula(self, positions):
+        return lambda head, dy, dx: -torch.sqrt(dy * dy + 1.1 * dx * dx)
+
+
 class HidesAParameter(Distance):
     def __init__(self, num_heads, **frame):
         super().__init__(num_heads, **frame)
@@ -147,6 +152,7 @@ LIARS = [
     (Nothing, "positions_matter"),
     (GuessesTheGrid, "kept_tokens"),
     (ForgetsBatches, "batched_coordinates"),
+    (SaysAnotherFormula, "formula"),
     (HidesAParameter, "gradients"),
     (SavesItsBuffer, "state"),
     (HalvesItsFrequencies, "dtypes"),

@@ -115,8 +115,7 @@ def test_a_bias_that_the_kernel_computes(name, kind):
     encoding = build(name)
     with FakeTensorMode(allow_non_fake_inputs=True), Record() as record:
         move(encoding)
-        positions = encoding.locate(arranged(kind))
-        modifiers(coordinates.formula(encoding, positions), positions)
+        modifiers(*coordinates.pairwise(encoding, arranged(kind)))
     assert record.waits == []
 
 

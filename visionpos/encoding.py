@@ -25,7 +25,6 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from .memory import remembered
 from .positions import Positions
 
 Place = Literal["input", "rotary", "bias", "conditional", "none"]
@@ -121,18 +120,6 @@ class PositionEncoding(nn.Module):
     def prepare(self, positions: Positions) -> Any:
         """What `forward` adds or `modify_attention` needs, computed once for a forward pass."""
         raise TypeError(f"{type(self).__name__} must define prepare()")
-
-    def prepared(self, positions: Positions) -> Any:
-        """What `prepare` returns; in eval mode on a CPU computed only if anything that it depends on has changed.
-
-        To be read, not written: the next forward pass may get the same tensors.
-        """
-        if self.content_dependent:
-            return self.prepare(positions)
-        names = self.__dict__.get("_bound", (None, ()))[1]
-        where = positions.coords, positions.feat_shape, positions.num_prefix_tokens, positions.is_grid
-        depends_on = where, self, [getattr(self, name) for name in names]
-        return remembered(self, lambda: self.prepare(positions), depends_on)
 
     def set_feat_shape(self, feat_shape: tuple[int, int]) -> None:
         """The model works on another grid from now on. Learned tables are resized for good, formulas need nothing."""

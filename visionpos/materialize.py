@@ -1,4 +1,4 @@
-"""Tables that compiled graphs write to memory.
+"""What differs between eager mode and traced graphs: which of them runs, and tables that graphs write to memory.
 
 A compiler repeats the computation of a table, such as the gather of a bias, for every element that reads it: in windows
 as often as there are windows.
@@ -8,6 +8,19 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+
+
+def is_plain_eager() -> bool:
+    """Return whether operations do what they say and nothing else: no trace, no transformation of functions."""
+    return not (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+        or is_in_torch_dispatch_mode()
+    )
 
 
 @torch.library.custom_op("visionpos::materialize", mutates_args=(), schema="(Tensor x) -> Tensor")

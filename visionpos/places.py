@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -59,7 +60,7 @@ class InputEncoding(PositionEncoding):
         check_tokens(x, 1, positions, "x")
         if x.shape[-1] != self.dim:
             raise ValueError(f"x has {x.shape[-1]} channels, but {self.name} was built with dim={self.dim}")
-        return x + self.prepared(positions).to(x.dtype)
+        return x + self.prepare(positions).to(x.dtype)
 
 
 def take_tokens(table: Tensor, index: Tensor, num_prefix_tokens: int) -> Tensor:
@@ -151,6 +152,10 @@ class RotaryEncoding(PositionEncoding):
         return self.rotate(q, prepared), self.rotate(k, prepared)
 
 
+HIDDEN = -1e4  # finite in float16 too, and so are sums of a few; e^HIDDEN is 0 in every dtype
+BORDER = 1e-3  # of a grid step: coordinates that were rescaled onto the border of a half plane lie on it
+
+
 class BiasEncoding(PositionEncoding):
     """Adds a number to each attention logit, after the scaling by 1 / sqrt(head_dim).
 
@@ -160,14 +165,58 @@ class BiasEncoding(PositionEncoding):
 
     place = "bias"
 
+    def __init_subclass__(cls, **options):
+        """Drop an inherited formula where the class computes another bias and says no formula of its own."""
+        super().__init_subclass__(**options)
+        author = next(base for base in cls.__mro__ if "formula" in vars(base))
+        computes = ("encode", "bias", "with_prefix", "half_planes")
+        if any(getattr(cls, name) is not getattr(author, name) for name in computes):
+            cls.formula = BiasEncoding.formula
+
     def __init__(self, num_heads: int, **frame):
         super().__init__(**frame)
         require_multiple("num_heads", num_heads, 1, "attention heads")
         self.num_heads = num_heads
 
     def encode(self, queries: Positions, keys: Positions) -> Tensor:
-        """The bias between patch tokens, (heads, Nq, Nk), or (B, heads, Nq, Nk)."""
-        raise TypeError(f"{type(self).__name__} must define encode()")
+        """The bias between patch tokens, (heads, Nq, Nk), or (B, heads, Nq, Nk).
+
+        An author who gives a `formula` need not write it: this is the formula of every pair.
+        """
+        formula, planes = self.formula(queries), self.half_planes()
+        if formula is None:
+            raise TypeError(f"{type(self).__name__} must define encode() or formula()")
+        delta = (queries.coords[..., :, None, :] - keys.coords[..., None, :, :]).unsqueeze(-4)  # ([B,] 1, Nq, Nk, 2)
+        head = torch.arange(self.num_heads, device=delta.device)[:, None, None]
+        bias = formula(head, *delta.unbind(-1)).expand(*delta.shape[:-4], self.num_heads, *delta.shape[-3:-1])
+        if planes is None:
+            return bias
+        outside = torch.einsum("...hqkc,hpc->...hpqk", delta.expand(*bias.shape, 2), planes.to(delta)) > BORDER
+        return bias.masked_fill(outside.any(-3), HIDDEN)
+
+    def formula(self, positions: Positions) -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
+        """Return the bias as a function of one pair, for kernels that compute it on the fly, or None if it is none.
+
+        It computes what `encode` does, from nothing that is learned. A subclass that overrides `encode` and not the
+        formula has none.
+
+        Args:
+            positions: as `encode` gets them, on two axes.
+
+        Returns:
+            A function of (head, dy, dx): the index of the head, an integer tensor, and the offset query minus key, in
+            the dtype of the coordinates, of shapes that broadcast. It may index tensors by `head`, and computes
+            element by element.
+        """
+        return None
+
+    def half_planes(self) -> Tensor | None:
+        """Return the normals n (heads, P, 2), in (y, x), of half planes outside of which keys are hidden, or None.
+
+        A query sees the keys with n . (key - query) >= 0 for all P normals of the head, borders included; (0, 0) holds
+        everywhere. Elsewhere the bias is HIDDEN, whatever `formula` says, and kernels skip what they can.
+        """
+        return None
 
     def bias(self, positions: Positions, keys: Positions | None = None) -> Float[Tensor, "*batch heads q k"]:
         """The bias of queries at `positions` and keys at `keys` (by default the same): (heads, prefix + N, prefix + N).

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .frequencies import wide
-from .memory import is_plain_eager
+from .materialize import is_plain_eager
 from .windows import same_grid
 
 Mode = Literal["bicubic", "bilinear"]

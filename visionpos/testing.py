@@ -17,6 +17,7 @@ from torch import Tensor
 from .convert import create_model, get_encoding, set_encoding
 from .encoding import PositionEncoding
 from .hosts.host import find_host, mixes_tokens
+from .places import BiasEncoding
 from .positions import Positions
 from .probe import BATCH, DIM, GRID, HEAD_DIM, HEADS, content, output, raw, small_encoding
 from .registry import complete_options, constructor_parameters, get_encoding_class
@@ -202,6 +203,20 @@ def check_translation(cls: type[PositionEncoding]) -> None:
         assert moved < 1e-4, f"claims translation invariance, but a shift moves logits by {moved:.2g}"
     else:
         assert moved > 1e-2, f"does not claim translation invariance, but a shift moves logits by only {moved:.2g}"
+
+
+@_check
+def check_formula(cls: type[PositionEncoding]) -> None:
+    """A bias that gives its formula, for kernels, gives that of `encode`: on grids, at real coordinates, per sample."""
+    if cls.place != "bias":
+        return
+    encoding, coords = small_encoding(cls), Positions.grid(GRID).coords
+    between = torch.stack([coords, coords.roll(4, 0)]) * (0.7 if cls.continuous else 1)
+    for positions in (Positions.grid(GRID), Positions.grid((5, 9)), Positions(between, GRID)):
+        located = encoding.locate(positions)
+        if encoding.formula(located) is not None:
+            pairs = BiasEncoding.encode(encoding, located, located)
+            _close(pairs, encoding.encode(located, located), "formula() against encode()")
 
 
 @_check

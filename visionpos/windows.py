@@ -70,6 +70,20 @@ class TakeTokens(torch.autograd.Function):
         return TakeTokens.apply(grad, place, order), None, None
 
 
+def relative_offsets(window_size: tuple[int, int], device=None) -> tuple[Int[Tensor, "n n"], Int[Tensor, "n n"]]:
+    """Return (dy, dx), query minus key, of each pair of tokens of a window: (N, N) int64 each, N = h * w.
+
+    Raises:
+        ValueError: a window without tokens.
+    """
+    h, w = window_size
+    if h < 1 or w < 1:
+        raise ValueError(f"window_size must be two positive integers, got {window_size}")
+    axes = torch.arange(h, device=device), torch.arange(w, device=device)
+    y, x = (axis.flatten() for axis in torch.meshgrid(*axes, indexing="ij"))  # of each token, (N,)
+    return y[:, None] - y[None, :], x[:, None] - x[None, :]
+
+
 def relative_position_index(window_size: tuple[int, int], device=None) -> Int[Tensor, "n n"]:
     """Row of the bias table for each (query, key) pair of a window: (N, N) int64, N = h * w in row-major order.
 
@@ -77,11 +91,7 @@ def relative_position_index(window_size: tuple[int, int], device=None) -> Int[Te
     Source: Liu et al. 2021 (arXiv 2103.14030).
     """
     h, w = window_size
-    if h < 1 or w < 1:
-        raise ValueError(f"window_size must be two positive integers, got {window_size}")
-    axes = torch.arange(h, device=device), torch.arange(w, device=device)
-    y, x = (axis.flatten() for axis in torch.meshgrid(*axes, indexing="ij"))  # of each token
-    dy, dx = y[:, None] - y[None, :], x[:, None] - x[None, :]
+    dy, dx = relative_offsets(window_size, device)
     return (dy + h - 1) * (2 * w - 1) + (dx + w - 1)
 
 

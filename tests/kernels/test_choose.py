@@ -31,7 +31,7 @@ def buffer():
     return torch.randn(2, 5, 3, 3, 8), torch.stack([angles.cos(), angles.sin()]), "half"
 
 
-def doubler(fused):
+def doubler(fused, **options):
     """The operation 2 x, of x with a gradient."""
     return choose.Kernel(
         "doubler",
@@ -40,6 +40,7 @@ def doubler(fused):
         unfit=lambda x: "",
         facts=lambda x: (x.shape[-1],),
         example=lambda device, dtype, size: (torch.ones(3, size, device=device, dtype=dtype).requires_grad_(),),
+        **options,
     )
 
 
@@ -146,6 +147,49 @@ def test_a_trial_while_a_graph_is_traced(monkeypatch):
     compiled = torch.compile(lambda x: kernel(x), fullgraph=True, backend="eager")
     with pytest.warns(UserWarning, match="doubler"):
         assert torch.equal(compiled(torch.ones(2, 4)), torch.full((2, 4), 2.0))
+
+
+@pytest.mark.unhooked
+def test_a_kernel_that_compiles_is_not_tried_while_a_graph_is_traced(monkeypatch):
+    """A backward pass compiled inside it would write into the metrics of the outer one, which torch 2.11 refuses."""
+    monkeypatch.setattr(choose, "considered", lambda x: True)
+    tried = []
+    inner = torch.compile(lambda x: x + x, backend="eager")
+    kernel = doubler(lambda x: (x + x) if torch.compiler.is_compiling() else tried.append(1) or inner(x), compiles=True)
+    x = torch.randn(2, 4, requires_grad=True)
+    compiled = torch.compile(lambda x: kernel(x), fullgraph=True, backend="eager")
+    assert torch.equal(compiled(x), 2 * x)
+    assert tried == []
+    assert kernels.report()["doubler"] == "fused"
+    assert kernel.runs(x)  # outside of a trace it is
+    assert tried == [1]
+
+
+@pytest.mark.unhooked
+def test_what_a_trial_found_holds_in_a_trace(monkeypatch):
+    monkeypatch.setattr(choose, "considered", lambda x: True)
+    kernel, x = doubler(lambda x: x + x + 1, compiles=True), torch.ones(2, 4)
+    with pytest.warns(UserWarning, match="doubler"):
+        assert torch.equal(kernel(x), 2 * x)
+    assert torch.equal(torch.compile(lambda x: kernel(x), fullgraph=True, backend="eager")(x), 2 * x)
+
+
+def test_flex_attention_compiles():
+    assert choose._kernels["coordinate_attention"].compiles
+    assert not choose._kernels["rotate_qkv"].compiles  # kernels of Triton are tried wherever they are used first
+    assert not choose._kernels["window_attention"].compiles
+
+
+@pytest.mark.parametrize(
+    ("dtype", "error", "used"),
+    [(torch.float32, 5e-4, True), (torch.float64, 3e-3, False), (torch.float16, 3e-3, True),
+     (torch.float16, 2e-2, False), (torch.bfloat16, 2e-2, True), (torch.bfloat16, 5e-2, False)],
+)  # fmt: skip
+def test_how_far_a_kernel_may_be_off(dtype, error, used):
+    kernel = doubler(lambda x: (2 + 2 * error) * x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error" if used else "ignore")
+        assert (choose.trial(kernel, CPU, dtype, (4,)) == "") is used
 
 
 @pytest.mark.unhooked

@@ -1,13 +1,22 @@
 """Attention with a bias computed from coordinates: FlexAttention's modifiers, evaluated densely, and compiled."""
 
+import re
+import warnings
+from pathlib import Path
+
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention.flex_attention import flex_attention
 
 import visionpos as vp
 from visionpos import kernels
-from visionpos.kernels import coordinates
+from visionpos.hosts import attention
+from visionpos.kernels import choose, coordinates
 from visionpos.kernels.coordinates_flex import BLOCK, modifiers
+from visionpos.registry import _REGISTRY
 
+PAGE = Path(__file__).parents[2] / "docs" / "add_your_own.md"
 ENCODINGS = {
     "alibi": {},
     "alibi2d": {},
@@ -30,7 +39,7 @@ def build(name, grid, batched=False):
 
 def evaluated(encoding, positions):
     """The bias between all tokens, -inf where the mask hides a pair, and the block mask."""
-    score_mod, blocks = modifiers(coordinates.formula(encoding, positions), encoding.locate(positions))
+    score_mod, blocks = modifiers(*coordinates.pairwise(encoding, positions))
     batch = positions.coords.shape[0] if positions.is_batched else 1
     tokens = torch.arange(positions.num_tokens)
     index = torch.arange(batch)[:, None, None, None], torch.arange(12)[:, None, None], tokens[:, None], tokens
@@ -49,7 +58,7 @@ def test_the_formula_is_the_bias_of_the_encoding(name, grid, batched):
     expected = expected if batched else expected[None]
     hidden = expected <= -1e4
     assert torch.equal(got.isneginf(), hidden)
-    assert hidden.any() == (coordinates.formula(encoding, positions).edges is not None)
+    assert hidden.any() == (encoding.half_planes() is not None)
     assert (got - expected)[~hidden].abs().max() <= 1e-5 * expected[~hidden].abs().max()
 
 
@@ -78,7 +87,7 @@ def test_blocks_hold_all_that_is_seen(name, grid, batched):
 def test_blocks_are_skipped():
     encoding = vp.create_encoding("lookhere", num_heads=12, layer=0, depth=1)
     positions = vp.Positions.grid((48, 64))
-    blocks = modifiers(coordinates.formula(encoding, positions), positions)[1]
+    blocks = modifiers(*coordinates.pairwise(encoding, positions))[1]
     listed = (blocks.kv_num_blocks + blocks.full_kv_num_blocks).sum(-1)[0] / blocks.kv_num_blocks.shape[-1] ** 2
     assert listed[-1] == 1  # an undirected head sees everything
     assert listed[4] < 0.55  # one that looks up; those that look aside find keys in every block, which has two rows
@@ -109,13 +118,115 @@ def test_where_coordinates_are_taken():
         assert not kernels.takes_coordinates(encoding, positions)
 
 
-def test_a_subclass_has_a_formula_of_its_own():
-    class Doubled(type(build("alibi2d", "prefix")[0])):
-        def encode(self, queries, keys):
-            return 2 * super().encode(queries, keys)
+ALIBI2D = type(vp.create_encoding("alibi2d", num_heads=1))
 
+
+class Twice:
+    def encode(self, queries, keys):
+        return 2 * super().encode(queries, keys)
+
+
+class Doubled(ALIBI2D):
+    encode = Twice.encode
+
+
+class MixedIn(Twice, ALIBI2D):
+    pass
+
+
+class Renamed(ALIBI2D):
+    pass
+
+
+class FormulaOfItsOwn(Doubled):
+    def formula(self, positions):
+        single = ALIBI2D.formula(self, positions)
+        return lambda head, dy, dx: 2 * single(head, dy, dx)
+
+
+class Learned(vp.BiasEncoding):
+    learnable = True
+
+    def formula(self, positions):
+        return lambda head, dy, dx: -torch.abs(dy)
+
+
+@pytest.mark.parametrize(
+    ("cls", "has"), [(Doubled, False), (MixedIn, False), (Renamed, True), (FormulaOfItsOwn, True), (Learned, False)]
+)
+def test_a_subclass_that_computes_another_bias_has_no_formula(cls, has):
     with kernels.use("fused"):
-        assert not kernels.takes_coordinates(Doubled(12), vp.Positions.grid((4, 6)))
+        assert kernels.takes_coordinates(cls(12), vp.Positions.grid((4, 6))) is has
+
+
+@pytest.fixture
+def ring(monkeypatch):
+    """The encoding of the page on own encodings."""
+    monkeypatch.setattr("visionpos.registry._REGISTRY", dict(_REGISTRY))
+    block = re.search(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL).group(1)
+    scope = {"__name__": "ring"}
+    exec(block, scope)
+    return scope["Ring"]
+
+
+class Quadrants(vp.BiasEncoding):
+    """Head h falls with the distance between rows and sees what lies below and to one side of the query."""
+
+    def formula(self, positions):
+        return lambda head, dy, dx: -torch.abs(dy) / (head + 1) + 0 * dx
+
+    def half_planes(self):
+        side = 1 - 2 * (torch.arange(self.num_heads) % 2)
+        return torch.stack([torch.stack([0 * side + 1, 0 * side], -1), torch.stack([0 * side, side], -1)], dim=1)
+
+
+@pytest.mark.unhooked
+@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize("name", ["ring", "quadrants", "example", "lookhere"])
+def test_flex_attention_takes_any_formula(name, batched, ring):
+    """FlexAttention in eager mode: an encoding that it has never heard of, against the bias in memory."""
+    encoding = {
+        "ring": lambda: ring(3),
+        "quadrants": lambda: Quadrants(3),
+        "example": lambda: coordinates.Example(3, hides=True),
+        "lookhere": lambda: vp.create_encoding("lookhere", num_heads=3, layer=0, depth=1),
+    }[name]()
+    positions = vp.Positions.grid((9, 17), 2)
+    if batched:
+        positions = positions.keep(torch.stack([torch.arange(135), torch.arange(152, 17, -1)]))
+    assert coordinates.has_formula(encoding, positions)
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 3, positions.num_tokens, 16, generator=generator) for _ in range(3))
+    score_mod, blocks = modifiers(*coordinates.pairwise(encoding, positions))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it is not compiled
+        got = flex_attention(q, k, v, score_mod=score_mod, block_mask=blocks, scale=0.3)
+    assert (got - coordinates.plain(q, k, v, encoding, positions, 0.3)).abs().max() < 1e-5
+
+
+def test_a_model_with_a_formula_of_ones_own_hands_it_on(ring, monkeypatch):
+    options = {"img_size": (24, 40), "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 3}
+    model, images = (
+        vp.create_model("vit_tiny_patch16_224", encoding="ring", **options).eval(),
+        torch.randn(2, 3, 24, 40),
+    )
+    calls, expected = [], model(images)
+
+    def plain(*args):
+        calls.append(args[3].name)
+        return coordinates.plain(*args)
+
+    monkeypatch.setattr(attention, "takes_coordinates", coordinates.has_formula)
+    monkeypatch.setattr(attention, "coordinate_attention", plain)
+    assert (model(images) - expected).abs().max() < 1e-6
+    assert calls == ["ring", "ring"]
+
+
+def test_the_folder_knows_no_encoding():
+    lines = [line for path in Path(kernels.__file__).parent.glob("*.py") for line in path.read_text().splitlines()]
+    imports = [line for line in lines if re.match(r"\s*(from|import) ", line)]
+    assert not [line for line in imports if re.search(r"\.\.(bias|input|conditional|registry)\b", line)]
+    assert not [line for line in lines for name in vp.list_encodings() if re.search(rf"[\"']{name}[\"']", line)]
 
 
 def test_gradients_on_a_cpu_are_one_line():
@@ -139,3 +250,30 @@ def test_compiled(name, batched):
         got = kernels.coordinate_attention(q, k, v, encoding, positions, 0.3)
     assert kernels.report()["coordinate_attention"] == "fused"
     assert (got - expected).abs().max() < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.unhooked
+@pytest.mark.parametrize("name", ["ring", "lookhere"])
+def test_many_tokens_on_a_gpu_are_traced_with_flex_attention(name, ring, monkeypatch):
+    """With stand-in tensors: Dynamo takes the whole model with the formula and the blocks in it, as one graph."""
+    monkeypatch.setattr(choose, "missing_triton", lambda: "")
+    monkeypatch.setattr(choose, "trial", lambda *args: 1 / 0)  # FlexAttention compiles: not in a trace
+    torch._dynamo.reset()
+    options = {"img_size": (96, 112), "patch_size": 4, "embed_dim": 48, "depth": 1, "num_heads": 3, "num_classes": 5}
+    model, graphs = vp.create_model("vit_tiny_patch16_224", encoding=name, **options), []
+
+    class Seen(BaseException):
+        """All that this is about."""
+
+    def backend(graph, example):
+        graphs.append(graph)
+        raise Seen
+
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model._apply(lambda x: torch.empty(x.shape, dtype=x.dtype, device="cuda"))
+        images = torch.empty(2, 3, 96, 112, device="cuda")
+        with pytest.raises(Seen), torch.no_grad():
+            torch.compile(model, dynamic=False, fullgraph=True, backend=backend)(images)
+    assert [node.target.name() for node in graphs[0].graph.nodes if "flex" in str(node.target)] == ["flex_attention"]
+    assert kernels.report()["coordinate_attention"] == "fused"

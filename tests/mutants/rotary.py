@@ -147,7 +147,7 @@ ROPE = [
 LEARNED = [
     *mutants_of(
         "rotary/blocks.py",
-        "parity/test_liere.py parity/test_comrope.py",
+        "parity/test_liere.py parity/test_comrope.py rotary/test_skew_exp.py",
         [
             ("turned the other way", "return matrix - matrix.mT", "return matrix.mT - matrix"),
             (
@@ -157,7 +157,11 @@ LEARNED = [
             ),
             ("inverse rotation", "hnjrc,bhnjc->bhnjr", "hnjcr,bhnjc->bhnjr"),
             ("layouts confused", 'interleaved = self.layout == "interleaved"', 'interleaved = self.layout == "half"'),
-            ("float32 exponential", "skew(wide(angles)", "skew(angles.float()"),
+            ("float32 exponential", "wide(angles).unflatten", "angles.float().unflatten"),
+            ("a Taylor polynomial too short", "DEGREE, SQUARINGS = 10, 16", "DEGREE, SQUARINGS = 5, 16"),
+            ("triangles not compared", "triangles is None or not torch.equal(triangles, upper)", "triangles is None"),
+            ("table of inference mode", "torch.inference_mode(False)", "torch.no_grad()"),
+            ("sense of blocks of two", "eye + generators.sin()", "eye - generators.sin()"),
             (
                 "prefix tokens turned",
                 "(0, 0, positions.num_prefix_tokens, 0)",

@@ -1,10 +1,14 @@
-"""exp of skew-symmetric matrices by matrix products alone."""
+"""exp of skew-symmetric matrices by matrix products alone; and the last ones, which eval mode on a CPU keeps."""
 
+import copy
 import math
+import pickle
 
 import pytest
 import torch
 
+import visionpos as vp
+from visionpos.rotary import blocks
 from visionpos.rotary.blocks import skew, skew_exp
 
 F64 = torch.float64
@@ -65,3 +69,77 @@ def test_gradients_of_large_generators_are_those_of_torch(block):
         gradient = torch.autograd.grad((function(matrices) * weights).sum(), matrices)[0]
         gradients.append(gradient - gradient.mT)  # what a skew-symmetric generator receives
     assert (gradients[0] - gradients[1]).abs().max() < 1e-12
+
+
+@pytest.fixture
+def computed(monkeypatch):
+    """How often matrices were computed, in a list that grows."""
+    calls = []
+    monkeypatch.setattr(blocks, "skew_exp", lambda generators: calls.append(1) or skew_exp(generators))
+    return calls
+
+
+def fresh(encoding, positions):
+    """What an encoding prepares that has never prepared anything."""
+    return copy.deepcopy(encoding).prepare(positions)
+
+
+@pytest.mark.parametrize(("name", "options"), [("liere", {}), ("comrope", {}), ("comrope", {"preset": "ap"})])
+@torch.no_grad()
+def test_matrices_are_computed_again_where_anything_changes(name, options, computed):
+    encoding = vp.create_encoding(name, num_heads=2, head_dim=16, block=4, **options)
+    positions = vp.Positions.grid((3, 5), 1)
+    first = encoding.prepare(positions)
+    assert torch.equal(encoding.prepare(vp.Positions.grid((3, 5), 1)), first)
+    assert len(computed) == 1
+    for parameter in encoding.parameters():
+        parameter.data.view(-1)[0] += 0.25
+        assert torch.equal(encoding.prepare(positions), fresh(encoding, positions))
+        assert not torch.equal(encoding.prepare(positions), first)
+    for other in (
+        vp.Positions.grid((3, 5), 2),
+        vp.Positions.grid((5, 3), 1),
+        vp.Positions(positions.coords / 2, (3, 5)),
+    ):
+        assert torch.equal(encoding.prepare(other), fresh(encoding, other))
+    for other in (copy.deepcopy(encoding), pickle.loads(pickle.dumps(encoding))):
+        assert other not in blocks._last
+
+
+def test_gradients_and_transformations_compute_anew(computed):
+    encoding, positions = vp.create_encoding("liere", num_heads=2, head_dim=16, block=4), vp.Positions.grid((2, 3))
+    with torch.no_grad():
+        encoding.prepare(positions)
+    encoding.prepare(positions).square().sum().backward()
+    assert encoding.generators.grad.abs().sum() > 0
+
+    def matrices(generators):
+        return torch.func.functional_call(Prepared(), {"encoding.generators": generators}, ())
+
+    class Prepared(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoding = encoding
+
+        def forward(self):
+            return self.encoding.prepare(positions)
+
+    own = encoding.generators.detach()
+    stack = torch.stack([own, own / 2])
+    want = torch.stack([matrices(own), matrices(own / 2)])
+    assert (torch.func.vmap(matrices)(stack) - want).abs().max() < 1e-6
+    with torch.no_grad():
+        _, tangent = torch.func.jvp(matrices, (own,), (torch.ones_like(own),))
+    assert tangent.abs().sum() > 0
+
+
+def test_matrices_of_inference_mode_serve_outside_of_it(computed):
+    encoding = vp.create_encoding("comrope", num_heads=2, head_dim=16).requires_grad_(False)
+    positions = vp.Positions.grid((2, 3))
+    with torch.inference_mode():
+        inside = encoding.prepare(positions)
+    q = torch.randn(1, 2, 6, 16, requires_grad=True)
+    encoding(q, q, vp.Positions(positions.coords.double(), (2, 3)))[0].sum().backward()
+    encoding(q, q, positions)[0].sum().backward()  # would fail with a tensor of inference mode
+    assert torch.equal(encoding.prepare(positions), inside)
+    assert len(computed) == 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -51,3 +53,8 @@ class Alibi(BiasEncoding):
         distance = (q[..., :, None] - k[..., None, :]).abs()
         slopes = alibi_slopes(self.num_heads, device=q.device, dtype=q.dtype)
         return -slopes[:, None, None] * distance.unsqueeze(-3)
+
+    def formula(self, positions: Positions) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        slopes = alibi_slopes(self.num_heads, device=positions.coords.device, dtype=positions.coords.dtype)
+        width = positions.feat_shape[1]
+        return lambda head, dy, dx: -slopes[head] * torch.abs(dy * width + dx)

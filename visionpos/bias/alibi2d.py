@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -29,3 +31,7 @@ class Alibi2D(BiasEncoding):
         distance = torch.linalg.vector_norm(delta, dim=-1)  # ([B,] Nq, Nk)
         slopes = alibi_slopes(self.num_heads, device=distance.device, dtype=distance.dtype)
         return -slopes[:, None, None] * distance.unsqueeze(-3)
+
+    def formula(self, positions: Positions) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        slopes = alibi_slopes(self.num_heads, device=positions.coords.device, dtype=positions.coords.dtype)
+        return lambda head, dy, dx: -slopes[head] * torch.sqrt(dy * dy + dx * dx)

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ..frequencies import wide
-from ..places import BiasEncoding
+from ..places import BORDER, HIDDEN, BiasEncoding
 from ..positions import Positions
 from ..registry import register_encoding
 from .offsets import bias_of_offsets
-
-HIDDEN = -1e4  # finite in float16 too, and so are sums of a few; e^HIDDEN is 0 in every dtype
-ROUNDING = 1e-3  # of a grid step: coordinates that were rescaled onto a border line of the field of view lie on it
 
 # The width of every field of view, then the directions of the first and of the second family, in degrees:
 # 0 is right, 90 up, 180 left, 270 down.
@@ -131,8 +129,15 @@ class LookHere(BiasEncoding):
 
         def bias(delta: Tensor) -> Tensor:
             dy, dx = -delta[..., :1], -delta[..., 1:]  # the key as the query sees it, (..., 1)
-            inside = [dy * edges[:, i, 0] + dx * edges[:, i, 1] >= -ROUNDING for i in (0, 1)]
+            inside = [dy * edges[:, i, 0] + dx * edges[:, i, 1] >= -BORDER for i in (0, 1)]
             distance = torch.linalg.vector_norm(delta, dim=-1, keepdim=True)
             return torch.where(inside[0] & inside[1], -slopes * distance, HIDDEN)
 
         return bias_of_offsets(bias, queries, keys)
+
+    def formula(self, positions: Positions) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        slopes = self.slopes().to(positions.coords)  # (heads,)
+        return lambda head, dy, dx: -slopes[head] * torch.sqrt(dy * dy + dx * dx)
+
+    def half_planes(self) -> Tensor:
+        return self.edges

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -10,15 +12,7 @@ from ..positions import Positions
 from ..registry import register_encoding
 from ..resize import sample_table
 from ..windows import same_grid
-from .tables import Interpolation, Preset, resize_table, table_index, table_place
-
-# the standard deviation of the initial table, and how it is carried to another window
-PRESETS = {
-    "swin": (0.02, "bicubic"),
-    "beit": (0.0, "geometric"),
-    "maxvit": (0.02, "bicubic"),
-    "levit": (0.0, "bicubic"),
-}
+from .tables import PRESETS, Dialect, Interpolation, Preset
 
 
 @register_encoding("relative_table")
@@ -73,14 +67,18 @@ class RelativeTable(BiasEncoding):
         super().__init__(num_heads)
         if preset not in PRESETS:
             raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
-        self.feat_shape = h, w = tuple(feat_shape)
-        self.preset = preset
-        self.init_std = PRESETS[preset][0] if init_std is None else init_std
-        self.interpolation = interpolation or PRESETS[preset][1]
-        self.register_buffer("relative_position_index", table_index(self.feat_shape, preset), persistent=False)
-        num_rows = h * w if preset == "levit" else (2 * h - 1) * (2 * w - 1) + 3 * (preset == "beit")
+        self.feat_shape, self.preset = tuple(feat_shape), preset
+        self.init_std = self.dialect.init_std if init_std is None else init_std
+        self.interpolation = interpolation or self.dialect.interpolation
+        self.register_buffer("relative_position_index", self.dialect.index(self.feat_shape), persistent=False)
+        num_rows = math.prod(self.dialect.shape(self.feat_shape)) + self.dialect.class_rows
         self.relative_position_bias_table = nn.Parameter(torch.empty(num_rows, num_heads))
         self.reset_parameters()
+
+    @property
+    def dialect(self) -> Dialect:
+        """The preset's layout of the table."""
+        return PRESETS[self.preset]
 
     def reset_parameters(self) -> None:
         """Draw the table from a normal distribution of standard deviation `init_std`, cut at +-2 as in Swin's code."""
@@ -92,7 +90,7 @@ class RelativeTable(BiasEncoding):
     def reinit_buffers(self) -> None:
         """Compute the index again."""
         device = self.relative_position_index.device
-        self.relative_position_index = table_index(self.feat_shape, self.preset, device)
+        self.relative_position_index = self.dialect.index(self.feat_shape, device)
 
     def set_feat_shape(self, feat_shape: tuple[int, int]) -> None:
         """Resize the table to another window for good."""
@@ -104,7 +102,7 @@ class RelativeTable(BiasEncoding):
 
     def _resized(self, feat_shape: tuple[int, int]) -> Tensor:
         sizes = tuple(feat_shape), self.feat_shape
-        return resize_table(self.relative_position_bias_table, *sizes, self.preset, self.interpolation)
+        return self.dialect.resize(self.relative_position_bias_table, *sizes, self.interpolation)
 
     def encode(self, queries: Positions, keys: Positions) -> Tensor:
         feat_shape = queries.feat_shape
@@ -114,16 +112,16 @@ class RelativeTable(BiasEncoding):
         if queries.is_grid and keys.is_grid:
             index = self.relative_position_index
             if not same_grid(feat_shape, self.feat_shape):
-                index = table_index(feat_shape, self.preset, table.device)
+                index = self.dialect.index(feat_shape, table.device)
             return table.t().index_select(1, index.flatten()).unflatten(1, index.shape)  # (heads, N, N)
         delta = queries.coords[..., :, None, :] - keys.coords[..., None, :, :]
-        place, size = table_place(delta, feat_shape, self.preset)
-        rows = table[: size[0] * size[1]].unflatten(0, size)
-        return sample_table(rows, place).movedim(-1, -3)  # ([B,] heads, Nq, Nk)
+        size = self.dialect.shape(feat_shape)
+        rows = table[: size[0] * size[1]].unflatten(0, size)  # (rows, columns, heads)
+        return sample_table(rows, self.dialect.place(delta, feat_shape)).movedim(-1, -3)  # ([B,] heads, Nq, Nk)
 
     def with_prefix(self, bias: Tensor, queries: int, keys: int) -> Tensor:
-        """(..., Nq, Nk) -> (..., queries + Nq, keys + Nk): beit's three rows, zeros in the other dialects."""
-        if self.preset != "beit":
+        """Return (..., Nq, Nk) with prefix tokens, (..., queries + Nq, keys + Nk): by beit's three rows, else zeros."""
+        if not self.dialect.class_rows:
             return super().with_prefix(bias, queries, keys)
         *lead, num_queries, num_keys = bias.shape
         to_patch, to_class, between = self.relative_position_bias_table[-3:, :, None, None].to(bias.dtype)

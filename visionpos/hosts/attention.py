@@ -64,8 +64,8 @@ def prepare_one(encoding: PositionEncoding, positions: Positions, kept: Kept | N
     if kept is not None and isinstance(encoding, RotaryEncoding):
         whole, index = kept
         if not whole.is_batched and index.numel() > whole.num_patches:  # the table of the whole is the shorter one
-            return encoding.take_tokens(encoding.prepared(whole), index, whole.num_prefix_tokens)
-    return encoding.prepared(positions)
+            return encoding.take_tokens(encoding.prepare(whole), index, whole.num_prefix_tokens)
+    return encoding.prepare(positions)
 
 
 @torch.fx.wrap  # one call in its graphs: the sizes of a picture are known when they run

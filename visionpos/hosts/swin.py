@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..bias.relative_table import RelativeTable
 from ..encoding import LayerFacts
-from ..memory import is_plain_eager
+from ..materialize import is_plain_eager
 from ..positions import Positions
 from ..windows import TakeTokens, window_order
 from .host import FixedCoordinates, Host, encoding_parameters, first, layer_lists, register_host

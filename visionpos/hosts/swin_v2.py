@@ -49,7 +49,7 @@ class CosineWindowAttention(TimmWindowAttention):
         tau = self.logit_scale.clamp(max=math.log(100)).exp()  # (heads, 1, 1)
         tensors = encoded(x, to_length(q), to_length(k, tau), v, prepare_windows(self, x))
         # logits reach from -tau to tau + 16: with a large tau, keys at -100 are seen nevertheless
-        hide_regions(self, tensors, mask, torch.where(tau > SURELY_HIDDEN, -100.0, -math.inf))
+        hide_regions(tensors, mask, torch.where(tau > SURELY_HIDDEN, -100.0, -math.inf))
         return attend_windows(self, tensors, fused)
 
     def set_window_size(self, window_size: tuple[int, int]) -> None:

@@ -14,7 +14,6 @@ from ..encoding import AttentionTensors
 from ..kernels import window_attention
 from ..kernels.choose import considered
 from ..materialize import materialize
-from ..memory import remembered
 from ..positions import Positions
 from .attention import Prepared, attend, attend_logits, encoded, split_heads
 
@@ -27,18 +26,16 @@ def takes_fused_path(layer: nn.Module, x: Tensor) -> bool:
 def prepare_windows(layer: nn.Module, x: Tensor) -> Prepared:
     """The encodings of the layer and their tables, for windows x (B * windows, N, C)."""
     positions = Positions.grid(layer.window_size, device=x.device)
-    prepared = ((encoding, encoding.prepared(positions)) for encoding in layer.encodings)
+    prepared = ((encoding, encoding.prepare(positions)) for encoding in layer.encodings)
     return tuple((e, materialize(table) if isinstance(table, Tensor) else table) for e, table in prepared)
 
 
-def hide_regions(layer: nn.Module, tensors: AttentionTensors, mask: Tensor | None, least: Tensor | None = None) -> None:
+def hide_regions(tensors: AttentionTensors, mask: Tensor | None, least: Tensor | None = None) -> None:
     """Add Swin's shift mask to the bias, which becomes (1 or B, windows, heads or 1, N, N): one term for the logits.
 
-    Once for all images, and in eval mode on a CPU only where bias or mask have changed. A mask of 0 and -inf leaves the
-    bits of (logits + bias) + mask.
+    Once for all images. A mask of 0 and -inf leaves the bits of (logits + bias) + mask.
 
     Args:
-        layer: owns what is remembered.
         tensors: after all encodings.
         mask: (windows, N, N), additive; the windows of an image are neighbours in the batch. None changes nothing.
         least: what a hidden key gets instead of -inf, (heads, 1, 1).
@@ -46,13 +43,12 @@ def hide_regions(layer: nn.Module, tensors: AttentionTensors, mask: Tensor | Non
     if mask is None:
         return
     bias = tensors.bias
-    alike = bias is None or bias.shape[0] == 1  # for all images
-
-    def add() -> Tensor:
-        hidden = mask.unsqueeze(1) if least is None else mask.unsqueeze(1).maximum(least)
-        return hidden.unsqueeze(0) if bias is None else bias.unflatten(0, (-1, 1 if alike else len(mask))) + hidden
-
-    tensors.bias = remembered(layer, add, (bias, mask, least)) if alike else add()
+    hidden = mask.unsqueeze(1) if least is None else mask.unsqueeze(1).maximum(least)  # (windows, 1 or heads, N, N)
+    if bias is None:
+        tensors.bias = hidden.unsqueeze(0)
+    else:
+        alike = bias.shape[0] == 1  # for all images
+        tensors.bias = bias.unflatten(0, (-1, 1 if alike else len(mask))) + hidden
 
 
 def attend_windows(layer: nn.Module, tensors: AttentionTensors, fused: bool) -> Tensor:
@@ -118,7 +114,7 @@ class WindowAttention(TimmWindowAttention):
         q, k, v, prepared = split_heads(self, qkv, prepare_windows(self, x))
         tensors = encoded(x, q, k, v, prepared)
         tensors.q = tensors.q * self.scale
-        hide_regions(self, tensors, mask)
+        hide_regions(tensors, mask)
         return attend_windows(self, tensors, takes_fused_path(self, x))
 
     def set_window_size(self, window_size: tuple[int, int]) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..memory import is_plain_eager
+from ..materialize import is_plain_eager
 
 Mode = Literal["auto", "plain", "fused"]
 MODES = ("auto", "plain", "fused")
@@ -26,6 +26,7 @@ def _valid(mode: str, source: str) -> str:
 
 
 _mode = _valid(os.environ.get(VARIABLE, "auto"), f"the environment variable {VARIABLE}")
+EXACT, HALVES = 1e-3, {torch.float16: 5e-3, torch.bfloat16: 3e-2}  # a few times the plain version's own error
 _kernels: dict[str, Kernel] = {}
 _trials: dict[tuple, str] = {}  # what the first use of a kernel found: "" or what was wrong
 _choices: dict[str, str] = {}
@@ -79,6 +80,8 @@ class Kernel:
         unfit: in one clause, why the kernel cannot run; "" where it can.
         facts: numbers and words that the kernel is compiled for; a trial holds for one set of them.
         example: (device, dtype, *facts) -> small arguments for a trial.
+        compiles: the fused version calls torch.compile, which must not start while another graph is traced: there it is
+            trusted without a trial.
     """
 
     name: str
@@ -87,6 +90,7 @@ class Kernel:
     unfit: Callable[..., str]
     facts: Callable[..., tuple]
     example: Callable[..., tuple]
+    compiles: bool = False
 
     def __post_init__(self):
         _kernels[self.name] = self
@@ -100,9 +104,9 @@ class Kernel:
         x = args[0]
         if not considered(x):
             return choose(self.name, _mode, x.device, x.dtype)
-        plain_or_compiled = torch.compiler.is_compiling() or is_plain_eager()
-        unfit = self.unfit(*args) if plain_or_compiled else "functions are traced or transformed"
-        return choose(self.name, _mode, x.device, x.dtype, unfit, self.facts(*args))
+        compiling = torch.compiler.is_compiling()
+        unfit = self.unfit(*args) if compiling or is_plain_eager() else "functions are traced or transformed"
+        return choose(self.name, _mode, x.device, x.dtype, unfit, self.facts(*args), compiling)
 
     def __call__(self, *args):
         """The operation, in the version that `runs` says."""
@@ -116,9 +120,15 @@ def considered(x: Tensor) -> bool:
 
 @torch.compiler.assume_constant_result  # a compiled graph holds what was chosen when it was traced, for its mode
 def choose(
-    name: str, mode: str, device: torch.device, dtype: torch.dtype, unfit: str = "", facts: tuple | None = None
+    name: str,
+    mode: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    unfit: str = "",
+    facts: tuple | None = None,
+    compiling: bool = False,
 ) -> bool:
-    """Whether the fused kernel runs; noted for `report`. Facts are given where it is considered."""
+    """Return whether the fused kernel runs, and note it for `report`. Facts are given where it is considered."""
     if facts is None:
         reason = "kernels.use('plain')" if mode == "plain" else f"the tensors are on {device.type}, not on cuda"
     else:
@@ -127,7 +137,8 @@ def choose(
     if reason and mode == "fused":
         raise ValueError(f"kernels.use('fused'): {name} cannot run fused: {reason}")
     if not reason and mode == "auto":
-        reason = trial(_kernels[name], device, dtype, facts)
+        key, kernel = (name, device, dtype, facts), _kernels[name]
+        reason = _trials.get(key, "") if compiling and kernel.compiles else trial(kernel, device, dtype, facts)
     _choices[name] = f"plain: {reason}" if reason else "fused"
     return not reason
 
@@ -157,8 +168,11 @@ def trial(kernel: Kernel, device: torch.device, dtype: torch.dtype, facts: tuple
         try:
             with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
                 error = disagreement(kernel, kernel.example(device, dtype, *facts))
-            allowed = 1e-3 if dtype == torch.float32 else 3e-2
-            wrong = "" if error <= allowed else f"it differs from the plain version by {error:.1e} of its largest value"
+            wrong = (
+                ""
+                if error <= HALVES.get(dtype, EXACT)
+                else f"it differs from the plain version by {error:.1e} of its largest value"
+            )
         except Exception as error:  # of any kind: a compiler or a driver may raise what it likes
             wrong = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
         if wrong:

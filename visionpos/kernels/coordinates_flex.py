@@ -9,9 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from ..bias.lookhere import ROUNDING
+from ..places import BORDER
 from ..positions import Positions
-from .coordinates import Formula
 
 BLOCK = 128  # tokens, FlexAttention's
 BEYOND = 1e9  # grid steps: how far a prefix token reaches, which sees and is seen from everywhere
@@ -19,40 +18,61 @@ BEYOND = 1e9  # grid steps: how far a prefix token reaches, which sees and is se
 _compiled = torch.compile(flex_attention, dynamic=False)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, formula: Formula, positions: Positions, scale: float) -> Tensor:
-    """softmax(scale q k^T + bias) v, (B, heads, T, head_dim)."""
-    score_mod, blocks = modifiers(formula, positions)
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    formula: Callable[[Tensor, Tensor, Tensor], Tensor],
+    half_planes: Tensor | None,
+    positions: Positions,
+    scale: float,
+) -> Tensor:
+    """Return softmax(scale q k^T + bias) v, (B, heads, T, head_dim) as q, k and v; see `modifiers`."""
+    score_mod, blocks = modifiers(formula, half_planes, positions)
     attention = flex_attention if torch.compiler.is_compiling() else _compiled
     return attention(q, k, v, score_mod=score_mod, block_mask=blocks, scale=scale)
 
 
-def modifiers(formula: Formula, positions: Positions) -> tuple[Callable, BlockMask | None]:
-    """FlexAttention's score_mod and block_mask. Prefix tokens have no bias and are never hidden."""
-    distance, slopes, edges = formula
-    prefix, coords = positions.num_prefix_tokens, positions.coords.float()  # ([B,] N, 2)
+def modifiers(
+    formula: Callable[[Tensor, Tensor, Tensor], Tensor], half_planes: Tensor | None, positions: Positions
+) -> tuple[Callable, BlockMask | None]:
+    """Return FlexAttention's score_mod and block_mask. Prefix tokens have no bias and are never hidden.
+
+    Args:
+        formula: see `BiasEncoding.formula`.
+        half_planes: (heads, P, 2), see `BiasEncoding.half_planes`, or None.
+        positions: of all tokens, on the grid that was trained on.
+    """
+    prefix, coords = positions.num_prefix_tokens, positions.coords  # ([B,] N, 2)
     y, x = (axis.contiguous() for axis in F.pad(coords, (0, 0, prefix, 0)).unbind(-1))  # ([B,] T), dense for inductor
 
-    def delta(b, query, key):
+    def offset(b, query, key):
         q, k = ((b, query), (b, key)) if positions.is_batched else (query, key)
         return y[q] - y[k], x[q] - x[k]
 
     def score_mod(score, b, h, query, key):
-        biased = score - slopes[h] * distance(*delta(b, query, key))
-        return torch.where((query >= prefix) & (key >= prefix), biased, score)
+        biased = score + formula(h, *offset(b, query, key))
+        return torch.where((query >= prefix) & (key >= prefix), biased, score) if prefix else biased
+
+    if half_planes is None:
+        return score_mod, None
+    normals = half_planes.to(coords)
 
     def mask_mod(b, h, query, key):
-        dy, dx = delta(b, query, key)
-        first, second = (edges[h, i, 0] * dy + edges[h, i, 1] * dx <= ROUNDING for i in (0, 1))
-        return (first & second) | (query < prefix) | (key < prefix)
+        dy, dx = offset(b, query, key)
+        seen = normals[h, 0, 0] * dy + normals[h, 0, 1] * dx <= BORDER
+        for i in range(1, normals.shape[1]):
+            seen = seen & (normals[h, i, 0] * dy + normals[h, i, 1] * dx <= BORDER)
+        return seen | (query < prefix) | (key < prefix)
 
-    return score_mod, None if edges is None else block_mask(edges, coords, prefix, mask_mod)
+    return score_mod, block_mask(normals, coords, prefix, mask_mod)
 
 
-def block_mask(edges: Tensor, coords: Tensor, num_prefix_tokens: int, mask_mod: Callable) -> BlockMask:
-    """The blocks of which some or all pairs lie in both half planes of `mask_mod`.
+def block_mask(normals: Tensor, coords: Tensor, num_prefix_tokens: int, mask_mod: Callable) -> BlockMask:
+    """Return the blocks of which some or all pairs lie in all half planes of `mask_mod`.
 
     Args:
-        edges: (heads, 2, 2), see `Formula`.
+        normals: (heads, P, 2), see `BiasEncoding.half_planes`.
         coords: ([B,] N, 2).
         num_prefix_tokens: tokens before those, which are never hidden.
         mask_mod: the same for pairs.
@@ -67,11 +87,12 @@ def block_mask(edges: Tensor, coords: Tensor, num_prefix_tokens: int, mask_mod: 
     nearest = low[..., None, :, :] - high[..., :, None, :]  # of key minus query: ([B,] blocks, blocks, 2)
     farthest = high[..., None, :, :] - low[..., :, None, :]
     nearest, farthest = (x[..., None, None, :, :, :] for x in (nearest, farthest))
-    normals = torch.cat([edges, edges.sum(1, keepdim=True)], dim=1)  # what is in both half planes is in that of the sum
-    normals = normals[:, :, None, None, :]  # (heads, 3, 1, 1, 2)
-    ends = torch.stack([normals * nearest, normals * farthest])  # (2, [B,] heads, 3, blocks, blocks, 2)
-    some = (ends.amax(0).sum(-1) >= -2 * ROUNDING).all(-3)  # ([B,] heads, blocks, blocks)
-    every = (ends.amin(0).sum(-1) >= -ROUNDING).all(-3)
+    planes = normals.shape[1]
+    normals = torch.cat([normals, normals.sum(1, keepdim=True)], dim=1)  # what is in all half planes is in their sum's
+    normals = normals[:, :, None, None, :]  # (heads, P + 1, 1, 1, 2)
+    ends = torch.stack([normals * nearest, normals * farthest])  # (2, [B,] heads, P + 1, blocks, blocks, 2)
+    some = (ends.amax(0).sum(-1) >= -planes * BORDER).all(-3)  # ([B,] heads, blocks, blocks)
+    every = (ends.amin(0).sum(-1) >= -BORDER).all(-3)
     whole = torch.arange(every.shape[-1], device=coords.device) < num_tokens // BLOCK  # the last block may be ragged
     every = every & whole & whole[:, None]
     if coords.ndim == 2:
@@ -81,5 +102,5 @@ def block_mask(edges: Tensor, coords: Tensor, num_prefix_tokens: int, mask_mod: 
 
 
 def _first_true(mask: Tensor) -> Tensor:
-    """(..., n) -> indices with those of the true entries first."""
+    """Return indices of the last axis, (..., n) -> (..., n), with those of the true entries first."""
     return mask.int().argsort(dim=-1, descending=True, stable=True).int()

@@ -5,6 +5,8 @@ For b = 2 a generator is one angle; for larger b its upper triangle takes the pl
 
 from __future__ import annotations
 
+from weakref import WeakKeyDictionary
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -12,6 +14,7 @@ from torch import Tensor
 
 from ..encoding import full_precision
 from ..frequencies import require_multiple, wide
+from ..materialize import is_plain_eager
 from ..places import RotaryEncoding, take_tokens
 from ..positions import Positions
 from ..rotation import Layout
@@ -25,6 +28,7 @@ def skew(upper: Float[Tensor, "*batch k"], size: int) -> Float[Tensor, "*batch b
     return matrix - matrix.mT
 
 
+_last: WeakKeyDictionary[BlockRotary, tuple[Tensor, Tensor]] = WeakKeyDictionary()  # copies and pickles are not in it
 DEGREE, SQUARINGS = 10, 16  # of the Taylor polynomial, and how often it is squared
 
 
@@ -88,12 +92,27 @@ class BlockRotary(RotaryEncoding):
         """Rotation matrices, ([B,] heads or 1, prefix + N, head_dim / b, b, b); prefix tokens get the identity."""
         with full_precision(positions):
             angles = F.pad(self.encode(self.locate(positions)), (0, 0, positions.num_prefix_tokens, 0))
-            generators = skew(wide(angles).unflatten(-1, (self.num_blocks, self.block_angles)), self.block)
-            return skew_exp(generators).to(positions.coords.dtype)
+            upper = wide(angles).unflatten(-1, (self.num_blocks, self.block_angles))
+            return self._exp(upper).to(positions.coords.dtype)
 
     def take_tokens(self, prepared: Tensor, index: Tensor, num_prefix_tokens: int) -> Tensor:
         """Return the matrices of the prefix tokens and of the patch tokens index (B, K)."""
         return take_tokens(prepared.flatten(-3), index, num_prefix_tokens).unflatten(-1, prepared.shape[-3:])
+
+    def _exp(self, upper: Tensor) -> Tensor:
+        """Return the exponentials of the generators with these upper triangles.
+
+        They are the costliest of all tables: on a CPU, without gradients, those of the last call are taken where the
+        triangles are the same numbers.
+        """
+        if upper.requires_grad or upper.device.type != "cpu" or not is_plain_eager():
+            return skew_exp(skew(upper, self.block))
+        triangles, table = _last.get(self, (None, None))
+        if triangles is None or not torch.equal(triangles, upper):
+            with torch.inference_mode(False):  # of use outside of it, too
+                table = skew_exp(skew(upper, self.block))
+            _last[self] = upper, table
+        return table
 
     def rotate(self, x: Tensor, prepared: Tensor) -> Tensor:
         """x (B, heads, prefix + N, head_dim) turned by what `prepare` returned."""

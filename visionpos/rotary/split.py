@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..memory import is_plain_eager
+from ..materialize import is_plain_eager
 from ..rotation import Layout, as_pairs, lies_in_pairs, rotate
 
 MANY = 4  # samples for which it pays to write a table out for every head

@@ -13,7 +13,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..bias.relative_table import RelativeTable
-from ..bias.tables import resize_table
 from ..encoding import PositionEncoding
 from ..hosts.host import find_host
 from ..input.learned import Learned
@@ -126,7 +125,7 @@ def _resize_table(table: Tensor, encoding: Learned | RelativeTable, resize: Resi
     old = resize
     if resize is True:
         old = _square(rows) if encoding.preset == "levit" else tuple((size + 1) // 2 for size in _square(rows))
-    return resize_table(table, new, tuple(old), encoding.preset, encoding.interpolation)
+    return encoding.dialect.resize(table, new, tuple(old), encoding.interpolation)
 
 
 def _square(rows: int) -> tuple[int, int]:
