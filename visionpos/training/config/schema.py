@@ -130,7 +130,7 @@ class Config:
         device: cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.
         precision: fp32, or bf16 autocast; auto is bf16 on a GPU.
         parallel: Under torchrun, ddp: every process has the whole model; fsdp: each a share of every weight (FSDP2).
-        compile: Use torch.compile, with CUDA graphs or without; auto does on a GPU, with graphs below batch 512.
+        compile: Use torch.compile, with CUDA graphs or without; auto does on a GPU, with graphs up to batch 2048.
         log_every: Steps between looks at the loss, each of which waits for the device.
         profile: Train nothing; time this many steps and say where the time goes.
     """
