@@ -1,4 +1,4 @@
-"""A finished run in one JSON file: every bit of what it got right, and a refusal where answers and accuracies differ."""
+"""A finished run in one JSON file: every bit of what it got right; a refusal where answers and accuracies differ."""
 
 import json
 import re
@@ -55,6 +55,6 @@ def test_every_kept_run_is_whole(path):
         for row in report["rows"]:
             key = f"{report['coordinates']} {row['how']} {row['size'][0]}x{row['size'][1]} {row['part']}"
             assert abs(unpack_bits(kept["right"][key], count).mean() - row["accuracy"]) < 1e-6, key
-    assert not re.search(r'"/\w', text), "a path of some machine"
+    assert not re.search(r"\"/(root|home|tmp|work|mnt)/", text), "a path of some machine"
     study = json.loads((path.parent / "study.json").read_text())
     assert {"what", "command", "commit", "date", "card"} <= study.keys()
