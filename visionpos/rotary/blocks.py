@@ -89,7 +89,7 @@ class BlockRotary(RotaryEncoding):
         return self.num_blocks * self.block_angles
 
     def prepare(self, positions: Positions) -> Tensor:
-        """Return rotation matrices, ([B,] heads or 1, prefix + N, head_dim / b, b, b); prefix tokens get the identity."""
+        """Return the rotation matrices, ([B,] heads or 1, prefix + N, head_dim / b, b, b), the identity for a prefix."""
         with full_precision(positions):
             angles = F.pad(self.encode(self.locate(positions)), (0, 0, positions.num_prefix_tokens, 0))
             upper = wide(angles).unflatten(-1, (self.num_blocks, self.block_angles))
