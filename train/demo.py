@@ -20,12 +20,12 @@ from matplotlib.figure import Figure
 from torch import nn
 
 import visionpos as vp
-from train.classify import train
 from visionpos.training.config.command_line import make_parser, parse, parse_flags
 from visionpos.training.config.schema import Config, encoding_label
 from visionpos.training.errors import ConfigError, run_command
 from visionpos.training.run import checkpoint
 from visionpos.training.run.build import trained_model
+from visionpos.training.run.classification import train
 from visionpos.training.run.loop import versions
 from visionpos.training.run.record import RunDirectory, write_json
 

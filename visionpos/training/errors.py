@@ -5,13 +5,27 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 
-from visionpos.training.data.datasets import DataError
-
-__all__ = ["CheckpointError", "ConfigError", "Interrupted", "NonFiniteError", "did_you_mean", "one_line", "run_command"]
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "Interrupted",
+    "NonFiniteError",
+    "did_you_mean",
+    "one_line",
+    "run_command",
+]
 
 
 class ConfigError(ValueError):
     """The configuration or the command line is wrong; the text names the field, what was given and what is accepted."""
+
+
+class DataError(ValueError):
+    """What is wrong with the data, in one printable line."""
+
+    def __init__(self, message: str):
+        super().__init__(" ".join("".join(c if c.isprintable() else " " for c in message).split()))
 
 
 class CheckpointError(RuntimeError):

@@ -26,9 +26,8 @@ from tests.training.run.interrupting import (  # fmt: skip
     wait,
 )
 from tests.training.tiny_run import task_config
-from train import classify
 from visionpos.training.errors import ConfigError, run_command
-from visionpos.training.run import checkpoint, loop
+from visionpos.training.run import checkpoint, classification, loop
 from visionpos.training.run.distributed import Team
 from visionpos.training.run.engine import Trainer
 from visionpos.training.run.profile import PARTS, host_time, kernel_time
@@ -169,7 +168,7 @@ def test_what_these_processes_cannot_do_is_one_line_and_writes_nothing(
     monkeypatch.setattr(loop, "Team", lambda device: team_of(processes))
     monkeypatch.setattr(loop, "pick_device", torch.device)
     if "--compile" not in flags:
-        monkeypatch.setattr(classify, "check_model", lambda config: pytest.fail("a model was built"))
+        monkeypatch.setattr(classification, "check_model", lambda config: pytest.fail("a model was built"))
     config = config_of("task", tmp_path / "run", *flags)
     assert run_command(lambda: train(config)) == 2
     error = capsys.readouterr().err

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.training.tiny_run import TASK, picture_config, task_config
-from train.classify import train
 from visionpos.training.errors import ConfigError, NonFiniteError, run_command
+from visionpos.training.run.classification import train
 from visionpos.training.run.engine import Trainer
 
 ROOT = Path(__file__).parents[3]

@@ -18,9 +18,10 @@ from PIL import Image
 from torchvision.datasets.utils import download_url
 
 from visionpos.training.data import decoded
-from visionpos.training.data.readers import CIFAR, SPLITS, DataError, Samples, read
+from visionpos.training.data.readers import CIFAR, SPLITS, Samples, read
+from visionpos.training.errors import DataError
 
-__all__ = ["DataError", "Pictures", "holdout", "load_pictures", "subset"]
+__all__ = ["Pictures", "holdout", "load_pictures", "subset"]
 
 _NUM_CLASSES = {"cifar10": 10, "cifar100": 100}
 _PATIENCE = 30  # seconds without an answer from a download host

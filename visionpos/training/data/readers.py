@@ -18,6 +18,8 @@ from PIL import Image, UnidentifiedImageError
 from torchvision.datasets import CIFAR10, CIFAR100
 from torchvision.datasets.utils import check_integrity, extract_archive
 
+from visionpos.training.errors import DataError
+
 CIFAR = {"cifar10": CIFAR10, "cifar100": CIFAR100}
 SPLITS = {"train": ("train",), "test": ("test", "val")}  # the names of a split's folder, in order of preference
 
@@ -28,13 +30,6 @@ _IMAGE_COLUMNS = ("img", "image")
 _LABEL_COLUMNS = ("label", "fine_label", "labels")
 
 Samples = Iterator[tuple[str, int, Image.Image]]  # where the picture is from, its label, the picture as RGB
-
-
-class DataError(ValueError):
-    """What is wrong with the data, in one printable line."""
-
-    def __init__(self, message: str):
-        super().__init__(" ".join("".join(c if c.isprintable() else " " for c in message).split()))
 
 
 def read(path: Path, split: str) -> tuple[tuple[str, ...], Samples] | None:

@@ -1,21 +1,15 @@
-"""Train a timm model with the encoding of your choice to classify pictures, or to solve a position task.
+"""The task behind `train.classify`: a timm model, an encoding, and pictures or a position task to classify.
 
-    python -m train.classify --config configs/run/vit_cifar10_small.yaml --encoding rope_axial --seed 0
-
-Run it again to continue after an interruption. The result is that of the last step, averaged weights first; it is never
-the best of several looks at the test pictures. `--init RUN` starts from the encoder of a `train.pretrain_mae` run.
+The demo, the sweep and the tests train through `train` as well.
 """
 
-import sys
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from visionpos.training.config.command_line import parse
 from visionpos.training.config.schema import Config
-from visionpos.training.errors import run_command
 from visionpos.training.run.build import build_model, check_model, load_encoder, pretrained_encoder
 from visionpos.training.run.engine import Trainer
 from visionpos.training.run.loop import Script, count, execute, resolved_encodings
@@ -70,11 +64,3 @@ def headline(result: dict[str, Any]) -> str:
     parts = ", ".join(f"{part} {value:.1%}" for part, value in result["final"].items() if part != "weights")
     seconds = f"{result['seconds']:.0f} s of training"
     return f"accuracy {parts} ({result['final']['weights']} weights, chance {result['chance']:.1%}), {seconds}"
-
-
-def main() -> None:
-    sys.exit(run_command(lambda: train(parse(sys.argv[1:]))))
-
-
-if __name__ == "__main__":
-    main()

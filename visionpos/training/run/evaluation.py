@@ -1,18 +1,11 @@
-"""Accuracy of a trained run on pictures of other sizes and shapes.
+"""The accuracy of a trained run on pictures of other sizes and shapes, moved, or on a larger canvas.
 
-    python -m train.evaluate runs/vit_cifar10_small/rope_axial-seed0 --sizes 24 32 40 48 64 --canvas 40 48 --shifts 1 4
-
-`--sizes` and `--aspect` scale the test pictures (bicubic, antialiased); `--canvas` leaves them at their scale, centred
-on a larger canvas whose rest is filled by reflection; `--shifts` moves them down and right by some pixels, filled by
-reflection, and counts how many answers stay what they were. A run on a position task is tested on other grids instead.
-The weights are those of the last checkpoint, averaged if the run has such; the patch, and Swin's windows, stay as
-trained.
+`train.evaluate` and the sweep evaluate by `evaluate`, which says what it writes. The weights are those of the last
+checkpoint, averaged if the run has such; the patch, and Swin's windows, stay as trained.
 """
 
 import copy
-import itertools
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,10 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import visionpos as vp
-from visionpos.training.config.command_line import make_parser, parse_flags
 from visionpos.training.config.schema import Config, encoding_label
 from visionpos.training.data.datasets import Pictures
-from visionpos.training.errors import ConfigError, run_command
+from visionpos.training.errors import ConfigError
 from visionpos.training.run.build import trained_model
 from visionpos.training.run.engine import mixed_precision, pick_device
 from visionpos.training.run.objective import answers
@@ -40,7 +32,7 @@ from visionpos.training.run.source import (
     task_parts,
 )
 
-__all__ = ["evaluate", "on_canvas", "scaled", "shifted", "with_input_size"]
+__all__ = ["evaluate", "on_canvas", "parse_size", "scaled", "shifted", "show", "with_input_size"]
 
 Size = tuple[int, int]
 
@@ -197,46 +189,3 @@ def parse_size(flag: str, text: str) -> Size:
 
 def show(size: Sequence[int]) -> str:
     return f"{size[0]}x{size[1]}"
-
-
-def table(report: dict[str, Any]) -> str:
-    """The report in Markdown: one line for each size, one column for each part of the test."""
-    parts = list(dict.fromkeys(row["part"] for row in report["rows"]))
-    lines = [f"| pictures | {' | '.join(parts)} |", f"|---|{'---|' * len(parts)}"]
-    for (how, *size), found in itertools.groupby(report["rows"], lambda row: (row["how"], *row["size"])):
-        rows = list(found)
-        cells = [f"{row['accuracy']:.1%}" for row in rows]
-        kept = "".join(f", {row['consistency']:.1%} of the answers kept" for row in rows if "consistency" in row)
-        lines.append(f"| {how} {show(size)}{kept} | {' | '.join(cells)} |")
-    title = (
-        f"{report['encoding']}, step {report['step']}, {report['weights']} weights, {report['coordinates']} coordinates"
-    )
-    basis = f"{report['test_size']} test pictures, chance {report['chance']:.1%}"
-    return "\n".join([f"{title}; {basis}", "", *lines, "", f"Note: {report['note']}."])
-
-
-def command(argv: Sequence[str]) -> None:
-    """Read the command line, evaluate, print the table."""
-    parser = make_parser("Accuracy of a trained run on pictures of other sizes and shapes.")
-    parser.add_argument("run", help="the run directory")
-    parser.add_argument("--sizes", nargs="+", default=[], help="scale the pictures to these sizes: 24 32 48 or 32x48")
-    parser.add_argument("--aspect", nargs="+", default=[], help="the same, for shapes: 32x48 48x32")
-    parser.add_argument("--canvas", nargs="+", default=[], help="put the pictures on a larger canvas: 40 48 or 32x48")
-    parser.add_argument("--shifts", nargs="+", default=[], help="move the pictures down and right: 1 4 or 0x4")
-    parser.add_argument("--extrapolate", action="store_true", help="let coordinates run on beyond the trained grid")
-    parser.add_argument("--device", default=None, help="where to compute; by default where the run did")
-    flags = parse_flags(
-        parser, argv, dict.fromkeys(["sizes", "aspect", "canvas", "shifts", "extrapolate", "device"], str)
-    )
-    sizes = [parse_size(f"--{name}", text) for name in ("sizes", "aspect") for text in flags[name]]
-    canvas = [parse_size("--canvas", text) for text in flags.canvas]
-    shifts = [parse_size("--shifts", text) for text in flags.shifts]
-    print(table(evaluate(Path(flags.run), sizes, canvas, flags.extrapolate, flags.device, shifts)))
-
-
-def main() -> None:
-    sys.exit(run_command(lambda: command(sys.argv[1:])))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,12 +1,5 @@
-"""Pretrain a model by reconstructing hidden patches: MAE for ViT-like models, SimMIM for Swin.
+"""The task behind `train.pretrain_mae`: a model that reconstructs the patches that are hidden from it."""
 
-    python -m train.pretrain_mae --config configs/run/mae_vit_cifar10_small.yaml --encoding rope_axial --seed 0
-
-Then `python -m train.classify --config ... --init RUN` fine-tunes the encoder and `python -m train.probe RUN` looks at
-its frozen features. Run it again to continue after an interruption.
-"""
-
-import sys
 from typing import Any
 
 import torch
@@ -15,9 +8,8 @@ from torchvision.utils import make_grid
 
 import visionpos as vp
 from visionpos.masked.model import MaskedImageModel
-from visionpos.training.config.command_line import parse
 from visionpos.training.config.schema import PretrainConfig
-from visionpos.training.errors import ConfigError, run_command
+from visionpos.training.errors import ConfigError
 from visionpos.training.run.build import build_model, check_model
 from visionpos.training.run.engine import Trainer
 from visionpos.training.run.loop import Script, count, execute, resolved_encodings
@@ -88,11 +80,3 @@ def pixels(images: Tensor, source: Source) -> Tensor:
         for name, default in (("mean", [0.0]), ("std", [1.0]))
     )
     return (images * std + mean).clamp(0, 1)
-
-
-def main() -> None:
-    sys.exit(run_command(lambda: train(parse(sys.argv[1:], PretrainConfig))))
-
-
-if __name__ == "__main__":
-    main()

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from train.evaluate import parse_size
 from visionpos.training.config.command_line import parse
 from visionpos.training.config.schema import Config, changed, encoding_label, file_name
 from visionpos.training.errors import ConfigError
 from visionpos.training.run.build import check_model, pretrained_encoder
+from visionpos.training.run.evaluation import parse_size
 from visionpos.training.run.lock import hold
 from visionpos.training.run.record import RunDirectory, read_json, write_json
 from visionpos.training.sweeps.sweep_file import TAKEN, Sweep, Tune, read_sweep

@@ -1,35 +1,26 @@
-"""Train every encoding with every seed, on as many GPUs and machines as there are.
+"""A worker of a sweep: it takes the next run that is free, trains and evaluates it, until none is left.
 
-    python -m train.sweep configs/sweep/direction_small.yaml --dry-run
-    python -m train.sweep configs/sweep/direction_small.yaml --recipe.steps 200
-
-Start the same command as often as wished, once for each GPU (CUDA_VISIBLE_DEVICES=1 python -m train.sweep ...), on
-every machine that sees the output directory: each takes the next run that is free, and ends when all are finished. No
-list could disagree with the runs: a run is finished when its directory has a result, being trained while a process has
-locked the directory, and otherwise free. So the run of a killed worker is at once continued by another. A run that
+No list could disagree with the runs: a run is finished when its directory has a result, being trained while a process
+has locked the directory, and otherwise free. So the run of a killed worker is at once continued by another. A run that
 fails is recorded in its directory and left alone by all workers now at work; one started later tries it once more.
 """
 
-import argparse
 import os
-import signal
 import socket
 import sys
 import time
 import traceback
-from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
-from train.classify import headline, train
-from train.evaluate import evaluate
-from visionpos.training.errors import ConfigError, Interrupted, one_line, run_command
+from visionpos.training.errors import ConfigError, Interrupted, one_line
+from visionpos.training.run.classification import train
+from visionpos.training.run.evaluation import evaluate
 from visionpos.training.run.lock import hold, holder
-from visionpos.training.run.record import read_json, write_json
-from visionpos.training.sweeps.plan import Job, Plan, open_plan
+from visionpos.training.run.record import write_json
+from visionpos.training.sweeps.plan import Job, Plan
 
-__all__ = ["Worker", "listing"]
+__all__ = ["Worker"]
 
 POLL_SECONDS = 2.0  # between looks for a run that a killed worker left
 
@@ -96,63 +87,3 @@ def record(job: Job, error: Exception) -> None:
     print(f"error: {job.path}: {line}", file=sys.stderr)
     where = {"host": socket.gethostname(), "pid": os.getpid(), "time": time.time()}
     write_json(job.path / "error.json", {"error": line, **where, "traceback": traceback.format_exc()})
-
-
-def listing(plan: Plan) -> str:
-    """Every job with its state, one line each."""
-    rows = [(*state(job), str(job.path.relative_to(plan.folder))) for job in plan.jobs(lambda job: job.finished)]
-    width = max(len(name) for *_, name in rows)
-    return "\n".join(f"{short:9} {name:{width}} {long}".rstrip() for short, long, name in rows)
-
-
-def state(job: Job) -> tuple[str, str]:
-    """How far a job is: in one word, and in more."""
-    if job.finished:
-        return "finished", headline(read_json(job.path / "result.json"))
-    if someone := holder(job.path):
-        return "running", someone
-    if job.problem or job.error:
-        return "failed", job.problem or job.error["error"]
-    if job.config is None:
-        return "waiting", "for the outcome of trials"
-    begun = any((job.path / "checkpoints").glob("step-*"))
-    return ("begun", "continues after its last checkpoint") if begun else ("waiting", "")
-
-
-def command(argv: Sequence[str]) -> list[Job]:
-    """Read the command line, then list the jobs or do them; returns those that failed."""
-    parser = argparse.ArgumentParser(prog="python -m train.sweep", allow_abbrev=False, description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = "All other flags are those of train.classify, and hold for every run."
-    parser.add_argument("sweep", type=Path, help="the sweep file")
-    parser.add_argument("--dry-run", action="store_true", help="list the runs and their state, and train nothing")
-    parser.add_argument("--output", help="directory of the runs; by default as the file says, or runs/<sweep file>")
-    parser.add_argument("--storage", help="Optuna's journal; by default optuna.journal in the directory of the runs")
-    flags, overrides = parser.parse_known_args(argv)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError("torchrun: a sweep trains each run in one process; start it without, once for each GPU")
-    plan = open_plan(flags.sweep, overrides, flags.output, flags.storage)
-    if flags.dry_run:
-        print(listing(plan))
-        return []
-    with hold(plan.folder) as ours:
-        if ours:  # for the report; another worker that is here at this moment writes the same
-            write_json(plan.folder / "sweep.json", {"vary": list(plan.sweep.vary), "tune": plan.sweep.tune.fields})
-    failed = Worker(plan).run()
-    for job in failed:
-        print(f"failed: {job.path}: {job.error['error']}", file=sys.stderr)
-    print(f"{plan.folder}: {'all runs are finished' if not failed else f'{len(failed)} runs failed'}")
-    return failed
-
-
-def main() -> None:
-    failed: list[Job] = []
-    try:
-        code = run_command(lambda: failed.extend(command(sys.argv[1:])))
-    except KeyboardInterrupt:  # between two runs, or while waiting for others
-        code = 128 + signal.SIGINT
-    sys.exit(code or bool(failed))
-
-
-if __name__ == "__main__":
-    main()

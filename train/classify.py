@@ -1,0 +1,22 @@
+"""Train a timm model with the encoding of your choice to classify pictures, or to solve a position task.
+
+    python -m train.classify --config configs/run/vit_cifar10_small.yaml --encoding rope_axial --seed 0
+
+Run it again to continue after an interruption. The result is that of the last step, averaged weights first; it is never
+the best of several looks at the test pictures. `--init RUN` starts from the encoder of a `train.pretrain_mae` run.
+"""
+
+import sys
+
+from visionpos.training.config.command_line import parse
+from visionpos.training.errors import run_command
+from visionpos.training.run.classification import train
+
+
+def main() -> None:
+    """Train what the command line describes; ends with an exit code, and after a mistake with one line on stderr."""
+    sys.exit(run_command(lambda: train(parse(sys.argv[1:]))))
+
+
+if __name__ == "__main__":
+    main()

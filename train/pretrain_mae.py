@@ -1,0 +1,23 @@
+"""Pretrain a model by reconstructing hidden patches: MAE for ViT-like models, SimMIM for Swin.
+
+    python -m train.pretrain_mae --config configs/run/mae_vit_cifar10_small.yaml --encoding rope_axial --seed 0
+
+Then `python -m train.classify --config ... --init RUN` fine-tunes the encoder and `python -m train.probe RUN` looks at
+its frozen features. Run it again to continue after an interruption.
+"""
+
+import sys
+
+from visionpos.training.config.command_line import parse
+from visionpos.training.config.schema import PretrainConfig
+from visionpos.training.errors import run_command
+from visionpos.training.run.pretraining import train
+
+
+def main() -> None:
+    """Pretrain what the command line describes; ends with an exit code, and after a mistake with a line on stderr."""
+    sys.exit(run_command(lambda: train(parse(sys.argv[1:], PretrainConfig))))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""Compare finished runs: which encoding is better, and how sure is that?
+
+    python -m train.report runs/encodings_cifar10
+
+The arguments are run directories, or directories of them such as `train.sweep` leaves. `report.md`, `report.json` and
+figures are written to `--output`. Runs may differ in encoding and seed, in the fields that their sweep varied or tuned,
+and in those that `--vary` names; any other difference is an error.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from visionpos.training.config.command_line import make_parser, parse_flags
+from visionpos.training.errors import ConfigError, run_command
+from visionpos.training.reports.collect import find_runs, group_runs
+from visionpos.training.reports.figures import draw
+from visionpos.training.reports.markdown import markdown
+from visionpos.training.reports.summary import summarize
+from visionpos.training.run.record import write_json, write_whole
+
+
+def report(paths: Sequence[Path], output: Path | None, varied: Sequence[str], baseline: str | None) -> dict[str, Any]:
+    """Write the report; returns the content of report.json, with the directory it is in.
+
+    Args:
+        paths: Run directories, or directories of them.
+        output: Where to write; by default `report` in the only directory of `paths`.
+        varied: Fields in which the runs may differ.
+        baseline: Label of the encoding that others are compared to; by default `none`, if it is there.
+    """
+    if output is None:
+        if len(paths) != 1 or (paths[0] / "config.yaml").exists():
+            raise ConfigError("--output: not given; accepted: a directory (left out only for one directory of runs)")
+        output = paths[0] / "report"
+    found = find_runs(paths, varied)
+    groups = group_runs(found)
+    labels = list(dict.fromkeys(group.label for group in groups))
+    if baseline is not None and baseline not in labels:
+        raise ConfigError(f"--baseline: {baseline!r} given; accepted: {', '.join(labels)}")
+    baseline = baseline or ("none" if "none" in labels else None)
+    content = summarize(found, groups, baseline)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        content["figures"] = draw(content, output)
+        write_json(output / "report.json", content)
+        write_whole(output / "report.md", markdown(content))
+    except OSError as error:
+        raise ConfigError(f"--output: cannot write to {output}: {error}") from None
+    return content | {"output": str(output)}
+
+
+def command(argv: Sequence[str]) -> None:
+    """Read the command line, write the report, print it."""
+    parser = make_parser("Compare finished runs.")
+    parser.add_argument("runs", nargs="+", help="run directories, or directories of them")
+    parser.add_argument("--output", default=None, help="where to write; by default `report` in the directory of runs")
+    parser.add_argument("--vary", nargs="+", default=[], help="fields in which the runs may differ: recipe.epochs ...")
+    parser.add_argument("--baseline", default=None, help="the encoding that others are compared to; by default none")
+    flags = parse_flags(parser, argv, dict.fromkeys(["runs", "output", "vary", "baseline"], str))
+    output = None if flags.output is None else Path(flags.output)
+    content = report([Path(run) for run in flags.runs], output, flags.vary, flags.baseline)
+    print(f"{markdown(content)}\nThis is {Path(content['output']) / 'report.md'}; report.json is beside it.")
+
+
+def main() -> None:
+    sys.exit(run_command(lambda: command(sys.argv[1:])))
+
+
+if __name__ == "__main__":
+    main()
