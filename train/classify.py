@@ -14,7 +14,7 @@ from visionpos.training.run.classification import train
 
 
 def main() -> None:
-    """Train what the command line describes; ends with an exit code, and after a mistake with one line on stderr."""
+    """Run the command line of this process and exit with its code."""
     sys.exit(run_command(lambda: train(parse(sys.argv[1:]))))
 
 

@@ -1,4 +1,4 @@
-"""Accuracy of a trained run on pictures of other sizes and shapes.
+"""Measure the accuracy of a trained run on pictures of other sizes and shapes.
 
     python -m train.evaluate runs/vit_cifar10_small/rope_axial-seed0 --sizes 24 32 40 48 64 --canvas 40 48 --shifts 1 4
 
@@ -17,18 +17,18 @@ from typing import Any
 
 from visionpos.training.config.command_line import make_parser, parse_flags
 from visionpos.training.errors import run_command
-from visionpos.training.run.evaluation import evaluate, parse_size, show
+from visionpos.training.run.evaluation import evaluate, parse_size, size_text
 
 
 def table(report: dict[str, Any]) -> str:
-    """The report in Markdown: one line for each size, one column for each part of the test."""
-    parts = list(dict.fromkeys(row["part"] for row in report["rows"]))
-    lines = [f"| pictures | {' | '.join(parts)} |", f"|---|{'---|' * len(parts)}"]
+    """Return the report in Markdown: one line for each size, one column for each split of the test."""
+    splits = list(dict.fromkeys(row["part"] for row in report["rows"]))
+    lines = [f"| pictures | {' | '.join(splits)} |", f"|---|{'---|' * len(splits)}"]
     for (how, *size), found in itertools.groupby(report["rows"], lambda row: (row["how"], *row["size"])):
         rows = list(found)
         cells = [f"{row['accuracy']:.1%}" for row in rows]
         kept = "".join(f", {row['consistency']:.1%} of the answers kept" for row in rows if "consistency" in row)
-        lines.append(f"| {how} {show(size)}{kept} | {' | '.join(cells)} |")
+        lines.append(f"| {how} {size_text(size)}{kept} | {' | '.join(cells)} |")
     title = (
         f"{report['encoding']}, step {report['step']}, {report['weights']} weights, {report['coordinates']} coordinates"
     )
@@ -37,7 +37,7 @@ def table(report: dict[str, Any]) -> str:
 
 
 def command(argv: Sequence[str]) -> None:
-    """Read the command line, evaluate, print the table."""
+    """Read the command line, evaluate, and print the table."""
     parser = make_parser("Accuracy of a trained run on pictures of other sizes and shapes.")
     parser.add_argument("run", help="the run directory")
     parser.add_argument("--sizes", nargs="+", default=[], help="scale the pictures to these sizes: 24 32 48 or 32x48")
@@ -56,6 +56,7 @@ def command(argv: Sequence[str]) -> None:
 
 
 def main() -> None:
+    """Run the command line of this process and exit with its code."""
     sys.exit(run_command(lambda: command(sys.argv[1:])))
 
 

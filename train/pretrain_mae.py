@@ -15,7 +15,7 @@ from visionpos.training.run.pretraining import train
 
 
 def main() -> None:
-    """Pretrain what the command line describes; ends with an exit code, and after a mistake with a line on stderr."""
+    """Run the command line of this process and exit with its code."""
     sys.exit(run_command(lambda: train(parse(sys.argv[1:], PretrainConfig))))
 
 

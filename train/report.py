@@ -22,7 +22,7 @@ from visionpos.training.run.record import write_json, write_whole
 
 
 def report(paths: Sequence[Path], output: Path | None, varied: Sequence[str], baseline: str | None) -> dict[str, Any]:
-    """Write the report; returns the content of report.json, with the directory it is in.
+    """Write the report, and return the content of report.json with the directory that it is in.
 
     Args:
         paths: Run directories, or directories of them.
@@ -52,7 +52,7 @@ def report(paths: Sequence[Path], output: Path | None, varied: Sequence[str], ba
 
 
 def command(argv: Sequence[str]) -> None:
-    """Read the command line, write the report, print it."""
+    """Read the command line, write the report, and print it."""
     parser = make_parser("Compare finished runs.")
     parser.add_argument("runs", nargs="+", help="run directories, or directories of them")
     parser.add_argument("--output", default=None, help="where to write; by default `report` in the directory of runs")
@@ -65,6 +65,7 @@ def command(argv: Sequence[str]) -> None:
 
 
 def main() -> None:
+    """Run the command line of this process and exit with its code."""
     sys.exit(run_command(lambda: command(sys.argv[1:])))
 
 

@@ -26,14 +26,14 @@ from visionpos.training.sweeps.worker import Worker
 
 
 def listing(plan: Plan) -> str:
-    """Every job with its state, one line each."""
+    """Return a line for every job, with its state."""
     rows = [(*state(job), str(job.path.relative_to(plan.folder))) for job in plan.jobs(lambda job: job.finished)]
     width = max(len(name) for *_, name in rows)
     return "\n".join(f"{short:9} {name:{width}} {long}".rstrip() for short, long, name in rows)
 
 
 def state(job: Job) -> tuple[str, str]:
-    """How far a job is: in one word, and in more."""
+    """Return how far a job is: in one word, and in more."""
     if job.finished:
         return "finished", headline(read_json(job.path / "result.json"))
     if someone := holder(job.path):
@@ -47,7 +47,7 @@ def state(job: Job) -> tuple[str, str]:
 
 
 def command(argv: Sequence[str]) -> list[Job]:
-    """Read the command line, then list the jobs or do them; returns those that failed."""
+    """Read the command line, list the jobs or do them, and return those that failed."""
     parser = argparse.ArgumentParser(prog="python -m train.sweep", allow_abbrev=False, description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = "All other flags are those of train.classify, and hold for every run."
@@ -73,6 +73,7 @@ def command(argv: Sequence[str]) -> list[Job]:
 
 
 def main() -> None:
+    """Run the command line of this process and exit with its code: 1 if a run failed."""
     failed: list[Job] = []
     try:
         code = run_command(lambda: failed.extend(command(sys.argv[1:])))

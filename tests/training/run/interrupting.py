@@ -44,7 +44,7 @@ def prepare() -> None:
     """Make this process one to fork from, and evaluations short."""
     torch.set_num_threads(1)
     tqdm.get_lock()  # or every child leaves one behind
-    source.EVALUATION_DRAWS = source.EVALUATION_BATCH = 16
+    source.EVALUATION_TASK_SIZE = source.EVALUATION_BATCH_SIZE = 16
 
 
 def config_of(kind: str, output: Path, *flags: str) -> Config:

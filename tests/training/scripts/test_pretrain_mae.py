@@ -117,20 +117,20 @@ def test_fine_tuning_starts_from_the_encoder(tmp_path, monkeypatch):
 
 
 def test_layer_decay_slows_lower_layers(tmp_path):
-    from visionpos.training.run.distributed import Team
+    from visionpos.training.run.distributed import Distributed
     from visionpos.training.run.engine import Trainer, parameter_groups
     from visionpos.training.run.objective import Classification
     from visionpos.training.run.source import open_source
 
     config = fine_tune(tmp_path, "--recipe.layer_decay", "0.5")
     source = open_source(config.data, config.recipe, 0, torch.device("cpu"))
-    model = build_model(config, source.facts)
+    model = build_model(config, source.metadata)
     scales = {id(p): group["lr_scale"] for group in parameter_groups(model, config.recipe) for p in group["params"]}
     by_name = {name: scales[id(parameter)] for name, parameter in model.named_parameters()}
     assert by_name["head.weight"] == 1
     assert by_name["blocks.1.attn.qkv.weight"] == by_name["blocks.0.attn.qkv.weight"] * 2
     assert by_name["patch_embed.proj.weight"] == by_name["blocks.0.attn.qkv.weight"] / 2
-    trainer = Trainer(model, Classification(source, config), config, Team(torch.device("cpu")))
+    trainer = Trainer(model, Classification(source, config), config, Distributed(torch.device("cpu")))
     trainer.advance(2)
     rates = {group["lr"] / group["lr_scale"] for group in trainer.optimizer.param_groups}
     assert max(rates) - min(rates) < 1e-12

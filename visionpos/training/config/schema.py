@@ -17,7 +17,7 @@ __all__ = ["Config", "Data", "Masked", "Model", "PretrainConfig", "Recipe", "enc
 
 @dataclass
 class Model:
-    """A timm model.
+    """Choose the timm model.
 
     Args:
         name: Any name `timm.create_model` knows and visionpos can convert.
@@ -30,7 +30,7 @@ class Model:
 
 @dataclass
 class Data:
-    """Pictures, or a position task made on the fly.
+    """Choose pictures, or a position task made on the fly.
 
     Args:
         name: cifar10, cifar100, a folder of class folders, a .tar.xz of one, or the name of a position task.
@@ -58,12 +58,13 @@ class Data:
 
     @property
     def is_task(self) -> bool:
+        """Return whether the data are a position task."""
         return self.name in TASKS
 
 
 @dataclass(frozen=True)
 class Optimization:
-    """How long to train, and by what rule.
+    """Set how long to train, and by what rule.
 
     Args:
         epochs: Length in passes over the pictures; for a position task give `steps`.
@@ -98,7 +99,7 @@ class Optimization:
 
 @dataclass(frozen=True)
 class Recipe(Augmentation, Optimization):  # fields in the order of bases from the last
-    """How to train.
+    """Set how to train.
 
     Args:
         mixup_off_epoch: Neither mixup nor CutMix from this epoch on; null for never.
@@ -107,6 +108,7 @@ class Recipe(Augmentation, Optimization):  # fields in the order of bases from t
     mixup_off_epoch: int | None = None
 
     def __post_init__(self):
+        """Raise ConfigError for an augmentation outside its range."""
         try:
             super().__post_init__()
         except ValueError as error:
@@ -115,7 +117,7 @@ class Recipe(Augmentation, Optimization):  # fields in the order of bases from t
 
 @dataclass
 class Config:
-    """Everything that decides a run.
+    """Set everything that decides a run.
 
     Args:
         model: The host.
@@ -152,7 +154,7 @@ class Config:
 
     @property
     def start(self) -> str | None:
-        """The directory that `init` names for this encoding and seed; None for random weights."""
+        """Return the directory that `init` names for this encoding and seed; None for random weights."""
         if self.init is None:
             return None
         encoding = file_name(encoding_label(self.encoding))
@@ -180,14 +182,14 @@ class Config:
             raise ConfigError(f"data.{name}: {getattr(data, name)} given, but {kind} ({data.name!r}) has no use for it")
         if self.parallel == "fsdp" and recipe.optimizer == "muon":
             raise ConfigError("parallel: fsdp given; accepted with recipe.optimizer muon, for whole matrices: ddp")
-        given = changed(recipe, AUGMENTATIONS)
+        given = changed(recipe, AUGMENTATION_FIELDS)
         if data.is_task and given:
             raise ConfigError(f"recipe.{given[0]}: augmentation changes the answer of a position task")
 
 
 @dataclass
 class Masked:
-    """Which patches are hidden, and what predicts them.
+    """Set which patches are hidden, and what predicts them.
 
     Args:
         method: mae, the visible patches alone are encoded (ViT, EVA, BEiT); simmim, all are (Swin).
@@ -212,7 +214,7 @@ class Masked:
 
 @dataclass
 class PretrainConfig(Config):
-    """Everything that decides a run of masked pretraining.
+    """Set everything that decides a run of masked pretraining.
 
     Args:
         masked: What is hidden, and how it is predicted.
@@ -221,8 +223,9 @@ class PretrainConfig(Config):
     masked: Masked = field(default_factory=Masked)
 
     def check(self) -> None:
+        """Raise ConfigError for what `Config.check` refuses, and for fields that pretraining has no use for."""
         super().check()
-        for prefix, group, names in (("", self, ["init"]), ("recipe.", self.recipe, SUPERVISED)):
+        for prefix, group, names in (("", self, ["init"]), ("recipe.", self.recipe, SUPERVISED_FIELDS)):
             for name in changed(group, names):
                 raise ConfigError(f"{prefix}{name}: {getattr(group, name)} given, but pretraining has no use for it")
         decoder = [name for name in vars(self.masked) if name.startswith("decoder_")]
@@ -231,14 +234,17 @@ class PretrainConfig(Config):
 
 
 def changed(group: object, names: Iterable[str]) -> list[str]:
-    """Those of the fields that do not have their default value."""
+    """Return those of the fields that do not have their default value."""
     return [name for name in names if getattr(group, name) != type(group).__dataclass_fields__[name].default]
 
 
 PICTURE_FIELDS = ["root", "size", "download", "per_class", "validation"]
-MIXING = ["mixup_alpha", "cutmix_alpha", "mix_prob", "switch_prob", "mixup_off_epoch"]
-AUGMENTATIONS = [each.name for each in fields(Augmentation) if each.name != "label_smoothing"] + ["mixup_off_epoch"]
-SUPERVISED = ["label_smoothing", "layer_decay", *MIXING]
+MIXING_FIELDS = ["mixup_alpha", "cutmix_alpha", "mix_prob", "switch_prob", "mixup_off_epoch"]
+AUGMENTATION_FIELDS = [
+    *(each.name for each in fields(Augmentation) if each.name != "label_smoothing"),
+    "mixup_off_epoch",
+]
+SUPERVISED_FIELDS = ["label_smoothing", "layer_decay", *MIXING_FIELDS]
 TASK_FIELDS = ["grid", "cell", "holdout", "noise"]
 COUNT = (lambda value: value >= 1, "a whole number from 1")
 NATURAL = (lambda value: 0 <= value < float("inf"), "a number from 0")
@@ -275,7 +281,7 @@ RANGES = {
 
 
 def encoding_label(spec: Any) -> str:
-    """A short name of an encoding spec, for tables: `learned(init_std=0.5)+rope_axial`."""
+    """Return a short name of an encoding spec, for tables: `learned(init_std=0.5)+rope_axial`."""
     if isinstance(spec, list):
         return "+".join(encoding_label(part) for part in spec)
     if isinstance(spec, dict):
@@ -285,5 +291,5 @@ def encoding_label(spec: Any) -> str:
 
 
 def file_name(text: str) -> str:
-    """`text` with only those characters that no file system or shell minds."""
+    """Return `text` with only those characters that no file system or shell minds."""
     return re.sub(r"[^\w.=+-]+", "-", text).strip("-")

@@ -8,26 +8,26 @@ import numpy as np
 
 __all__ = ["markdown"]
 
-FEW = 5  # seeds, below which a table must say so
+ENOUGH_SEEDS = 5  # seeds, below which a table must say so
 
 
 def markdown(content: dict[str, Any]) -> str:
-    """The report in Markdown."""
-    sections = ["# Comparison of position encodings", facts(content)]
-    for part in content["parts"]:
-        sections += [f"## Accuracy: {part}", caption(content), accuracy_table(content, part)]
+    """Return the report in Markdown."""
+    sections = ["# Comparison of position encodings", provenance(content)]
+    for split in content["parts"]:
+        sections += [f"## Accuracy: {split}", caption(content), accuracy_table(content, split)]
     sections += ["## Cost", caption(content), cost_table(content)]
     kinds = {(row["how"], row["coordinates"], row["part"]): None for row in content["sizes"]}
-    for how, coordinates, part in kinds:
-        sections += [f"## {how.capitalize()}, {coordinates} coordinates: {part}", caption(content)]
-        sections += [size_table(content, how, coordinates, part)]
+    for how, coordinates, split in kinds:
+        sections += [f"## {how.capitalize()}, {coordinates} coordinates: {split}", caption(content)]
+        sections += [size_table(content, how, coordinates, split)]
     if content["figures"]:
         sections += ["## Figures", *(f"![{name}]({name})" for name in content["figures"])]
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def facts(content: dict[str, Any]) -> str:
-    """What the numbers are based on."""
+def provenance(content: dict[str, Any]) -> str:
+    """Return a list of what the numbers are based on."""
     data, weights = content["data"], {"ema": "averaged weights (EMA)", "raw": "raw weights"}[content["weights"]]
     versions = "; ".join(", ".join(f"{key} {value}" for key, value in each.items()) for each in content["versions"])
     fewest, most = content["fewest_seeds"], max(len(row["seeds"]) for row in content["rows"])
@@ -51,19 +51,20 @@ def facts(content: dict[str, Any]) -> str:
 
 
 def caption(content: dict[str, Any]) -> str:
-    """What a table must say by itself, wherever it is copied to."""
+    """Return what a table must say by itself, wherever it is copied to."""
     data = content["data"]
-    few = f" **Fewer than five seeds ({content['fewest_seeds']}).**" if content["fewest_seeds"] < FEW else ""
+    few = f" **Fewer than five seeds ({content['fewest_seeds']}).**" if content["fewest_seeds"] < ENOUGH_SEEDS else ""
     return f"{data['test_size']:,} test pictures; {data['note']}.{few}"
 
 
-def accuracy_table(content: dict[str, Any], part: str) -> str:
+def accuracy_table(content: dict[str, Any], split: str) -> str:
+    """Return a row for each encoding and setting: accuracy, and its difference from the baseline."""
     above = f"above {content['baseline']} (95 %)"
     head = [*content["varied"], "encoding", "as built", *content["tuned"]]
     head += ["accuracy (95 %), %", "seeds", "interval from", above, "seed by seed"]
     rows = []
     for row in content["rows"]:
-        accuracy, difference = row["accuracy"][part], row["difference"].get(part)
+        accuracy, difference = row["accuracy"][split], row["difference"].get(split)
         cells = [*row["setting"].values(), row["encoding"], row["options"], *row["tuned"].values()]
         cells += [percent(accuracy, "{:.2f}"), len(row["seeds"]), accuracy["basis"]]
         cells += [percent(difference, "{:+.2f}") if difference else ""]
@@ -75,6 +76,7 @@ def accuracy_table(content: dict[str, Any], part: str) -> str:
 
 
 def cost_table(content: dict[str, Any]) -> str:
+    """Return a row for each encoding and setting: its speed and its parameters."""
     head = [*content["varied"], "encoding", "images per second", "seconds", "parameters", "of the encoding"]
     rows = []
     for row in content["rows"]:
@@ -84,10 +86,10 @@ def cost_table(content: dict[str, Any]) -> str:
     return table(head, rows)
 
 
-def size_table(content: dict[str, Any], how: str, coordinates: str, part: str) -> str:
-    """One column for each size, or shift down and right, in pixels; the last is the mean gain over the baseline."""
+def size_table(content: dict[str, Any], how: str, coordinates: str, split: str) -> str:
+    """Return a column for each size or shift, in pixels; the last one is the mean gain over the baseline."""
     chosen = [
-        row for row in content["sizes"] if (row["how"], row["coordinates"], row["part"]) == (how, coordinates, part)
+        row for row in content["sizes"] if (row["how"], row["coordinates"], row["part"]) == (how, coordinates, split)
     ]
     sizes = sorted({tuple(row["size"]) for row in chosen})
     rows = []
@@ -104,7 +106,7 @@ def size_table(content: dict[str, Any], how: str, coordinates: str, part: str) -
 
 
 def percent(interval: dict[str, Any], form: str) -> str:
-    """A mean with its interval, in percent."""
+    """Return a mean with its interval, in percent."""
     if interval["low"] is None:
         return form.format(100 * interval["mean"])
     mean, low, high = (form.format(100 * interval[key]) for key in ("mean", "low", "high"))
@@ -112,5 +114,6 @@ def percent(interval: dict[str, Any], form: str) -> str:
 
 
 def table(head: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
+    """Return a Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(str(cell) for cell in line)} |" for line in lines)

@@ -10,24 +10,24 @@ from visionpos.training.reports.statistics import seed_interval
 
 __all__ = ["options_text", "summarize"]
 
-SHAPES = (  # of an encoding's options, what follows from the model and the data
+DERIVED_OPTIONS = (  # of an encoding's options, what follows from the model and the data
     *("name", "place", "modules", "dim", "num_heads", "head_dim", "feat_shape", "layer", "depth"),
     *("num_prefix_tokens", "reference_shape", "extrapolate"),
 )
 
 
 def summarize(found: Found, groups: list[Group], baseline: str | None) -> dict[str, Any]:
-    """Everything that the report says, as numbers."""
+    """Return everything that the report says, as numbers."""
     runs, first = found.runs, found.runs[0]
     references = {str(group.setting): group for group in groups if group.label == baseline}
     rows = [summarize_group(group, references.get(str(group.setting)), found) for group in groups]
     settings = list(dict.fromkeys(str(group.setting) for group in groups))
-    part = first.parts[0]
-    order = sorted(rows, key=lambda row: (settings.index(str(row["setting"])), -row["accuracy"][part]["mean"]))
+    split = first.splits[0]
+    order = sorted(rows, key=lambda row: (settings.index(str(row["setting"])), -row["accuracy"][split]["mean"]))
     return {
         "runs": len(runs),
         "unfinished": [str(path) for path in found.unfinished],
-        "parts": first.parts,
+        "parts": first.splits,
         "baseline": baseline,
         "varied": found.varied,
         "tuned": found.tuned,
@@ -44,16 +44,16 @@ def summarize(found: Found, groups: list[Group], baseline: str | None) -> dict[s
 
 
 def summarize_group(group: Group, baseline: Group | None, found: Found) -> dict[str, Any]:
-    """One row of the tables."""
+    """Return one row of the tables."""
     results = [run.result for run in group.runs.values()]
     first = next(iter(group.runs.values()))
     accuracy, difference = {}, {}
-    for part in first.parts:
-        interval, basis = group.accuracy(part)
-        per_seed = {seed: run.result["final"][part] for seed, run in group.runs.items()}
-        accuracy[part] = {**vars(interval), "basis": basis, "per_seed": per_seed}
+    for split in first.splits:
+        interval, basis = group.accuracy(split)
+        per_seed = {seed: run.result["final"][split] for seed, run in group.runs.items()}
+        accuracy[split] = {**vars(interval), "basis": basis, "per_seed": per_seed}
         if baseline is not None and baseline is not group:
-            difference[part] = group.difference(baseline, part)
+            difference[split] = group.difference(baseline, split)
     return {
         "setting": group.setting,
         "encoding": group.label,
@@ -70,32 +70,32 @@ def summarize_group(group: Group, baseline: Group | None, found: Found) -> dict[
 
 
 def options_text(encodings: Iterable[dict[str, Any]]) -> str:
-    """Encodings with every option that decides the outcome: `learned(init_std=0.02, interpolation=bicubic)`."""
+    """Return encodings with every option that decides the outcome: `learned(init_std=0.02, interpolation=bicubic)`."""
     texts = []
     for encoding in encodings:
-        options = {key: value for key, value in encoding.items() if key not in SHAPES and value is not None}
+        options = {key: value for key, value in encoding.items() if key not in DERIVED_OPTIONS and value is not None}
         listed = ", ".join(f"{key}={value}" for key, value in options.items())
         texts.append(f"{encoding['name']}({listed})" if listed else encoding["name"])
     return " + ".join(dict.fromkeys(texts)) or "none"
 
 
 def size_rows(group: Group, baseline: Group | None) -> list[dict[str, Any]]:
-    """Accuracy at every size, on every canvas and after every shift that all runs of a group were evaluated at."""
+    """Return accuracy at every size, canvas and shift that all runs of a group were evaluated at."""
     own, other = measured(group), {} if baseline is None else measured(baseline)
     rows = []
     for key, by_seed in own.items():
         if by_seed.keys() == group.runs.keys():
             common = [seed for seed in by_seed if seed in other.get(key, {})]
             gap = float(np.mean([by_seed[seed] - other[key][seed] for seed in common])) if common else None
-            coordinates, how, size, part = key
-            place = {"coordinates": coordinates, "how": how, "size": list(size), "part": part}
+            coordinates, how, size, split = key
+            place = {"coordinates": coordinates, "how": how, "size": list(size), "part": split}
             interval = vars(seed_interval(list(by_seed.values())).within(0, 1))
             rows.append({"setting": group.setting, "encoding": group.label, **place, **interval, "above_baseline": gap})
     return rows
 
 
 def measured(group: Group) -> dict[tuple[str, str, tuple[int, ...], str], dict[int, float]]:
-    """(coordinates, how, size, part) -> seed -> accuracy."""
+    """Return a map from (coordinates, how, size, split) to one from the seed to the accuracy."""
     table: dict[tuple[str, str, tuple[int, ...], str], dict[int, float]] = {}
     for seed, run in group.runs.items():
         height, width = run.result["data"]["image_size"]

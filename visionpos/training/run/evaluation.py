@@ -27,12 +27,12 @@ from visionpos.training.run.source import (
     evaluation_pictures,
     open_task,
     picture_batches,
-    picture_part,
+    picture_split,
     task_batches,
-    task_parts,
+    task_splits,
 )
 
-__all__ = ["evaluate", "on_canvas", "parse_size", "scaled", "shifted", "show", "with_input_size"]
+__all__ = ["evaluate", "on_canvas", "parse_size", "scaled", "shifted", "size_text", "with_input_size"]
 
 Size = tuple[int, int]
 
@@ -45,7 +45,7 @@ def evaluate(
     device: str | None = None,
     shifts: Sequence[Size] = (),
 ) -> dict[str, Any]:
-    """Accuracy of the run at `path` at the size it was trained on, scaled to each of `sizes`, and so on.
+    """Measure the run at `path` at the size it was trained on, scaled to each of `sizes`, and so on.
 
     The report and the answer to every test picture are written beside it, as `evaluate.json` and
     `evaluate.safetensors`, or `evaluate_extrapolated.*`; the answers (N,) are named as in "scale 24x24 test".
@@ -62,7 +62,7 @@ def evaluate(
     device = pick_device(device or config.device)
     model, weights = trained_model(config, found)
     model.to(device)
-    trained = tuple(found.state["facts"]["image_size"])
+    trained = tuple(found.metadata["image_size"])
     requests = [("scale", size) for size in dict.fromkeys([trained, *sizes])] + [("canvas", size) for size in canvas]
     requests += [("shift", shift) for shift in shifts]
     check_sizes(config, model, requests, trained)
@@ -72,24 +72,24 @@ def evaluate(
     for how, size in requests:
         try:
             resized = with_input_size(model, trained if how == "shift" else size, extrapolate)
-            for part, batches in parts_at(config, pictures, found.state["facts"], how, size, device):
+            for split, batches in splits_at(config, pictures, found.metadata, how, size, device):
                 with precision:
                     given, labels = answers(resized, batches)
-                kept[f"{how} {show(size)} {part}"] = compact(given)
-                row = {"how": how, "size": list(size), "part": part, "accuracy": share(given == labels)}
-                unmoved.setdefault(part, given)  # the first request is the size that was trained on
-                rows.append(row | ({"consistency": share(given == unmoved[part])} if how == "shift" else {}))
+                kept[f"{how} {size_text(size)} {split}"] = compact(given)
+                row = {"how": how, "size": list(size), "part": split, "accuracy": fraction(given == labels)}
+                unmoved.setdefault(split, given)  # the first request is the size that was trained on
+                rows.append(row | ({"consistency": fraction(given == unmoved[split])} if how == "shift" else {}))
         except ValueError as error:  # an encoding that is not defined at this size
-            raise ConfigError(f"{how} {show(size)}: {error}") from None
+            raise ConfigError(f"{how} {size_text(size)}: {error}") from None
     report = {
         "run": str(path),
         "encoding": encoding_label(config.encoding),
         "step": found.step,
         "weights": weights,
         "coordinates": "extrapolated" if extrapolate else "interpolated",
-        "chance": found.state["facts"]["chance"],
-        "test_size": found.state["facts"]["test_size"],
-        "note": found.state["facts"]["note"],
+        "chance": found.metadata["chance"],
+        "test_size": found.metadata["test_size"],
+        "note": found.metadata["note"],
         "rows": rows,
     }
     name = "evaluate_extrapolated" if extrapolate else "evaluate"
@@ -103,8 +103,8 @@ def compact(answers: Tensor) -> Tensor:
     return answers.cpu().to(torch.uint8 if answers.max() < 256 else torch.int32)
 
 
-def share(flags: Tensor) -> float:
-    """How much of a bool tensor is True."""
+def fraction(flags: Tensor) -> float:
+    """Return how much of a bool tensor is True."""
     return flags.float().mean().item()
 
 
@@ -117,32 +117,32 @@ def check_sizes(config: Config, model: nn.Module, requests: Sequence[tuple[str, 
             raise ConfigError(f"--{how}: a position task has no pictures for that; accepted: --sizes")
         if how == "shift":
             if any(side >= own for side, own in zip(size, trained, strict=True)):
-                raise ConfigError(f"--shifts: {show(size)} leaves nothing of the pictures, {show(trained)}")
+                raise ConfigError(f"--shifts: {size_text(size)} leaves nothing of the pictures, {size_text(trained)}")
             continue
         if any(side < 1 or side % step for side, step in zip(size, unit, strict=True)):
             raise ConfigError(
-                f"{how}: {show(size)} is not a whole number of patches; accepted: multiples of {show(unit)}"
+                f"{how}: {size_text(size)} is not a whole number of patches; accepted: multiples of {size_text(unit)}"
             )
         if how == "canvas" and any(side < own for side, own in zip(size, trained, strict=True)):
-            raise ConfigError(f"--canvas: {show(size)} is smaller than the pictures, {show(trained)}")
+            raise ConfigError(f"--canvas: {size_text(size)} is smaller than the pictures, {size_text(trained)}")
 
 
-def parts_at(
-    config: Config, pictures: Pictures | None, facts: dict[str, Any], how: str, size: Size, device: torch.device
+def splits_at(
+    config: Config, pictures: Pictures | None, metadata: dict[str, Any], how: str, size: Size, device: torch.device
 ) -> Iterator[tuple[str, Iterator[tuple[Tensor, Tensor]]]]:
-    """Each part of the test, at another size: its name and its batches."""
+    """Yield each split of the test at another size: its name and its batches."""
     if pictures is None:
         task = open_task(replace(config.data, grid=tuple(side // config.data.cell for side in size)))
-        for part in task_parts(task):
-            yield part, task_batches(task, part, torch.Generator(device))
+        for split in task_splits(task):
+            yield split, task_batches(task, split, torch.Generator(device))
     else:
         change = {"scale": scaled, "canvas": on_canvas, "shift": shifted}[how]
-        batches = picture_batches(pictures, facts["mean"], facts["std"], lambda images: change(images, size))
-        yield picture_part(config.data), batches
+        batches = picture_batches(pictures, metadata["mean"], metadata["std"], lambda images: change(images, size))
+        yield picture_split(config.data), batches
 
 
 def with_input_size(model: nn.Module, size: Size, extrapolate: bool) -> nn.Module:
-    """A copy of the model for pictures of another size."""
+    """Return a copy of the model for pictures of another size."""
     model = copy.deepcopy(model)
     for encoding in vp.get_encoding(model):
         encoding.extrapolate = extrapolate
@@ -155,7 +155,7 @@ def with_input_size(model: nn.Module, size: Size, extrapolate: bool) -> nn.Modul
 
 
 def scaled(images: Tensor, size: Size) -> Tensor:
-    """uint8 pictures (B, C, H, W) at another size: bicubic, antialiased, clamped and rounded to uint8."""
+    """Return uint8 pictures (B, C, H, W) at another size: bicubic, antialiased, clamped and rounded to uint8."""
     if tuple(images.shape[2:]) == tuple(size):
         return images
     resized = F.interpolate(images.float(), size, mode="bicubic", antialias=True, align_corners=False)
@@ -163,7 +163,7 @@ def scaled(images: Tensor, size: Size) -> Tensor:
 
 
 def on_canvas(images: Tensor, size: Size) -> Tensor:
-    """uint8 pictures (B, C, H, W) centred on a larger canvas, the rest filled by reflection, however large."""
+    """Return uint8 pictures (B, C, H, W) centred on a larger canvas, the rest filled by reflection, however large."""
     for axis, side in zip((2, 3), size, strict=True):
         own = images.shape[axis]
         period = max(2 * (own - 1), 1)
@@ -173,19 +173,20 @@ def on_canvas(images: Tensor, size: Size) -> Tensor:
 
 
 def shifted(images: Tensor, shift: Size) -> Tensor:
-    """uint8 pictures (B, C, H, W) moved down and right by some pixels, what comes in filled by reflection."""
+    """Return uint8 pictures (B, C, H, W) moved down and right by some pixels, the gap filled by reflection."""
     for axis, by in zip((2, 3), shift, strict=True):
         images = images.index_select(axis, (torch.arange(images.shape[axis], device=images.device) - by).abs())
     return images
 
 
 def parse_size(flag: str, text: str) -> Size:
-    """`32` or `32x48`, height first."""
+    """Return (height, width), or (down, right), from `32x48`, or from `32` for both."""
     match = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
     if match is None:
         raise ConfigError(f"{flag}: {text!r} given; accepted: pixels, as 32 or as HEIGHTxWIDTH, 32x48")
     return int(match[1]), int(match[2] or match[1])
 
 
-def show(size: Sequence[int]) -> str:
+def size_text(size: Sequence[int]) -> str:
+    """Return a size as text: `32x48`, height first."""
     return f"{size[0]}x{size[1]}"

@@ -26,27 +26,27 @@ POLL_SECONDS = 2.0  # between looks for a run that a killed worker left
 
 
 class Worker:
-    """Trains what is free until nothing is left."""
+    """Train what is free until nothing is left."""
 
     def __init__(self, plan: Plan):
         self.plan = plan
         self.earlier = {job.path: job.error for job in plan.jobs(lambda job: job.finished)}
 
     def run(self) -> list[Job]:
-        """Returns the jobs that failed."""
+        """Do jobs until all are done, and return those that failed."""
         while self._take_one():
             pass
-        return [job for job in self.plan.jobs(self.over) if job.error and not job.finished]
+        return [job for job in self.plan.jobs(self.is_done) if job.error and not job.finished]
 
-    def over(self, job: Job) -> bool:
-        """Finished, or failed since this worker started."""
+    def is_done(self, job: Job) -> bool:
+        """Return whether a job is finished, or has failed since this worker started."""
         return job.finished or (job.error not in (None, self.earlier.get(job.path)) and holder(job.path) is None)
 
     def _take_one(self) -> bool:
-        """Do the first job that is free; if there is none, wait a little. False if all are over."""
+        """Do the first job that is free; if there is none, wait a little. Return False if all are done."""
         busy = False
-        for job in self.plan.jobs(self.over, ask=True):
-            if not self.over(job):
+        for job in self.plan.jobs(self.is_done, ask=True):
+            if not self.is_done(job):
                 if self._attempt(job):
                     return True
                 busy = True
@@ -55,7 +55,7 @@ class Worker:
         return busy
 
     def _attempt(self, job: Job) -> bool:
-        """Do a job unless another worker does, or nobody can yet."""
+        """Do a job unless another worker does, or nobody can yet; return whether this worker did."""
         if job.config is None and job.problem is None:
             return False
         with hold(job.path) as ours:
@@ -66,12 +66,12 @@ class Worker:
                 except Interrupted:
                     raise
                 except Exception as error:  # whatever it is, the other jobs go on
-                    record(job, error)
+                    record_failure(job, error)
         return ours
 
 
 def perform(job: Job) -> None:
-    """Train, then evaluate."""
+    """Train the run of a job, then evaluate it."""
     if job.problem is not None:
         raise ConfigError(job.problem)
     torch.compiler.reset()  # compiled code of earlier models counts against a limit, beyond which none is compiled
@@ -81,7 +81,7 @@ def perform(job: Job) -> None:
             evaluate(job.path, **job.evaluate, extrapolate=extrapolate)
 
 
-def record(job: Job, error: Exception) -> None:
+def record_failure(job: Job, error: Exception) -> None:
     """Leave the error in the run directory, and one line of it on stderr."""
     line = f"{type(error).__name__}: {one_line(error)}"
     print(f"error: {job.path}: {line}", file=sys.stderr)
