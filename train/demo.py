@@ -1,4 +1,4 @@
-"""Show why a position encoding matters: five real training runs, in about a minute on a CPU.
+"""Show why a position encoding matters: five real training runs, in a few minutes on a CPU.
 
     python -m train.demo --output runs/demo
 

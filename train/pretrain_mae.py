@@ -3,7 +3,8 @@
     python -m train.pretrain_mae --config configs/run/mae_vit_cifar10_small.yaml --encoding rope_axial --seed 0
 
 Then `python -m train.classify --config ... --init RUN` fine-tunes the encoder and `python -m train.probe RUN` looks at
-its frozen features. Run it again to continue after an interruption.
+its frozen features. Run it again to continue after an interruption. The run above takes 22 minutes on one thread of a
+busy CPU; every run file says its own time.
 """
 
 import sys

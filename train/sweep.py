@@ -7,7 +7,8 @@ Start the same command as often as wished, once for each GPU (CUDA_VISIBLE_DEVIC
 every machine that sees the output directory: each takes the next run that is free, and ends when all are finished. No
 list could disagree with the runs: a run is finished when its directory has a result, being trained while a process has
 locked the directory, and otherwise free. So the run of a killed worker is at once continued by another. A run that
-fails is recorded in its directory and left alone by all workers now at work; one started later tries it once more.
+fails is recorded in its directory and left alone by all workers now at work; one started later tries it once more. The
+six runs of this sweep file, with its own 400 steps, take 3.6 minutes of one CPU thread's time; other files say theirs.
 """
 
 import argparse
