@@ -4,7 +4,8 @@
 
 Features are what timm's own pooling gives before the classifier. The same model with random weights is measured beside
 it. The linear probe is multinomial logistic regression on features standardised by the training pictures, fitted by
-L-BFGS; the neighbours vote with weights exp(cosine / 0.07), 20 of them (Wu et al. 2018; Caron et al. 2021).
+L-BFGS; the neighbours vote with weights exp(cosine / 0.07), 20 of them (Wu et al. 2018; Caron et al. 2021). It takes
+the time of two passes over all pictures, one for each model, and of two fits.
 """
 
 import sys

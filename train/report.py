@@ -4,7 +4,8 @@
 
 The arguments are run directories, or directories of them such as `train.sweep` leaves. `report.md`, `report.json` and
 figures are written to `--output`. Runs may differ in encoding and seed, in the fields that their sweep varied or tuned,
-and in those that `--vary` names; any other difference is an error.
+and in those that `--vary` names; any other difference is an error. Six runs of a position task take 9 seconds of one
+CPU thread, imports included.
 """
 
 import sys
