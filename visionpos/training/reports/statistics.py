@@ -1,4 +1,4 @@
-"""How sure a mean over seeds and test pictures is: the two-level bootstrap.
+"""Intervals: how sure a mean over seeds and test pictures is, by the two-level bootstrap.
 
 Seeds and pictures are two crossed samples: every run, of whatever encoding and seed, is judged on the same pictures.
 Each replicate therefore draws seeds and, independently, pictures, both with replacement, and averages over the drawn
