@@ -35,7 +35,7 @@ from benchmarks.report import facts
 from visionpos.training.config.command_line import read_yaml
 from visionpos.training.config.schema import Config, Data, Model, Recipe
 from visionpos.training.data.datasets import Pictures
-from visionpos.training.run.distributed import Team
+from visionpos.training.run.distributed import Distributed
 from visionpos.training.run.engine import Trainer, pick_device
 from visionpos.training.run.objective import Classification
 from visionpos.training.run.source import PictureSource
@@ -58,7 +58,7 @@ def ours(model: dict, encoding: str, pictures: Pictures, batch: int, device: tor
     config = Config(Model(**model), Data("cifar10"), recipe, encoding)
     source = PictureSource(pictures, pictures, "test", recipe, 0, device)
     host = timm.create_model(model["name"], **model["options"], img_size=32, num_classes=CLASSES)
-    trainer = Trainer(vp.set_encoding(host, encoding), Classification(source, config), config, Team(device))
+    trainer = Trainer(vp.set_encoding(host, encoding), Classification(source, config), config, Distributed(device))
     return trainer.advance
 
 

@@ -1,4 +1,4 @@
-"""Why a position encoding matters, seen on five real training runs in about a minute on a CPU.
+"""Show why a position encoding matters: five real training runs, in a few minutes on a CPU.
 
     python -m train.demo --output runs/demo
 
@@ -20,23 +20,23 @@ from matplotlib.figure import Figure
 from torch import nn
 
 import visionpos as vp
-from train.classify import train
 from visionpos.training.config.command_line import make_parser, parse, parse_flags
 from visionpos.training.config.schema import Config, encoding_label
 from visionpos.training.errors import ConfigError, run_command
 from visionpos.training.run import checkpoint
 from visionpos.training.run.build import trained_model
+from visionpos.training.run.classification import train
 from visionpos.training.run.loop import versions
 from visionpos.training.run.record import RunDirectory, write_json
 
 __all__ = ["ENCODINGS", "demo", "position_map"]
 
-BASE = Path(__file__).parents[1] / "configs" / "run" / "direction_demo.yaml"
+BASE_CONFIG = Path(__file__).parents[1] / "configs" / "run" / "direction_demo.yaml"
 ENCODINGS = ["none", "{name: learned, init_std: 0.5}", "sincos2d", "rope_axial", "alibi2d"]
 
 
 def demo(output: Path, steps: int, seed: int = 0) -> dict[str, Any]:
-    """Train all encodings, write `demo.json` and `demo.png` into `output`; returns the content of the former."""
+    """Train all encodings, write `demo.json` and `demo.png` into `output`, and return the content of the former."""
     configs = [configure(encoding, output, steps, seed) for encoding in ENCODINGS]
     for config in configs:
         if (Path(config.output) / "config.yaml").exists():
@@ -45,7 +45,7 @@ def demo(output: Path, steps: int, seed: int = 0) -> dict[str, Any]:
     rows = [
         {
             "encoding": encoding_label(config.encoding),
-            **{part: result["final"][part] for part in ("inside", "outside", "whole")},
+            **{split: result["final"][split] for split in ("inside", "outside", "whole")},
             "chance": result["chance"],
             "seconds": result["seconds"],
         }
@@ -67,15 +67,17 @@ def demo(output: Path, steps: int, seed: int = 0) -> dict[str, Any]:
 
 
 def configure(encoding: str, output: Path, steps: int, seed: int) -> Config:
-    """The run of one encoding."""
-    config = parse(["--config", str(BASE), "--encoding", encoding, "--recipe.steps", str(steps), "--seed", str(seed)])
+    """Return the configuration of the run of one encoding."""
+    config = parse(
+        ["--config", str(BASE_CONFIG), "--encoding", encoding, "--recipe.steps", str(steps), "--seed", str(seed)]
+    )
     name = config.encoding if isinstance(config.encoding, str) else config.encoding["name"]
     config.output = str(output / name)
     return config
 
 
 def position_map(model: nn.Module) -> tuple[torch.Tensor | None, str]:
-    """What a model's first encoding says about each token as seen from the centre one, (H, W); and what that is."""
+    """Return how a model's first encoding sees each token from the centre one, (H, W), and what that number is."""
     encoding = next(iter(vp.get_encoding(model)), None)
     if encoding is None:
         return None, "no position: empty"
@@ -95,14 +97,14 @@ def position_map(model: nn.Module) -> tuple[torch.Tensor | None, str]:
 
 
 def draw(configs: Sequence[Config], rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """One picture: learning curves inside and outside the training half, and under them the map of each encoding."""
+    """Draw the learning curves inside and outside the training half, and under them the map of each encoding."""
     figure = Figure(figsize=(15, 8.5), layout="constrained")
     curves, maps = figure.subfigures(2, 1, height_ratios=(5, 4))
     axes = curves.subplots(1, 2, sharey=True)
     for config, row in zip(configs, rows, strict=True):
         history = RunDirectory(config).history()
-        for axis, part in zip(axes, ("inside", "outside"), strict=True):
-            accuracy = [line["accuracy"]["raw"][part] for line in history]
+        for axis, split in zip(axes, ("inside", "outside"), strict=True):
+            accuracy = [line["accuracy"]["raw"][split] for line in history]
             axis.plot([line["step"] for line in history], accuracy, marker=".", label=row["encoding"])
     for axis, title in zip(axes, ("the half it was trained on", "the half it never saw a mark in"), strict=True):
         axis.axhline(rows[0]["chance"], color="grey", linestyle=":", label="chance")
@@ -121,16 +123,16 @@ def draw(configs: Sequence[Config], rows: Sequence[dict[str, Any]], path: Path) 
 
 
 def table(report: dict[str, Any]) -> str:
-    """The rows in Markdown."""
+    """Return the rows as a Markdown table."""
     lines = ["| encoding | inside | outside | whole grid | chance | seconds |", "|---|---|---|---|---|---|"]
     for row in report["rows"]:
-        shares = " | ".join(f"{row[part]:.1%}" for part in ("inside", "outside", "whole", "chance"))
+        shares = " | ".join(f"{row[split]:.1%}" for split in ("inside", "outside", "whole", "chance"))
         lines.append(f"| {row['encoding']} | {shares} | {row['seconds']:.1f} |")
     return "\n".join(lines)
 
 
 def conclusion(report: dict[str, Any], output: Path) -> str:
-    """What one sees, and where the files are."""
+    """Return in words what the runs show, and where the files are."""
     none, learned, sincos, rope, alibi = report["rows"]
     able = sorted(row["inside"] for row in (learned, sincos, rope))
     return (
@@ -146,7 +148,7 @@ def conclusion(report: dict[str, Any], output: Path) -> str:
 
 
 def command(argv: Sequence[str]) -> None:
-    """Read the command line, train, print the table and what it shows."""
+    """Read the command line, train, and print the table and what it shows."""
     parser = make_parser("Train five position encodings on one small task and compare them.")
     parser.add_argument("--output", default="runs/demo", help="directory for the runs, demo.json and demo.png")
     parser.add_argument("--steps", type=int, default=400, help="training steps of each encoding")
@@ -163,6 +165,7 @@ def command(argv: Sequence[str]) -> None:
 
 
 def main() -> None:
+    """Run the command line of this process and exit with its code."""
     sys.exit(run_command(lambda: command(sys.argv[1:])))
 
 

@@ -1,10 +1,11 @@
-"""What the frozen features of a run are worth: a linear probe and nearest neighbours.
+"""Measure what the frozen features of a run are worth, by a linear probe and by nearest neighbours.
 
     python -m train.probe runs/mae_vit_cifar10/rope_axial-seed0
 
 Features are what timm's own pooling gives before the classifier. The same model with random weights is measured beside
 it. The linear probe is multinomial logistic regression on features standardised by the training pictures, fitted by
-L-BFGS; the neighbours vote with weights exp(cosine / 0.07), 20 of them (Wu et al. 2018; Caron et al. 2021).
+L-BFGS; the neighbours vote with weights exp(cosine / 0.07), 20 of them (Wu et al. 2018; Caron et al. 2021). It takes
+the time of two passes over all pictures, one for each model, and of two fits.
 """
 
 import sys
@@ -24,16 +25,16 @@ from visionpos.training.run.build import build_model, load_encoder, trained_mode
 from visionpos.training.run.checkpoint import Checkpoint
 from visionpos.training.run.engine import mixed_precision, pick_device
 from visionpos.training.run.record import open_run, write_json
-from visionpos.training.run.source import picture_batches, picture_part, training_pictures
+from visionpos.training.run.source import picture_batches, picture_split, training_pictures
 
 __all__ = ["fit_linear", "nearest_neighbours", "probe"]
 
-NEIGHBOURS, TEMPERATURE = 20, 0.07
+NUM_NEIGHBOURS, VOTE_TEMPERATURE = 20, 0.07
 Labelled = tuple[Tensor, Tensor]
 
 
 def probe(path: Path, l2: float = 1e-4, device: str | None = None) -> dict[str, Any]:
-    """Measure the encoder of the run at `path`, and the same one with random weights; writes `probe.json` there.
+    """Measure the encoder of the run at `path` and the same one with random weights, and write `probe.json` there.
 
     Args:
         path: The directory of a run of `train.pretrain_mae` or `train.classify` on pictures.
@@ -44,23 +45,23 @@ def probe(path: Path, l2: float = 1e-4, device: str | None = None) -> dict[str, 
     if config.data.is_task:
         raise ConfigError(f"{path}: a position task ({config.data.name!r}) has no training pictures to probe with")
     place = pick_device(device or config.device)
-    facts, splits = found.state["facts"], [part.to(place) for part in training_pictures(config.data)]
+    metadata, splits = found.metadata, [split.to(place) for split in training_pictures(config.data)]
     torch.manual_seed(config.seed)
-    models = {"random": build_model(config, facts), "trained": encoder_of(config, path, found)}
+    models = {"random": build_model(config, metadata), "trained": encoder_of(config, path, found)}
     report = {
         "run": str(path),
         "encoding": encoding_label(config.encoding),
         "step": found.step,
-        "part": picture_part(config.data),
+        "part": picture_split(config.data),
         "train_size": len(splits[0]),
         "test_size": len(splits[1]),
         "chance": 1 / len(splits[0].classes),
         "l2": l2,
-        "note": facts["note"],
+        "note": metadata["note"],
     }
     for kind, model in models.items():
         with mixed_precision(place, config.precision):
-            train, test = (features(model.to(place).eval(), pictures, facts) for pictures in splits)
+            train, test = (features(model.to(place).eval(), pictures, metadata) for pictures in splits)
         report[kind] = {
             "linear": fit_linear(train, test, len(splits[0].classes), l2),
             "neighbours": nearest_neighbours(train, test, len(splits[0].classes)),
@@ -70,26 +71,26 @@ def probe(path: Path, l2: float = 1e-4, device: str | None = None) -> dict[str, 
 
 
 def encoder_of(config: Config, path: Path, found: Checkpoint) -> nn.Module:
-    """The model of a run with its trained weights."""
+    """Return the model of a run with its trained weights."""
     if not isinstance(config, PretrainConfig):
         return trained_model(config, found)[0]
-    model = build_model(config, found.state["facts"])
+    model = build_model(config, found.metadata)
     load_encoder(model, str(path))
     return model
 
 
 @torch.no_grad()
-def features(model: nn.Module, pictures: Pictures, facts: dict[str, Any]) -> Labelled:
-    """The pooled features (N, dim) of pictures, float32, and their labels (N,)."""
+def features(model: nn.Module, pictures: Pictures, metadata: dict[str, Any]) -> Labelled:
+    """Return the pooled features (N, dim) of pictures, float32, and their labels (N,)."""
     batches = [
         (model.forward_head(model.forward_features(images), pre_logits=True).float(), labels)
-        for images, labels in picture_batches(pictures, facts["mean"], facts["std"])
+        for images, labels in picture_batches(pictures, metadata["mean"], metadata["std"])
     ]
     return tuple(map(torch.cat, zip(*batches, strict=True)))
 
 
 def fit_linear(train: Labelled, test: Labelled, num_classes: int, l2: float = 1e-4) -> float:
-    """Accuracy of logistic regression on frozen features.
+    """Fit logistic regression on frozen features, and return its accuracy on others.
 
     Args:
         train: features (N, dim) and labels (N,) to fit.
@@ -105,6 +106,7 @@ def fit_linear(train: Labelled, test: Labelled, num_classes: int, l2: float = 1e
     optimizer = torch.optim.LBFGS([weight, bias], max_iter=200, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
+        """Return the loss, with its gradient, at the weights that L-BFGS has come to."""
         optimizer.zero_grad()
         loss = F.cross_entropy(F.linear(inputs, weight, bias), labels) + l2 * weight.square().sum()
         loss.backward()
@@ -116,19 +118,22 @@ def fit_linear(train: Labelled, test: Labelled, num_classes: int, l2: float = 1e
 
 
 def nearest_neighbours(train: Labelled, test: Labelled, num_classes: int) -> float:
-    """Accuracy of a vote of the training pictures with the most similar features, weighted by exp(cosine / 0.07)."""
+    """Return the accuracy of a vote of the training pictures with the most similar features.
+
+    The vote of a picture weighs exp(cosine / 0.07).
+    """
     (inputs, labels), (test_inputs, test_labels) = train, test
     inputs, votes = F.normalize(inputs, dim=1), F.one_hot(labels, num_classes).float()
     right = []
     for queries, wanted in zip(F.normalize(test_inputs, dim=1).split(512), test_labels.split(512), strict=True):
-        cosine, nearest = (queries @ inputs.T).topk(min(NEIGHBOURS, len(inputs)), dim=1)
-        scores = ((cosine / TEMPERATURE).exp().unsqueeze(2) * votes[nearest]).sum(1)
+        cosine, nearest = (queries @ inputs.T).topk(min(NUM_NEIGHBOURS, len(inputs)), dim=1)
+        scores = ((cosine / VOTE_TEMPERATURE).exp().unsqueeze(2) * votes[nearest]).sum(1)
         right.append(scores.argmax(1) == wanted)
     return torch.cat(right).float().mean().item()
 
 
 def table(report: dict[str, Any]) -> str:
-    """The report in Markdown."""
+    """Return the report in Markdown."""
     lines = [
         f"{report['encoding']}, step {report['step']}: features of {report['train_size']} training pictures, measured "
         f"on {report['test_size']} {report['part']} pictures, chance {report['chance']:.1%}",
@@ -141,7 +146,7 @@ def table(report: dict[str, Any]) -> str:
 
 
 def command(argv: Sequence[str]) -> None:
-    """Read the command line, measure, print the table."""
+    """Read the command line, measure, and print the table."""
     parser = make_parser("A linear probe and nearest neighbours on the frozen features of a run.")
     parser.add_argument("run", help="the run directory")
     parser.add_argument("--l2", type=float, default=1e-4, help="weight decay of the linear probe")
@@ -153,6 +158,7 @@ def command(argv: Sequence[str]) -> None:
 
 
 def main() -> None:
+    """Run the command line of this process and exit with its code."""
     sys.exit(run_command(lambda: command(sys.argv[1:])))
 
 

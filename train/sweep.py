@@ -7,106 +7,34 @@ Start the same command as often as wished, once for each GPU (CUDA_VISIBLE_DEVIC
 every machine that sees the output directory: each takes the next run that is free, and ends when all are finished. No
 list could disagree with the runs: a run is finished when its directory has a result, being trained while a process has
 locked the directory, and otherwise free. So the run of a killed worker is at once continued by another. A run that
-fails is recorded in its directory and left alone by all workers now at work; one started later tries it once more.
+fails is recorded in its directory and left alone by all workers now at work; one started later tries it once more. The
+six runs of this sweep file, with its own 400 steps, take 3.6 minutes of one CPU thread's time; other files say theirs.
 """
 
 import argparse
 import os
 import signal
-import socket
 import sys
-import time
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
-from train.classify import headline, train
-from train.evaluate import evaluate
-from visionpos.training.errors import ConfigError, Interrupted, one_line, run_command
+from visionpos.training.errors import ConfigError, run_command
+from visionpos.training.run.classification import headline
 from visionpos.training.run.lock import hold, holder
 from visionpos.training.run.record import read_json, write_json
 from visionpos.training.sweeps.plan import Job, Plan, open_plan
-
-__all__ = ["Worker", "listing"]
-
-POLL_SECONDS = 2.0  # between looks for a run that a killed worker left
-
-
-class Worker:
-    """Trains what is free until nothing is left."""
-
-    def __init__(self, plan: Plan):
-        self.plan = plan
-        self.earlier = {job.path: job.error for job in plan.jobs(lambda job: job.finished)}
-
-    def run(self) -> list[Job]:
-        """Returns the jobs that failed."""
-        while self._take_one():
-            pass
-        return [job for job in self.plan.jobs(self.over) if job.error and not job.finished]
-
-    def over(self, job: Job) -> bool:
-        """Finished, or failed since this worker started."""
-        return job.finished or (job.error not in (None, self.earlier.get(job.path)) and holder(job.path) is None)
-
-    def _take_one(self) -> bool:
-        """Do the first job that is free; if there is none, wait a little. False if all are over."""
-        busy = False
-        for job in self.plan.jobs(self.over, ask=True):
-            if not self.over(job):
-                if self._attempt(job):
-                    return True
-                busy = True
-        if busy:
-            time.sleep(POLL_SECONDS)
-        return busy
-
-    def _attempt(self, job: Job) -> bool:
-        """Do a job unless another worker does, or nobody can yet."""
-        if job.config is None and job.problem is None:
-            return False
-        with hold(job.path) as ours:
-            if ours and not job.finished:
-                try:
-                    perform(job)
-                    (job.path / "error.json").unlink(missing_ok=True)
-                except Interrupted:
-                    raise
-                except Exception as error:  # whatever it is, the other jobs go on
-                    record(job, error)
-        return ours
-
-
-def perform(job: Job) -> None:
-    """Train, then evaluate."""
-    if job.problem is not None:
-        raise ConfigError(job.problem)
-    torch.compiler.reset()  # compiled code of earlier models counts against a limit, beyond which none is compiled
-    train(job.config)
-    if job.evaluate:
-        for extrapolate in (False, True):
-            evaluate(job.path, **job.evaluate, extrapolate=extrapolate)
-
-
-def record(job: Job, error: Exception) -> None:
-    """Leave the error in the run directory, and one line of it on stderr."""
-    line = f"{type(error).__name__}: {one_line(error)}"
-    print(f"error: {job.path}: {line}", file=sys.stderr)
-    where = {"host": socket.gethostname(), "pid": os.getpid(), "time": time.time()}
-    write_json(job.path / "error.json", {"error": line, **where, "traceback": traceback.format_exc()})
+from visionpos.training.sweeps.worker import Worker
 
 
 def listing(plan: Plan) -> str:
-    """Every job with its state, one line each."""
+    """Return a line for every job, with its state."""
     rows = [(*state(job), str(job.path.relative_to(plan.folder))) for job in plan.jobs(lambda job: job.finished)]
     width = max(len(name) for *_, name in rows)
     return "\n".join(f"{short:9} {name:{width}} {long}".rstrip() for short, long, name in rows)
 
 
 def state(job: Job) -> tuple[str, str]:
-    """How far a job is: in one word, and in more."""
+    """Return how far a job is: in one word, and in more."""
     if job.finished:
         return "finished", headline(read_json(job.path / "result.json"))
     if someone := holder(job.path):
@@ -120,7 +48,7 @@ def state(job: Job) -> tuple[str, str]:
 
 
 def command(argv: Sequence[str]) -> list[Job]:
-    """Read the command line, then list the jobs or do them; returns those that failed."""
+    """Read the command line, list the jobs or do them, and return those that failed."""
     parser = argparse.ArgumentParser(prog="python -m train.sweep", allow_abbrev=False, description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = "All other flags are those of train.classify, and hold for every run."
@@ -146,6 +74,7 @@ def command(argv: Sequence[str]) -> list[Job]:
 
 
 def main() -> None:
+    """Run the command line of this process and exit with its code: 1 if a run failed."""
     failed: list[Job] = []
     try:
         code = run_command(lambda: failed.extend(command(sys.argv[1:])))

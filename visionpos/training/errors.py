@@ -5,25 +5,39 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 
-from visionpos.training.data.datasets import DataError
-
-__all__ = ["CheckpointError", "ConfigError", "Interrupted", "NonFiniteError", "did_you_mean", "one_line", "run_command"]
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "Interrupted",
+    "NonFiniteError",
+    "did_you_mean",
+    "one_line",
+    "run_command",
+]
 
 
 class ConfigError(ValueError):
-    """The configuration or the command line is wrong; the text names the field, what was given and what is accepted."""
+    """Report a wrong configuration or command line; the text names the field, what was given and what is accepted."""
+
+
+class DataError(ValueError):
+    """Report what is wrong with the data, in one printable line."""
+
+    def __init__(self, message: str):
+        super().__init__(" ".join("".join(c if c.isprintable() else " " for c in message).split()))
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint cannot be written, or none of those at hand can be read."""
+    """Report that a checkpoint cannot be written, or that none of those at hand can be read."""
 
 
 class NonFiniteError(RuntimeError):
-    """The loss or a weight is NaN or infinite."""
+    """Report that the loss or a weight is NaN or infinite."""
 
 
 class Interrupted(Exception):
-    """A signal stopped the run, after everything was saved.
+    """Report that a signal stopped the run, after everything was saved.
 
     Args:
         signal: The signal's number.
@@ -39,12 +53,12 @@ EXIT_CODES = {ConfigError: 2, DataError: 2, CheckpointError: 3, NonFiniteError: 
 
 
 def one_line(text: object) -> str:
-    """`text` with every run of white space, line breaks included, as one space."""
+    """Return `text` with every run of white space, line breaks included, as one space."""
     return " ".join(str(text).split())
 
 
 def did_you_mean(given: str, accepted: Sequence[str], listed: bool = True) -> str:
-    """The closest of `accepted`, if one is close, and all of them if they are to be listed."""
+    """Return a hint: the closest of `accepted`, if one is close, and all of them if they are to be listed."""
     close = difflib.get_close_matches(given, accepted, n=1)
     return (f"did you mean {close[0]!r}? " if close else "") + (f"accepted: {', '.join(accepted)}" if listed else "")
 
@@ -67,6 +81,6 @@ def run_command(command: Callable[[], object]) -> int:
 
 
 def _leave_to_main(fault: threading.ExceptHookArgs) -> None:
-    """A thread's traceback, but not of a file that TensorBoard cannot write: the main thread gets that error too."""
+    """Print a thread's traceback, but not of a file that TensorBoard cannot write: main gets that error too."""
     if not isinstance(fault.exc_value, OSError):
         threading.__excepthook__(fault)

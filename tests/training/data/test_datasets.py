@@ -10,7 +10,8 @@ import torch
 from torchvision.datasets import CIFAR10, CIFAR100
 
 from tests.training.data.tiny_data import error_of, pack_cifar, png, write_cifar, write_folder, write_tar
-from visionpos.training.data.datasets import DataError, Pictures, holdout, load_pictures, subset
+from visionpos.training.data.datasets import Pictures, holdout, load_pictures, subset
+from visionpos.training.errors import DataError
 
 
 @pytest.mark.parametrize("place", ["cifar10", "cifar10.tar.xz", "cifar10.tar.gz", "cifar10.tar", "."])

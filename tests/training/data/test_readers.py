@@ -26,8 +26,9 @@ from tests.training.data.tiny_data import (
     write_parquet,
     write_tar,
 )
-from visionpos.training.data.datasets import DataError, load_pictures
+from visionpos.training.data.datasets import load_pictures
 from visionpos.training.data.readers import CIFAR
+from visionpos.training.errors import DataError
 
 # Every form gives the same tensors.
 

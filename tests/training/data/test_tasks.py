@@ -10,8 +10,8 @@ from visionpos.training.data.tasks import TASKS, PositionTask
 GRIDS = [(6, 6), (4, 7), (5, 4), (3, 8)]
 
 
-def batch(task, size=256, seed=0, part="train"):
-    return task.sample(size, torch.Generator().manual_seed(seed), part)
+def batch(task, size=256, seed=0, split="train"):
+    return task.sample(size, torch.Generator().manual_seed(seed), split)
 
 
 def marked_cells(task, picture):
@@ -151,19 +151,21 @@ def test_noise_is_gaussian_of_the_stated_size(name):
 @pytest.mark.parametrize("grid", [(6, 6), (4, 9), (5, 4)])
 def test_holdout_confines_both_marks(grid):
     task = PositionTask("direction", grid=grid, cell=1, holdout="left", noise=0.0)
-    used = {part: batch(task, 4000, part=part)[0].amax((0, 1, 2)).nonzero().flatten().tolist() for part in tasks.PARTS}
+    used = {
+        split: batch(task, 4000, split=split)[0].amax((0, 1, 2)).nonzero().flatten().tolist() for split in tasks.SPLITS
+    }
     half = grid[1] // 2
     assert used["train"] == list(range(half))
     assert used["outside"] == list(range(grid[1] - half, grid[1]))
     assert used["whole"] == list(range(grid[1]))
-    pictures, labels = batch(task, part="outside")
+    pictures, labels = batch(task, split="outside")
     for picture, label in zip(pictures, labels.tolist(), strict=True):
         assert read_direction(task, marked_cells(task, picture)) == task.classes[label]
 
 
 def test_outside_is_the_training_law_moved_to_the_right():
     task = PositionTask("direction", grid=(4, 7), holdout="left", noise=0.0)
-    (inside, labels), (outside, same) = batch(task), batch(task, part="outside")
+    (inside, labels), (outside, same) = batch(task), batch(task, split="outside")
     assert torch.equal(labels, same)
     assert torch.equal(inside.roll(4 * task.cell, 3), outside)
 
@@ -270,9 +272,9 @@ def test_bad_tasks_end_in_one_line(options, message):
 
 def test_bad_parts_end_in_one_line():
     with pytest.raises(ValueError, match="needs a task with holdout='left'"):
-        batch(PositionTask("direction"), part="outside")
-    with pytest.raises(ValueError, match="unknown part 'test', expected one of train, outside, whole"):
-        batch(PositionTask("direction"), part="test")
+        batch(PositionTask("direction"), split="outside")
+    with pytest.raises(ValueError, match="unknown split 'test', expected one of train, outside, whole"):
+        batch(PositionTask("direction"), split="test")
 
 
 def test_a_list_is_a_grid_too():

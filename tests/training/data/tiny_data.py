@@ -13,7 +13,8 @@ from PIL import Image
 from torchvision.datasets import CIFAR10
 from torchvision.datasets.utils import calculate_md5
 
-from visionpos.training.data.datasets import DataError, load_pictures
+from visionpos.training.data.datasets import load_pictures
+from visionpos.training.errors import DataError
 
 CLASSES = ("ant", "bee", "cow")
 COUNTS = {"train": 4, "test": 2}  # a class

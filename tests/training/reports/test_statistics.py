@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from visionpos.training.reports.statistics import (
-    NORMAL,
+    MAX_FREEDOM,
     bootstrap_means,
     degrees_of_freedom,
     seed_interval,
@@ -50,7 +50,7 @@ def test_degrees_of_freedom_are_those_of_what_decides():
     assert degrees_of_freedom(rng.random((1, 50))) == pytest.approx(49)
     assert degrees_of_freedom(crossed(rng, 5, 400, 1, 0.1, 0.1)) == pytest.approx(4, rel=0.02)
     assert degrees_of_freedom(crossed(rng, 5, 400, 0, 1, 0)) == pytest.approx(399, rel=0.02)
-    assert degrees_of_freedom(np.ones((3, 4))) == NORMAL
+    assert degrees_of_freedom(np.ones((3, 4))) == MAX_FREEDOM
 
 
 def test_an_interval_of_seeds_that_decide_is_about_student_s():

@@ -21,10 +21,9 @@ from tqdm import tqdm
 
 from tests.training.scripts.test_pretrain_mae import pretrain_config
 from tests.training.tiny_run import picture_config, task_config
-from train import classify, pretrain_mae
 from visionpos.training.config.schema import Config, PretrainConfig
 from visionpos.training.errors import run_command
-from visionpos.training.run import checkpoint, record, source
+from visionpos.training.run import checkpoint, classification, pretraining, record, source
 from visionpos.training.run.engine import Trainer
 from visionpos.training.run.record import RunDirectory
 
@@ -45,7 +44,7 @@ def prepare() -> None:
     """Make this process one to fork from, and evaluations short."""
     torch.set_num_threads(1)
     tqdm.get_lock()  # or every child leaves one behind
-    source.EVALUATION_DRAWS = source.EVALUATION_BATCH = 16
+    source.EVALUATION_TASK_SIZE = source.EVALUATION_BATCH_SIZE = 16
 
 
 def config_of(kind: str, output: Path, *flags: str) -> Config:
@@ -56,7 +55,7 @@ def config_of(kind: str, output: Path, *flags: str) -> Config:
 
 def train(config: Config) -> None:
     """By the command that the configuration is for."""
-    (pretrain_mae if isinstance(config, PretrainConfig) else classify).train(config)
+    (pretraining if isinstance(config, PretrainConfig) else classification).train(config)
 
 
 def start(action: Callable[[], object], text: Path = Path(os.devnull)) -> int:

@@ -31,7 +31,7 @@ from tests.training.run.interrupting import (
     wait,
 )
 from visionpos.training.run import checkpoint
-from visionpos.training.run.distributed import Team, whole
+from visionpos.training.run.distributed import Distributed, full_tensor
 from visionpos.training.run.engine import Trainer
 from visionpos.training.run.objective import Classification, MaskedImages
 from visionpos.training.run.source import PictureSource
@@ -79,15 +79,15 @@ def record_steps(folder: Path) -> Callable[[int], None]:
         for objective in (Classification, MaskedImages):
             loss = objective.loss
 
-            def recorded(self, forward, batch, step, team, loss=loss):
-                inputs[:] = team.share(batch)
-                return loss(self, forward, batch, step, team)
+            def recorded(self, forward, batch, step, distributed, loss=loss):
+                inputs[:] = distributed.local_rows(batch)
+                return loss(self, forward, batch, step, distributed)
 
             objective.loss = recorded
 
         def saving(self, loss):
             gradients = {
-                name: whole(each.grad).clone(memory_format=torch.contiguous_format)
+                name: full_tensor(each.grad).clone(memory_format=torch.contiguous_format)
                 for name, each in self.model.named_parameters()
             }
             rows = {name: each.contiguous() for name, each in zip(("images", "targets"), inputs, strict=True)}
@@ -254,8 +254,8 @@ def spoil(folder: Path) -> tuple[list[int], list[str]]:
 
     def change() -> None:
         loss = Classification.loss
-        Classification.loss = lambda self, f, batch, step, team: (
-            loss(self, f, batch, step, team) + (torch.inf if step == 4 else 0)
+        Classification.loss = lambda self, f, batch, step, distributed: (
+            loss(self, f, batch, step, distributed) + (torch.inf if step == 4 else 0)
         )
 
     texts = folder / "text of 0", folder / "text of 1"
@@ -270,11 +270,11 @@ def test_a_loss_that_is_not_finite_in_one_process_stops_both(fresh, tmp_path):
 
 
 def test_shares_are_equal_and_all_of_it():
-    teams = [object.__new__(Team) for _ in range(2)]
-    for rank, team in enumerate(teams):
-        team.rank, team.size = rank, 2
+    members = [object.__new__(Distributed) for _ in range(2)]
+    for rank, distributed in enumerate(members):
+        distributed.rank, distributed.size = rank, 2
     rows = torch.arange(8), torch.arange(16).view(8, 2)
-    shares = [team.share(rows) for team in teams]
+    shares = [distributed.local_rows(rows) for distributed in members]
     assert [share[0].tolist() for share in shares] == [[0, 2, 4, 6], [1, 3, 5, 7]]
     assert torch.equal(torch.cat([share[1] for share in shares]).sort(0).values, rows[1])
 

@@ -11,7 +11,7 @@ import visionpos as vp
 from tests.training.tiny_run import picture_config, task_config
 from visionpos.training.errors import CheckpointError, ConfigError, NonFiniteError
 from visionpos.training.run.build import build_model
-from visionpos.training.run.distributed import Team
+from visionpos.training.run.distributed import Distributed
 from visionpos.training.run.engine import Trainer, mixed_precision, pick_device, seed_layers
 from visionpos.training.run.objective import Classification, correct
 from visionpos.training.run.source import open_source
@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 def trainer_of(config):
     torch.manual_seed(config.seed)
     source = open_source(config.data, config.recipe, config.seed, CPU)
-    return Trainer(build_model(config, source.facts), Classification(source, config), config, Team(CPU))
+    return Trainer(build_model(config, source.metadata), Classification(source, config), config, Distributed(CPU))
 
 
 def test_one_step_is_adamw_on_the_clipped_gradient_with_the_averaged_weights_behind(tmp_path):
@@ -101,8 +101,8 @@ def test_what_is_not_finite_is_named_by_its_step_and_changes_nothing(where, bad,
         good.advance(bad)
     loss = trainer.objective.loss
 
-    def poisoned(forward, batch, step, team):
-        value = loss(forward, batch, step, team)
+    def poisoned(forward, batch, step, distributed):
+        value = loss(forward, batch, step, distributed)
         if step != bad:
             return value
         return value * math.nan if where == "loss" else value + (value - value.detach()) * math.inf
@@ -122,7 +122,7 @@ def test_an_accelerator_that_runs_ahead_changes_nothing_after_the_bad_step(tmp_p
     monkeypatch.setattr(
         trainer.objective,
         "loss",
-        lambda f, batch, step, team: loss(f, batch, step, team) * (1 if step != 2 else math.nan),
+        lambda f, batch, step, distributed: loss(f, batch, step, distributed) * (1 if step != 2 else math.nan),
     )
     for _ in range(5):
         trainer._one_step()

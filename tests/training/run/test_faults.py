@@ -26,12 +26,11 @@ from tests.training.run.interrupting import (  # fmt: skip
     wait,
 )
 from tests.training.tiny_run import task_config
-from train import classify
 from visionpos.training.errors import ConfigError, run_command
-from visionpos.training.run import checkpoint, loop
-from visionpos.training.run.distributed import Team
+from visionpos.training.run import checkpoint, classification, loop
+from visionpos.training.run.distributed import Distributed
 from visionpos.training.run.engine import Trainer
-from visionpos.training.run.profile import PARTS, host_time, kernel_time
+from visionpos.training.run.profile import PHASES, host_time, kernel_time
 from visionpos.training.run.record import RunDirectory
 
 STOP = at("after backward", 3, send(signal.SIGTERM))
@@ -166,10 +165,10 @@ def test_muon_needs_whole_matrices(tmp_path):
 def test_what_these_processes_cannot_do_is_one_line_and_writes_nothing(
     flags, processes, line, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr(loop, "Team", lambda device: team_of(processes))
+    monkeypatch.setattr(loop, "Distributed", lambda device: processes_of(processes))
     monkeypatch.setattr(loop, "pick_device", torch.device)
     if "--compile" not in flags:
-        monkeypatch.setattr(classify, "check_model", lambda config: pytest.fail("a model was built"))
+        monkeypatch.setattr(classification, "check_model", lambda config: pytest.fail("a model was built"))
     config = config_of("task", tmp_path / "run", *flags)
     assert run_command(lambda: train(config)) == 2
     error = capsys.readouterr().err
@@ -178,11 +177,11 @@ def test_what_these_processes_cannot_do_is_one_line_and_writes_nothing(
     assert not (tmp_path / "run").exists()
 
 
-def team_of(size: int) -> Team:
+def processes_of(size: int) -> Distributed:
     """The first of that many processes, without the others."""
-    team = object.__new__(Team)
-    team.size, team.rank, team.device = size, 0, torch.device("cpu")
-    return team
+    distributed = object.__new__(Distributed)
+    distributed.size, distributed.rank, distributed.device = size, 0, torch.device("cpu")
+    return distributed
 
 
 def test_a_checkpoint_of_another_version_is_one_line(tmp_path, capsys):
@@ -256,7 +255,10 @@ def test_a_run_that_appears_between_the_look_and_the_lock_is_not_continued_as_an
     first, second = (RunDirectory(task_config(tmp_path, "--recipe.lr", lr)) for lr in ("1e-3", "2e-3"))
     first.begin(0)
     first.close()
-    with pytest.raises(ConfigError, match=r"holds another run: recipe.lr"), second.locked(Team(torch.device("cpu"))):
+    with (
+        pytest.raises(ConfigError, match=r"holds another run: recipe.lr"),
+        second.locked(Distributed(torch.device("cpu"))),
+    ):
         pass
 
 
@@ -286,7 +288,7 @@ def test_a_profile_on_a_gpu_counts_every_kernel_once():
         return SimpleNamespace(key=key, device_type=kind, is_user_annotation=annotation, **times)
 
     cpu, cuda = DeviceType.CPU, DeviceType.CUDA
-    events = [event(name, cpu, 2000.0, 0.0, True) for name in PARTS] + [event("aten::mm", cpu, 90.0, 700.0)]
-    events += [event(name, cuda, 0.0, 900.0, True) for name in PARTS] + [event("gemm", cuda, 0.0, 700.0)]
-    assert host_time(events) == dict.fromkeys(PARTS, 2.0)
+    events = [event(name, cpu, 2000.0, 0.0, True) for name in PHASES] + [event("aten::mm", cpu, 90.0, 700.0)]
+    events += [event(name, cuda, 0.0, 900.0, True) for name in PHASES] + [event("gemm", cuda, 0.0, 700.0)]
+    assert host_time(events) == dict.fromkeys(PHASES, 2.0)
     assert kernel_time(events) == 0.7

@@ -85,7 +85,7 @@ def stream_from_the_resume(owner: Any, kind: str) -> Callable[[], None]:
 
 def seeded_once() -> None:
     seed, seeds = engine.seed_layers, []
-    engine.seed_layers = lambda *args: seeds.append(args) if seeds else (seeds.append(args), seed(*args))
+    engine.seed_layers = lambda *given: seeds or seeds.append(seed(*given))
 
 
 def schedule_from_the_resume() -> None:

@@ -36,7 +36,7 @@ def test_batches_leave_the_global_generator_alone(make, tmp_path):
     torch.manual_seed(0)
     before = torch.get_rng_state()
     source.batch(0)
-    list(source.evaluation(source.parts[0]))
+    list(source.evaluation(source.splits[0]))
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -77,22 +77,22 @@ def test_pictures_are_normalised_by_the_training_pictures_and_labels_stay_with_t
 
 def test_parts_of_a_task(tmp_path):
     source = source_of(task_config(tmp_path))
-    assert source.parts == ("inside", "outside", "whole")
-    assert source_of(task_config(tmp_path, "--data.holdout", "none")).parts == ("inside",)
+    assert source.splits == ("inside", "outside", "whole")
+    assert source_of(task_config(tmp_path, "--data.holdout", "none")).splits == ("inside",)
     images, _ = next(iter(source.evaluation("outside")))
     marks = images[:, :2].amax((1, 2)) > 0.99  # columns with a mark, about
     assert marks[:, 8:].float().mean() > 2 * marks[:, :8].float().mean()
     twice = [torch.cat([labels for _, labels in source.evaluation("whole")]) for _ in range(2)]
-    assert len(twice[0]) == source.facts["test_size"]
+    assert len(twice[0]) == source.metadata["test_size"]
     assert torch.equal(*twice)
 
 
 def test_validation_pictures_come_from_the_training_pictures(tmp_path):
     plain = "--recipe.crop_padding", "0", "--recipe.flip", "false"
     source = source_of(picture_config(tmp_path, "--data.validation", "6", "--data.per_class", "7", *plain))
-    assert source.parts == ("validation",)
-    assert source.facts["train_size"] == 21
-    assert source.facts["test_size"] == 6
+    assert source.splits == ("validation",)
+    assert source.metadata["train_size"] == 21
+    assert source.metadata["test_size"] == 6
     trained, _ = source.augment(torch.arange(21), source.generator)
     ((held, _),) = source.evaluation("validation")
     trained, held = ({image.numpy().tobytes() for image in images} for images in (trained, held))

@@ -6,10 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from tests.training.tiny_run import TASK, picture_config, task_config
-from train.classify import train
 from visionpos.training.errors import ConfigError, NonFiniteError, run_command
+from visionpos.training.run.classification import train
 from visionpos.training.run.engine import Trainer
 
 ROOT = Path(__file__).parents[3]
@@ -99,6 +100,31 @@ def test_a_run_leaves_its_record(tmp_path, capsys):
     capsys.readouterr()
     assert train(config) == json.loads(json.dumps(result))
     assert "is finished: accuracy test" in capsys.readouterr().out
+
+
+def test_the_names_in_files_are_those_that_earlier_runs_have(tmp_path):
+    result = train(task_config(tmp_path))
+    state = json.loads((tmp_path / "run" / "checkpoints" / "step-00000006" / "state.json").read_text())
+    assert state.keys() == {"step", "optimizer", "line", "seconds", "losses", "facts", "surroundings"}
+    assert state["facts"] == json.loads(json.dumps(result["data"]))
+    about = {"num_classes", "image_size", "channels", "chance", "train_size", "test_size", "note"}
+    assert state["facts"].keys() == about
+    assert state["surroundings"].keys() == {"device", "threads", "processes", "versions"}
+    named = {
+        "final",
+        "accuracy",
+        "loss",
+        "steps",
+        "epochs",
+        "seconds",
+        "images_per_second",
+        "parameters",
+        "seed",
+        "data",
+    }
+    named |= {*state["surroundings"], "config", "chance", "encoding_parameters", "encodings"}
+    assert result.keys() == named
+    assert load_file(tmp_path / "run" / "predictions.safetensors").keys() == {"inside", "outside", "whole"}
 
 
 def test_the_saved_configuration_repeats_the_run(tmp_path):

@@ -9,9 +9,10 @@ from safetensors.torch import load_file
 
 import visionpos as vp
 from tests.training.tiny_run import picture_config, task_config
-from train.classify import train
-from train.evaluate import command, evaluate, on_canvas, scaled, shifted, table, with_input_size
+from train.evaluate import command, table
 from visionpos.training.errors import ConfigError, run_command
+from visionpos.training.run.classification import train
+from visionpos.training.run.evaluation import evaluate, on_canvas, scaled, shifted, with_input_size
 
 IMAGES = torch.randint(0, 256, (3, 3, 8, 12), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 SWIN = """{name: swin_tiny_patch4_window7_224,

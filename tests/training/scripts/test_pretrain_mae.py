@@ -9,13 +9,13 @@ import torch.nn.functional as F
 import visionpos as vp
 from tests.training.scripts.test_classify import contents, interrupt
 from tests.training.tiny_run import picture_config, write_pictures
-from train import classify
-from train.pretrain_mae import train
 from train.probe import command, fit_linear, nearest_neighbours, probe
 from visionpos.training.config.command_line import parse
 from visionpos.training.config.schema import PretrainConfig
 from visionpos.training.errors import ConfigError, run_command
+from visionpos.training.run import classification
 from visionpos.training.run.build import build_model, pretrained_encoder
+from visionpos.training.run.pretraining import train
 
 MAE = """
 model:
@@ -101,36 +101,36 @@ def test_fine_tuning_starts_from_the_encoder(tmp_path, monkeypatch):
     train(pretrain_config(tmp_path, "--encoding", "rope_axial"))
     config = fine_tune(tmp_path, "--init", str(tmp_path / "mae"), "--recipe.layer_decay", "0.5")
     starts = []
-    monkeypatch.setattr(classify, "Classification", lambda source, config: 1 / 0)
-    monkeypatch.setattr(classify, "load_encoder", lambda model, path: starts.append((model, path)))
+    monkeypatch.setattr(classification, "Classification", lambda source, config: 1 / 0)
+    monkeypatch.setattr(classification, "load_encoder", lambda model, path: starts.append((model, path)))
     with pytest.raises(ZeroDivisionError):
-        classify.train(config)
+        classification.train(config)
     monkeypatch.undo()
     model = starts[0][0]
-    classify.load_encoder(model, config.init)
+    classification.load_encoder(model, config.init)
     weights = pretrained_encoder(config.init)
     state = model.state_dict()
     assert {key for key in state if key not in weights} == {"head.weight", "head.bias"}
     assert all(torch.equal(state[key], value) for key, value in weights.items())
-    result = classify.train(config)
+    result = classification.train(config)
     assert result["config"]["init"] == str(tmp_path / "mae")
 
 
 def test_layer_decay_slows_lower_layers(tmp_path):
-    from visionpos.training.run.distributed import Team
+    from visionpos.training.run.distributed import Distributed
     from visionpos.training.run.engine import Trainer, parameter_groups
     from visionpos.training.run.objective import Classification
     from visionpos.training.run.source import open_source
 
     config = fine_tune(tmp_path, "--recipe.layer_decay", "0.5")
     source = open_source(config.data, config.recipe, 0, torch.device("cpu"))
-    model = build_model(config, source.facts)
+    model = build_model(config, source.metadata)
     scales = {id(p): group["lr_scale"] for group in parameter_groups(model, config.recipe) for p in group["params"]}
     by_name = {name: scales[id(parameter)] for name, parameter in model.named_parameters()}
     assert by_name["head.weight"] == 1
     assert by_name["blocks.1.attn.qkv.weight"] == by_name["blocks.0.attn.qkv.weight"] * 2
     assert by_name["patch_embed.proj.weight"] == by_name["blocks.0.attn.qkv.weight"] / 2
-    trainer = Trainer(model, Classification(source, config), config, Team(torch.device("cpu")))
+    trainer = Trainer(model, Classification(source, config), config, Distributed(torch.device("cpu")))
     trainer.advance(2)
     rates = {group["lr"] / group["lr_scale"] for group in trainer.optimizer.param_groups}
     assert max(rates) - min(rates) < 1e-12
@@ -145,14 +145,14 @@ def test_layer_decay_slows_lower_layers(tmp_path):
     ],
 )
 def test_a_wrong_start_is_one_line(flags, message, tmp_path, capsys):
-    assert run_command(lambda: classify.train(fine_tune(tmp_path, *flags))) == 2
+    assert run_command(lambda: classification.train(fine_tune(tmp_path, *flags))) == 2
     assert message in capsys.readouterr().err
 
 
 def test_an_encoder_of_another_encoding_or_size_is_refused(tmp_path):
     train(pretrain_config(tmp_path, "--encoding", "learned", "--recipe.epochs", "1"))
     with pytest.raises(ConfigError, match=r"init: the encoder of .*mae does not fit the model: .*pos_embed"):
-        classify.train(fine_tune(tmp_path, "--init", str(tmp_path / "mae")))
+        classification.train(fine_tune(tmp_path, "--init", str(tmp_path / "mae")))
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_a_probe_of_a_pretrained_and_of_a_classifying_run(tmp_path, capsys):
     table = capsys.readouterr().out
     assert "| random |" in table
     assert "30 training pictures" in table
-    classify.train(fine_tune(tmp_path))
+    classification.train(fine_tune(tmp_path))
     assert probe(tmp_path / "run")["trained"]["linear"] > 0.9
 
 

@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-import train.sweep
 from tests.training.tiny_run import PICTURES, TASK, write_pictures
-from train.report import command, markdown, options_text, report
+from train.report import command, report
+from train.sweep import command as sweep_command
 from visionpos.training.config.command_line import parse
 from visionpos.training.config.schema import encoding_label
 from visionpos.training.errors import ConfigError, run_command
+from visionpos.training.reports.markdown import markdown
 from visionpos.training.reports.statistics import two_level_bootstrap
+from visionpos.training.reports.summary import options_text
 
 RIGHT = {"none": 0.5, "rope_axial": 0.7}
 NOTE = "pictures may be JPEG copies"
@@ -139,7 +141,7 @@ def test_a_real_sweep_from_end_to_end(tmp_path):
     (tmp_path / "base.yaml").write_text(PICTURES.replace("FOLDER", str(tmp_path / "pictures")))
     sweep = "run: base.yaml\nencodings: [none, {name: learned, init_std: 0.5}]\nseeds: [0, 1]\n"
     (tmp_path / "tiny.yaml").write_text(f"{sweep}evaluate: {{sizes: [16x24], shifts: [2]}}\n")
-    assert train.sweep.command([str(tmp_path / "tiny.yaml"), "--output", str(tmp_path / "runs")]) == []
+    assert sweep_command([str(tmp_path / "tiny.yaml"), "--output", str(tmp_path / "runs")]) == []
     content = report([tmp_path / "runs"], None, [], None)
     row = row_of(content, "learned(init_std=0.5)")
     assert row["accuracy"]["test"]["basis"] == row["difference"]["test"]["basis"] == "seeds and pictures"

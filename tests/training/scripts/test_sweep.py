@@ -11,17 +11,18 @@ from pathlib import Path
 import pytest
 import timm
 
-import train.pretrain_mae
-import train.sweep
 import visionpos.training.data.datasets
 import visionpos.training.sweeps.plan
 from tests.training.scripts.test_pretrain_mae import pretrain_config
 from tests.training.tiny_run import PICTURES, write_pictures
-from train.sweep import Worker, command
+from train.sweep import command, main
 from visionpos.training.config.command_line import parse
 from visionpos.training.errors import ConfigError, Interrupted, NonFiniteError, run_command
 from visionpos.training.reports.collect import find_runs, group_runs
+from visionpos.training.run import classification, pretraining
+from visionpos.training.sweeps import worker as sweep_worker
 from visionpos.training.sweeps.plan import open_plan
+from visionpos.training.sweeps.worker import Worker
 
 ROOT = Path(__file__).parents[3]
 SWEEPS = sorted((ROOT / "configs" / "sweep").glob("*.yaml"))
@@ -85,13 +86,13 @@ def test_every_run_is_that_of_classify_and_is_done_once(tmp_path, capsys, monkey
     assert states(flags, capsys) == dict.fromkeys(NAMES, "waiting")
     assert not (tmp_path / "runs").exists()
     trained = []
-    monkeypatch.setattr(train.sweep, "train", lambda config: trained.append(config) or train.classify.train(config))
+    monkeypatch.setattr(sweep_worker, "train", lambda config: trained.append(config) or classification.train(config))
     assert command([*flags, "--recipe.steps", "6"]) == []
     assert [Path(config.output).name for config in trained] == NAMES
     assert {config.recipe.steps for config in trained} == {6}
     alone = ["--config", str(tmp_path / "base.yaml"), "--recipe.steps", "6", "--seed", "3"]
     alone += ["--encoding", "{name: learned, init_std: 0.5}", "--output", str(tmp_path / "alone")]
-    assert train.classify.train(parse(alone))["final"] == final(tmp_path / "runs" / NAMES[3])
+    assert classification.train(parse(alone))["final"] == final(tmp_path / "runs" / NAMES[3])
     assert states([*flags, "--recipe.steps", "6"], capsys) == dict.fromkeys(NAMES, "finished")
     command([*flags, "--recipe.steps", "6"])
     assert len(trained) == 4
@@ -122,7 +123,7 @@ def kill_at_a_checkpoint(flags, run, step):
 
 
 def test_the_run_of_a_killed_worker_is_taken_up_by_one_that_waits(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(train.sweep, "POLL_SECONDS", 0.1)
+    monkeypatch.setattr(sweep_worker, "POLL_SECONDS", 0.1)
     long = ["--recipe.steps", "200", "--recipe.eval_every", "20"]
     flags = [*write(tmp_path, sweep=SWEEP.replace("[0, 3]", "[0]")), *long]
     run = tmp_path / "runs" / NAMES[0]
@@ -138,16 +139,16 @@ def test_the_run_of_a_killed_worker_is_taken_up_by_one_that_waits(tmp_path, caps
             worker.send_signal(signal.SIGKILL)  # the other run is being trained at this moment
             worker.communicate()
             assert states(flags, capsys) == {NAMES[0]: "begun", NAMES[1]: "running"}
-        return train.classify.train(config)
+        return classification.train(config)
 
-    monkeypatch.setattr(train.sweep, "train", traced)
+    monkeypatch.setattr(sweep_worker, "train", traced)
     assert command(flags) == []
     assert took == [NAMES[1], NAMES[0]]
     steps = [json.loads(line)["step"] for line in (run / "log.jsonl").read_text().splitlines()]
     assert steps == list(range(20, 201, 20))
     assert not (run / "error.json").exists()
     alone = ["--config", str(tmp_path / "base.yaml"), "--output", str(tmp_path / "alone"), *long]
-    assert train.classify.train(parse(alone))["final"] == final(run)
+    assert classification.train(parse(alone))["final"] == final(run)
 
 
 @pytest.mark.slow
@@ -172,12 +173,12 @@ def test_a_failure_is_recorded_stops_nothing_and_is_tried_again_by_a_new_worker(
         tried.append(Path(config.output).name)
         if tried[-1] == NAMES[1]:
             raise NonFiniteError("the loss is nan\nat step 3")
-        return train.classify.train(config)
+        return classification.train(config)
 
-    monkeypatch.setattr(train.sweep, "train", failing)
+    monkeypatch.setattr(sweep_worker, "train", failing)
     monkeypatch.setattr(sys, "argv", ["sweep", *flags])
     with pytest.raises(SystemExit) as ended:
-        train.sweep.main()
+        main()
     assert ended.value.code == 1
     captured = capsys.readouterr()
     assert captured.err.count("NonFiniteError: the loss is nan at step 3\n") == 2  # when it happened, and at the end
@@ -194,16 +195,16 @@ def test_a_failure_is_recorded_stops_nothing_and_is_tried_again_by_a_new_worker(
 def test_a_failure_is_left_alone_by_workers_that_saw_it_happen(tmp_path, monkeypatch):
     plan = open_plan(Path(write(tmp_path)[0]), [], str(tmp_path / "runs"), None)
     other = Worker(plan)
-    monkeypatch.setattr(train.sweep, "perform", lambda job: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr(sweep_worker, "perform", lambda job: (_ for _ in ()).throw(OSError("disk full")))
     assert len(Worker(plan).run()) == 4
-    monkeypatch.setattr(train.sweep, "perform", lambda job: pytest.fail("tried again"))
+    monkeypatch.setattr(sweep_worker, "perform", lambda job: pytest.fail("tried again"))
     assert len(other.run()) == 4
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt(), Interrupted(15, "stopped")])
 def test_an_interruption_is_not_a_failure(stop, tmp_path, monkeypatch):
     flags = write(tmp_path)
-    monkeypatch.setattr(train.sweep, "train", lambda config: (_ for _ in ()).throw(stop))
+    monkeypatch.setattr(sweep_worker, "train", lambda config: (_ for _ in ()).throw(stop))
     with pytest.raises(type(stop)):
         command(flags)
     assert not list((tmp_path / "runs").glob("*/error.json"))
@@ -297,9 +298,9 @@ def test_a_failed_trial_is_out_and_without_any_the_runs_fail(tmp_path, monkeypat
         trial = Path(config.output).parent
         if trial.parent.name == "tune" and (trial.name == "none" or config.recipe.lr == 1e-3):
             raise NonFiniteError("the loss is nan")
-        return train.classify.train(config)
+        return classification.train(config)
 
-    monkeypatch.setattr(train.sweep, "train", failing)
+    monkeypatch.setattr(sweep_worker, "train", failing)
     failed = {job.path.name: job.error["error"] for job in command(flags)}
     assert failed.keys() == {"none-seed0", "none-seed1", "trial-00", "trial-01"}
     assert "no trial in" in failed["none-seed0"]
@@ -331,11 +332,11 @@ def test_each_run_starts_from_the_encoder_of_its_own_encoding_and_seed(tmp_path,
             command([*flags, "--dry-run"])
         encoding, seed = name.split("-seed")
         own = ["--encoding", encoding, "--seed", seed, "--recipe.epochs", "1", "--output", str(tmp_path / "mae" / name)]
-        train.pretrain_mae.train(pretrain_config(tmp_path, *own))
-    read, load, own = [], train.classify.load_encoder, train.classify.train
-    monkeypatch.setattr(train.classify, "load_encoder", lambda model, path: read.append(path) or load(model, path))
+        pretraining.train(pretrain_config(tmp_path, *own))
+    read, load, own = [], classification.load_encoder, classification.train
+    monkeypatch.setattr(classification, "load_encoder", lambda model, path: read.append(path) or load(model, path))
     monkeypatch.setattr(
-        train.sweep, "train", lambda config: read.append(f"{config.encoding} {config.seed}") or own(config)
+        sweep_worker, "train", lambda config: read.append(f"{config.encoding} {config.seed}") or own(config)
     )
     assert command(flags) == []
     expected = []

@@ -1,4 +1,4 @@
-"""From files and flags to a configuration; every mistake is one line.
+"""The command line: from files and flags to a configuration, every mistake in one line.
 
     python -m train.classify --config configs/run/vit_cifar10_small.yaml --encoding rope_axial --recipe.epochs 5
 
@@ -25,7 +25,7 @@ AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 
 def parse(argv: Sequence[str], kind: type[AnyConfig] = Config) -> AnyConfig:
-    """The configuration that the files and flags of a command line describe, checked; ConfigError on any mistake."""
+    """Return the configuration that the files and flags of a command line describe; ConfigError on any mistake."""
     parser = make_parser(description="Train a timm model with the position encoding of your choice.")
     parser.add_argument("--config", action="config", help="a YAML file of the fields below; of several, the last wins")
     parser.add_class_arguments(kind)
@@ -41,12 +41,12 @@ def parse(argv: Sequence[str], kind: type[AnyConfig] = Config) -> AnyConfig:
 
 
 def config_class(path: Path) -> type[Config]:
-    """What the file of a run configures: pretraining, if it has a group `masked`, or else classification."""
+    """Return the class that a run's file configures: PretrainConfig if it has a group `masked`, or else Config."""
     return PretrainConfig if "masked" in read_yaml(path) else Config
 
 
 def _load_encoding(spec: Any, folders: Sequence[Path]) -> Any:
-    """`spec`, read from its file if it names one (in `folders`, the first that has it)."""
+    """Return `spec`, read from its file if it names one (in `folders`, the first that has it)."""
     if isinstance(spec, str) and spec.endswith((".yaml", ".yml")):
         found = [folder / spec for folder in folders if (folder / spec).is_file()]
         if not found:
@@ -62,7 +62,7 @@ def _load_encoding(spec: Any, folders: Sequence[Path]) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML with the numbers and booleans of YAML 1.2 (`1e-3` is a number, `no` is text) and no duplicate keys."""
+    """Read YAML with the numbers and booleans of YAML 1.2 (`1e-3` is a number, `no` is text) and no duplicate keys."""
 
     yaml_implicit_resolvers: ClassVar = {
         letter: [(tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] in ("int", "null", "merge")]
@@ -70,6 +70,7 @@ class _Loader(yaml.SafeLoader):
     }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        """Raise ConstructorError for a key that is there twice, of which the last would win."""
         seen = set()
         for key_node, _ in node.value:
             if key_node.value in seen and isinstance(key_node, yaml.ScalarNode):
@@ -90,7 +91,7 @@ set_loader("strict", lambda text: yaml.load(text, Loader=_Loader), exceptions=(y
 
 
 def read_yaml(path: Path) -> Any:
-    """The content of a YAML file, by the rules above."""
+    """Return the content of a YAML file, by the rules above."""
     try:
         return yaml.load(path.read_text(), Loader=_Loader)
     except (OSError, ValueError, yaml.YAMLError) as error:
@@ -98,12 +99,12 @@ def read_yaml(path: Path) -> Any:
 
 
 def make_parser(description: str) -> ArgumentParser:
-    """A parser that reads YAML by the rules above and raises where argparse would print its usage."""
+    """Return a parser that reads YAML by the rules above and raises where argparse would print its usage."""
     return ArgumentParser(description=description, exit_on_error=False, allow_abbrev=False, parser_mode="strict")
 
 
 def parse_flags(parser: ArgumentParser, argv: Sequence[str], types: dict[str, Any]) -> Namespace:
-    """`parser.parse_args` with every mistake as a ConfigError of one line; `types` says what there is."""
+    """Return the parsed flags, or raise every mistake as a ConfigError of one line; `types` says what there is."""
     try:
         flags = parser.parse_args(list(argv))
     except ArgumentError as error:
@@ -124,19 +125,19 @@ def _refuse_unknown(content: dict[str, Any], types: dict[str, Any], prefix: str 
 
 
 def _fields_like(key: str, types: dict[str, Any]) -> str:
-    """The fields of the group that a wrong key is in."""
+    """Return a hint that names the fields of the group that a wrong key is in."""
     return did_you_mean(key, [name for name in types if name.rpartition(".")[0] == key.rpartition(".")[0]])
 
 
-UNKNOWN_KEY = re.compile(
+UNKNOWN_KEY_MESSAGE = re.compile(
     r"Group '(?P<group>[\w.]+)' does not accept option '(?P<key>[\w.]+)'"
     r"|Option '(?P<option>[\w.]+)' is not accepted|unrecognized arguments: --(?P<flag>[\w.-]+)"
 )
 
 
 def _explain(message: str, types: dict[str, Any]) -> str:
-    """jsonargparse's message in one line that names the field, what was given and what is accepted."""
-    if unknown := UNKNOWN_KEY.search(message):
+    """Return jsonargparse's message in one line that names the field, what was given and what is accepted."""
+    if unknown := UNKNOWN_KEY_MESSAGE.search(message):
         key = unknown["option"] or unknown["flag"] or f"{unknown['group']}.{unknown['key']}"
         parts = key.split(".")
         paths = [".".join(parts[: count + 1]) for count in range(len(parts))]
@@ -157,7 +158,7 @@ def _explain(message: str, types: dict[str, Any]) -> str:
 
 
 def field_types(group: type, prefix: str = "") -> dict[str, Any]:
-    """The type of every field, by its dotted name."""
+    """Return the type of every field, by its dotted name."""
     types = {}
     for name, kind in get_type_hints(group).items():
         types[prefix + name] = kind
@@ -167,7 +168,7 @@ def field_types(group: type, prefix: str = "") -> dict[str, Any]:
 
 
 def _accepted(kind: Any) -> str:
-    """A type in words."""
+    """Return a type in words."""
     if get_origin(kind) is Literal:
         return ", ".join(map(str, get_args(kind)))
     if get_origin(kind) is tuple:
@@ -176,10 +177,10 @@ def _accepted(kind: Any) -> str:
         return " or ".join(map(_accepted, get_args(kind)))
     if is_dataclass(kind):
         return f"a file of its fields ({', '.join(get_type_hints(kind))})"
-    return WORDS.get(get_origin(kind) or kind, str(kind))
+    return WORDS_FOR_TYPE.get(get_origin(kind) or kind, str(kind))
 
 
-WORDS = {
+WORDS_FOR_TYPE = {
     int: "a whole number",
     float: "a number",
     bool: "true or false",

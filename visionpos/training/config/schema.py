@@ -1,11 +1,10 @@
 """The configuration of a run: what can be set, and what is accepted."""
 
-import operator
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from visionpos.training.data.augment import Augmentation
 from visionpos.training.data.readers import CIFAR
@@ -15,9 +14,31 @@ from visionpos.training.errors import ConfigError, did_you_mean
 __all__ = ["Config", "Data", "Masked", "Model", "PretrainConfig", "Recipe", "encoding_label", "file_name"]
 
 
+class Range(NamedTuple):
+    """Say which values a field accepts, as a test and in words."""
+
+    accepts: Callable[[Any], bool]
+    text: str
+
+
+COUNT = Range(lambda value: value >= 1, "a whole number from 1")
+NATURAL = Range(lambda value: 0 <= value < float("inf"), "a number from 0")
+SHARE = Range(lambda value: 0 <= value < 1, "a number from 0 to below 1")
+POSITIVE = Range(lambda value: 0 < value < float("inf"), "a number above 0")
+DECAY_FACTOR = Range(lambda value: 0 < value <= 1, "a number above 0, at most 1")
+MASK_RATIO = Range(lambda value: 0 < value <= 0.95, "a number above 0, at most 0.95")
+GRID = Range(lambda value: min(value) >= 1, "two whole numbers from 1, cells down and across")
+BETAS = Range(lambda value: all(0 <= beta < 1 for beta in value), "two numbers from 0 to below 1")
+
+
+def within(accepted: Range, default: Any) -> Any:
+    """Return a dataclass field with the range of its values; null is accepted wherever the type accepts it."""
+    return field(default=default, metadata={"range": accepted})
+
+
 @dataclass
 class Model:
-    """A timm model.
+    """Choose the timm model.
 
     Args:
         name: Any name `timm.create_model` knows and visionpos can convert.
@@ -30,7 +51,7 @@ class Model:
 
 @dataclass
 class Data:
-    """Pictures, or a position task made on the fly.
+    """Choose pictures, or a position task made on the fly.
 
     Args:
         name: cifar10, cifar100, a folder of class folders, a .tar.xz of one, or the name of a position task.
@@ -47,23 +68,24 @@ class Data:
 
     name: str
     root: str = "data"
-    size: int | None = None
+    size: int | None = within(COUNT, None)
     download: bool = False
-    per_class: int | None = None
-    validation: int = 0
-    grid: tuple[int, int] = (6, 6)
-    cell: int = 4
+    per_class: int | None = within(COUNT, None)
+    validation: int = within(NATURAL, 0)
+    grid: tuple[int, int] = within(GRID, (6, 6))
+    cell: int = within(COUNT, 4)
     holdout: Literal["none", "left"] = "none"
-    noise: float = 0.3
+    noise: float = within(NATURAL, 0.3)
 
     @property
     def is_task(self) -> bool:
+        """Return whether the data are a position task."""
         return self.name in TASKS
 
 
 @dataclass(frozen=True)
 class Optimization:
-    """How long to train, and by what rule.
+    """Set how long to train, and by what rule.
 
     Args:
         epochs: Length in passes over the pictures; for a position task give `steps`.
@@ -81,32 +103,33 @@ class Optimization:
         ema_decay: Decay of the averaged weights, reached gradually as in timm; null for none.
     """
 
-    epochs: int | None = None
-    steps: int | None = None
-    eval_every: int = 1
-    batch_size: int = 128
+    epochs: int | None = within(COUNT, None)
+    steps: int | None = within(COUNT, None)
+    eval_every: int = within(COUNT, 1)
+    batch_size: int = within(COUNT, 128)
     optimizer: Literal["adamw", "muon"] = "adamw"
-    lr: float = 1e-3
-    min_lr: float = 1e-5
-    betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = 0.05
-    layer_decay: float | None = None
-    warmup: float = 0.05
-    clip_grad: float | None = 1.0
-    ema_decay: float | None = 0.999
+    lr: float = within(POSITIVE, 1e-3)
+    min_lr: float = within(NATURAL, 1e-5)
+    betas: tuple[float, float] = within(BETAS, (0.9, 0.95))
+    weight_decay: float = within(NATURAL, 0.05)
+    layer_decay: float | None = within(DECAY_FACTOR, None)
+    warmup: float = within(SHARE, 0.05)
+    clip_grad: float | None = within(POSITIVE, 1.0)
+    ema_decay: float | None = within(SHARE, 0.999)
 
 
 @dataclass(frozen=True)
 class Recipe(Augmentation, Optimization):  # fields in the order of bases from the last
-    """How to train.
+    """Set how to train.
 
     Args:
         mixup_off_epoch: Neither mixup nor CutMix from this epoch on; null for never.
     """
 
-    mixup_off_epoch: int | None = None
+    mixup_off_epoch: int | None = within(NATURAL, None)
 
     def __post_init__(self):
+        """Raise ConfigError for an augmentation outside its range."""
         try:
             super().__post_init__()
         except ValueError as error:
@@ -115,7 +138,7 @@ class Recipe(Augmentation, Optimization):  # fields in the order of bases from t
 
 @dataclass
 class Config:
-    """Everything that decides a run.
+    """Set everything that decides a run.
 
     Args:
         model: The host.
@@ -140,19 +163,19 @@ class Config:
     recipe: Recipe = field(default_factory=Recipe)
     encoding: Any = "none"
     init: str | None = None
-    seed: int = 0
+    seed: int = within(NATURAL, 0)
     output: str | None = None
     resume: bool = True
     device: str = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     parallel: Literal["ddp", "fsdp"] = "ddp"
     compile: Literal["auto", "on", "graphs", "off"] = "auto"
-    log_every: int = 50
-    profile: int | None = None
+    log_every: int = within(COUNT, 50)
+    profile: int | None = within(COUNT, None)
 
     @property
     def start(self) -> str | None:
-        """The directory that `init` names for this encoding and seed; None for random weights."""
+        """Return the directory that `init` names for this encoding and seed; None for random weights."""
         if self.init is None:
             return None
         encoding = file_name(encoding_label(self.encoding))
@@ -160,12 +183,7 @@ class Config:
 
     def check(self) -> None:
         """Raise ConfigError for values outside their range, or that contradict each other."""
-        for name, (accepts, text) in RANGES.items():
-            if name.startswith("masked.") and not isinstance(self, PretrainConfig):
-                continue
-            value = operator.attrgetter(name)(self)
-            if value is not None and not accepts(value):
-                raise ConfigError(f"{name}: {value} given; accepted: {text}")
+        check_ranges(self)
         recipe, data = self.recipe, self.data
         if data.name not in (*TASKS, *CIFAR) and not Path(data.name).exists():
             hint = did_you_mean(data.name, [*CIFAR, *TASKS])
@@ -180,14 +198,14 @@ class Config:
             raise ConfigError(f"data.{name}: {getattr(data, name)} given, but {kind} ({data.name!r}) has no use for it")
         if self.parallel == "fsdp" and recipe.optimizer == "muon":
             raise ConfigError("parallel: fsdp given; accepted with recipe.optimizer muon, for whole matrices: ddp")
-        given = changed(recipe, AUGMENTATIONS)
+        given = changed(recipe, AUGMENTATION_FIELDS)
         if data.is_task and given:
             raise ConfigError(f"recipe.{given[0]}: augmentation changes the answer of a position task")
 
 
 @dataclass
 class Masked:
-    """Which patches are hidden, and what predicts them.
+    """Set which patches are hidden, and what predicts them.
 
     Args:
         method: mae, the visible patches alone are encoded (ViT, EVA, BEiT); simmim, all are (Swin).
@@ -201,18 +219,18 @@ class Masked:
     """
 
     method: Literal["mae", "simmim"] = "mae"
-    ratio: float = 0.75
+    ratio: float = within(MASK_RATIO, 0.75)
     masking: Literal["random", "block", "grid"] = "random"
     norm_pix_loss: bool = True
-    decoder_dim: int = 128
-    decoder_depth: int = 2
-    decoder_num_heads: int = 4
+    decoder_dim: int = within(COUNT, 128)
+    decoder_depth: int = within(COUNT, 2)
+    decoder_num_heads: int = within(COUNT, 4)
     decoder_encoding: Any = "sincos2d"
 
 
 @dataclass
 class PretrainConfig(Config):
-    """Everything that decides a run of masked pretraining.
+    """Set everything that decides a run of masked pretraining.
 
     Args:
         masked: What is hidden, and how it is predicted.
@@ -221,8 +239,9 @@ class PretrainConfig(Config):
     masked: Masked = field(default_factory=Masked)
 
     def check(self) -> None:
+        """Raise ConfigError for what `Config.check` refuses, and for fields that pretraining has no use for."""
         super().check()
-        for prefix, group, names in (("", self, ["init"]), ("recipe.", self.recipe, SUPERVISED)):
+        for prefix, group, names in (("", self, ["init"]), ("recipe.", self.recipe, SUPERVISED_FIELDS)):
             for name in changed(group, names):
                 raise ConfigError(f"{prefix}{name}: {getattr(group, name)} given, but pretraining has no use for it")
         decoder = [name for name in vars(self.masked) if name.startswith("decoder_")]
@@ -230,52 +249,33 @@ class PretrainConfig(Config):
             raise ConfigError(f"masked.{name}: {getattr(self.masked, name)} given, but simmim has no decoder")
 
 
+def check_ranges(group: Any, prefix: str = "") -> None:
+    """Raise ConfigError for a field, in a group of fields or one inside it, whose value is outside its range."""
+    for each in fields(group):
+        name, value, accepted = prefix + each.name, getattr(group, each.name), each.metadata.get("range")
+        if is_dataclass(value):
+            check_ranges(value, f"{name}.")
+        elif accepted and value is not None and not accepted.accepts(value):
+            raise ConfigError(f"{name}: {value} given; accepted: {accepted.text}")
+
+
 def changed(group: object, names: Iterable[str]) -> list[str]:
-    """Those of the fields that do not have their default value."""
+    """Return those of the fields that do not have their default value."""
     return [name for name in names if getattr(group, name) != type(group).__dataclass_fields__[name].default]
 
 
 PICTURE_FIELDS = ["root", "size", "download", "per_class", "validation"]
-MIXING = ["mixup_alpha", "cutmix_alpha", "mix_prob", "switch_prob", "mixup_off_epoch"]
-AUGMENTATIONS = [each.name for each in fields(Augmentation) if each.name != "label_smoothing"] + ["mixup_off_epoch"]
-SUPERVISED = ["label_smoothing", "layer_decay", *MIXING]
+MIXING_FIELDS = ["mixup_alpha", "cutmix_alpha", "mix_prob", "switch_prob", "mixup_off_epoch"]
+AUGMENTATION_FIELDS = [
+    *(each.name for each in fields(Augmentation) if each.name != "label_smoothing"),
+    "mixup_off_epoch",
+]
+SUPERVISED_FIELDS = ["label_smoothing", "layer_decay", *MIXING_FIELDS]
 TASK_FIELDS = ["grid", "cell", "holdout", "noise"]
-COUNT = (lambda value: value >= 1, "a whole number from 1")
-NATURAL = (lambda value: 0 <= value < float("inf"), "a number from 0")
-SHARE = (lambda value: 0 <= value < 1, "a number from 0 to below 1")
-POSITIVE = (lambda value: 0 < value < float("inf"), "a number above 0")
-RANGES = {
-    "seed": NATURAL,
-    "log_every": COUNT,
-    "profile": COUNT,
-    "data.size": COUNT,
-    "data.per_class": COUNT,
-    "data.validation": NATURAL,
-    "data.grid": (lambda value: min(value) >= 1, "two whole numbers from 1, cells down and across"),
-    "data.cell": COUNT,
-    "data.noise": NATURAL,
-    "recipe.epochs": COUNT,
-    "recipe.steps": COUNT,
-    "recipe.eval_every": COUNT,
-    "recipe.batch_size": COUNT,
-    "recipe.lr": POSITIVE,
-    "recipe.min_lr": NATURAL,
-    "recipe.betas": (lambda value: all(0 <= beta < 1 for beta in value), "two numbers from 0 to below 1"),
-    "recipe.weight_decay": NATURAL,
-    "recipe.layer_decay": (lambda value: 0 < value <= 1, "a number above 0, at most 1"),
-    "recipe.warmup": SHARE,
-    "recipe.clip_grad": POSITIVE,
-    "recipe.ema_decay": SHARE,
-    "recipe.mixup_off_epoch": NATURAL,
-    "masked.ratio": (lambda value: 0 < value <= 0.95, "a number above 0, at most 0.95"),
-    "masked.decoder_dim": COUNT,
-    "masked.decoder_depth": COUNT,
-    "masked.decoder_num_heads": COUNT,
-}
 
 
 def encoding_label(spec: Any) -> str:
-    """A short name of an encoding spec, for tables: `learned(init_std=0.5)+rope_axial`."""
+    """Return a short name of an encoding spec, for tables: `learned(init_std=0.5)+rope_axial`."""
     if isinstance(spec, list):
         return "+".join(encoding_label(part) for part in spec)
     if isinstance(spec, dict):
@@ -285,5 +285,5 @@ def encoding_label(spec: Any) -> str:
 
 
 def file_name(text: str) -> str:
-    """`text` with only those characters that no file system or shell minds."""
+    """Return `text` with only those characters that no file system or shell minds."""
     return re.sub(r"[^\w.=+-]+", "-", text).strip("-")

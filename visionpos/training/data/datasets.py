@@ -18,17 +18,18 @@ from PIL import Image
 from torchvision.datasets.utils import download_url
 
 from visionpos.training.data import decoded
-from visionpos.training.data.readers import CIFAR, SPLITS, DataError, Samples, read
+from visionpos.training.data.readers import CIFAR, SPLITS, Samples, read
+from visionpos.training.errors import DataError
 
-__all__ = ["DataError", "Pictures", "holdout", "load_pictures", "subset"]
+__all__ = ["Pictures", "holdout", "load_pictures", "subset"]
 
 _NUM_CLASSES = {"cifar10": 10, "cifar100": 100}
-_PATIENCE = 30  # seconds without an answer from a download host
+_DOWNLOAD_TIMEOUT = 30  # seconds without an answer from a download host
 
 
 @dataclass(frozen=True, eq=False)
 class Pictures:
-    """A split of a data set, in memory.
+    """Hold a split of a data set in memory.
 
     Attributes:
         images: (N, C, H, W) uint8.
@@ -44,11 +45,11 @@ class Pictures:
         return len(self.labels)
 
     def to(self, device: torch.device | str) -> "Pictures":
-        """The same pictures on another device."""
+        """Return the same pictures on another device."""
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
     def mean_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and standard deviation of each of the C channels, in [0, 1], from exact integer sums over all pixels."""
+        """Return mean and standard deviation of each of the C channels, in [0, 1], from exact sums over all pixels."""
         means, stds = [], []
         for channel in self.images.unbind(1):
             counts = torch.bincount(channel.flatten(), minlength=256).tolist()  # how many pixels have each value
@@ -67,7 +68,7 @@ def load_pictures(
     size: tuple[int, int] | None = None,
     download: bool = False,
 ) -> Pictures:
-    """Loads one split of a data set as RGB, in sorted order, its labels numbered by sorted class name.
+    """Load one split of a data set as RGB, in sorted order, its labels numbered by sorted class name.
 
     Args:
         name: "cifar10" or "cifar100", found under `root` in any of the four forms (the lossless files first, then
@@ -95,7 +96,7 @@ def load_pictures(
 
 
 def subset(pictures: Pictures, per_class: int, seed: int) -> Pictures:
-    """A class-balanced random subset, in the old order; for one seed, a smaller subset lies within a larger one.
+    """Return a class-balanced random subset, in the old order; for one seed, a smaller one lies within a larger one.
 
     Raises:
         DataError: If a class has fewer than `per_class` pictures.
@@ -108,7 +109,7 @@ def subset(pictures: Pictures, per_class: int, seed: int) -> Pictures:
 
 
 def holdout(pictures: Pictures, count: int, seed: int) -> tuple[Pictures, Pictures]:
-    """Splits off `count` pictures for tuning, from each class in proportion to its size; both parts in the old order.
+    """Split off `count` pictures for tuning, from each class in proportion to its size, both in the old order.
 
     Returns:
         The rest and the held-out pictures.
@@ -126,18 +127,20 @@ def holdout(pictures: Pictures, count: int, seed: int) -> tuple[Pictures, Pictur
 
 
 def _shuffled_by_class(pictures: Pictures, seed: int) -> list[torch.Tensor]:
+    """Return the indices of each class's pictures in a random order."""
     labels = pictures.labels.cpu()
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     return [order[labels[order] == label] for label in range(len(pictures.classes))]
 
 
 def _take(pictures: Pictures, index: torch.Tensor) -> Pictures:
+    """Return the pictures of some indices, in the old order."""
     index = index.sort().values.to(pictures.labels.device)
     return replace(pictures, images=pictures.images[index], labels=pictures.labels[index])
 
 
 def _stack(samples: Samples, size: tuple[int, int] | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images (N, C, H, W) uint8 and labels (N,) int64."""
+    """Return images (N, C, H, W) uint8 and labels (N,) int64."""
     images, labels = [], []
     for where, label, image in samples:
         if size is not None:
@@ -154,7 +157,7 @@ def _stack(samples: Samples, size: tuple[int, int] | None) -> tuple[torch.Tensor
 
 
 def _find(name: str, root: Path, split: str, size: tuple[int, int] | None) -> Pictures | None:
-    """The pictures of the first place that has any; those of an archive are decoded once and kept beside it."""
+    """Return the pictures of the first place that has any; those of an archive are decoded once and kept beside it."""
     for path in _places(name, root):
         kept = decoded.load(path, split, size) if path.is_file() else None
         if kept is None and (found := read(path, split)) is not None:
@@ -170,7 +173,7 @@ def _find(name: str, root: Path, split: str, size: tuple[int, int] | None) -> Pi
 
 
 def _places(name: str, root: Path) -> list[Path]:
-    """Where the data may lie, in order of preference."""
+    """Return where the data may lie, in order of preference."""
     kinds = [CIFAR[name]] if name in CIFAR else list(CIFAR.values())
     folders = [root, root / name] if name in CIFAR else [Path(name)]
     original = [folder / part for folder in folders for kind in kinds for part in (kind.base_folder, kind.filename)]
@@ -179,7 +182,7 @@ def _places(name: str, root: Path) -> list[Path]:
 
 
 def _missing(name: str, root: Path, problem: str) -> str:
-    """What was tried, and what to do about it; `problem` is what came of a download."""
+    """Return what was tried, and what to do about it; `problem` is what came of a download."""
     advice = "; the position tasks (locate, direction, leftmost, jigsaw, count) need no download"
     if name not in CIFAR:
         return (
@@ -195,9 +198,9 @@ def _missing(name: str, root: Path, problem: str) -> str:
 
 
 def _download(name: str, root: Path) -> str:
-    """Fetches a CIFAR archive with torchvision, whole or not at all; returns what went wrong, if anything."""
+    """Fetch a CIFAR archive with torchvision, whole or not at all; return what went wrong, if anything."""
     kind, before = CIFAR[name], socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_PATIENCE)
+    socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT)
     try:
         root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=root) as folder:

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-VERSION = "1"  # of how pictures are decoded and resized: another one, another content
+FORMAT_VERSION = "1"  # of how pictures are decoded and resized: another one, another content
 Decoded = tuple[Tensor, Tensor, tuple[str, ...]]  # images, labels, classes
 
 
@@ -25,7 +25,7 @@ def load(archive: Path, split: str, size: tuple[int, int] | None) -> Decoded | N
     try:
         with safe_open(_beside(archive, split, size), "pt") as file:
             kept = file.metadata() or {}
-            if kept.get("version") != VERSION or kept.get("archive") != _checksum(archive):
+            if kept.get("version") != FORMAT_VERSION or kept.get("archive") != _checksum(archive):
                 return None
             images, labels = file.get_tensor("images"), file.get_tensor("labels")
         content = images, labels, tuple(json.loads(kept["classes"]))
@@ -40,7 +40,7 @@ def save(archive: Path, split: str, size: tuple[int, int] | None, decoded: Decod
     path = _beside(archive, split, size)
     aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     metadata = {
-        "version": VERSION,
+        "version": FORMAT_VERSION,
         "archive": _checksum(archive),
         "content": _crc(decoded),
         "classes": json.dumps(classes),
@@ -54,12 +54,13 @@ def save(archive: Path, split: str, size: tuple[int, int] | None, decoded: Decod
 
 
 def _beside(archive: Path, split: str, size: tuple[int, int] | None) -> Path:
+    """Return the path of the decoded pictures of a split of an archive."""
     resized = "" if size is None else f"-{size[0]}x{size[1]}"
     return archive.with_name(f".{archive.name}-{split}{resized}.safetensors")
 
 
 def _checksum(path: Path) -> str:
-    """SHA-256 of a file."""
+    """Return the SHA-256 of a file."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(2**20):
@@ -68,7 +69,7 @@ def _checksum(path: Path) -> str:
 
 
 def _crc(decoded: Decoded) -> str:
-    """CRC-32 of pictures, labels and classes."""
+    """Return the CRC-32 of pictures, labels and classes."""
     images, labels, classes = decoded
     crc = zlib.crc32(json.dumps(classes).encode())
     for tensor in (images, labels):

@@ -18,6 +18,8 @@ from PIL import Image, UnidentifiedImageError
 from torchvision.datasets import CIFAR10, CIFAR100
 from torchvision.datasets.utils import check_integrity, extract_archive
 
+from visionpos.training.errors import DataError
+
 CIFAR = {"cifar10": CIFAR10, "cifar100": CIFAR100}
 SPLITS = {"train": ("train",), "test": ("test", "val")}  # the names of a split's folder, in order of preference
 
@@ -30,15 +32,8 @@ _LABEL_COLUMNS = ("label", "fine_label", "labels")
 Samples = Iterator[tuple[str, int, Image.Image]]  # where the picture is from, its label, the picture as RGB
 
 
-class DataError(ValueError):
-    """What is wrong with the data, in one printable line."""
-
-    def __init__(self, message: str):
-        super().__init__(" ".join("".join(c if c.isprintable() else " " for c in message).split()))
-
-
 def read(path: Path, split: str) -> tuple[tuple[str, ...], Samples] | None:
-    """The classes and the samples of a split, or None if there are no data at this path.
+    """Return the classes and the samples of a split, or None if there are no data at this path.
 
     Raises:
         DataError: At once or while the samples are drawn, if the data are damaged or not what they should be.
@@ -61,7 +56,7 @@ def read(path: Path, split: str) -> tuple[tuple[str, ...], Samples] | None:
 
 
 def _read_cifar(path: Path, kind: type[CIFAR10], split: str) -> tuple[tuple[str, ...], Samples]:
-    """torchvision's CIFAR, from its archive or the folder in it; torchvision checks each file's md5."""
+    """Read torchvision's CIFAR from its archive or the folder in it; torchvision checks each file's md5."""
     if path.is_file():
         if not check_integrity(path, kind.tgz_md5):
             raise DataError(f"{path} is damaged or incomplete, its md5 must be {kind.tgz_md5}: fetch it again")
@@ -75,7 +70,7 @@ def _read_cifar(path: Path, kind: type[CIFAR10], split: str) -> tuple[tuple[str,
 
 
 def _read_archive(path: Path, split: str) -> tuple[tuple[str, ...], Samples]:
-    """A tar of class folders, with or without one folder above them; only what the split needs is kept in memory."""
+    """Read a tar of class folders, with or without one folder above them; only this split is kept in memory."""
     if path.suffix not in _OPENERS:
         raise DataError(f"{path} is not an archive of a known kind: {', '.join(_OPENERS)}")
     files, tops = {}, set()
@@ -97,10 +92,11 @@ def _read_archive(path: Path, split: str) -> tuple[tuple[str, ...], Samples]:
 
 
 class _StrictTarInfo(tarfile.TarInfo):
-    """tarfile takes a broken or missing header after the first for the end of the archive; this reports it."""
+    """Report a broken or missing header, which tarfile takes for the end of the archive after the first."""
 
     @classmethod
     def fromtarfile(cls, archive):
+        """Return the next member; ReadError if its header is broken."""
         try:
             return super().fromtarfile(archive)
         except tarfile.EOFHeaderError:
@@ -110,7 +106,7 @@ class _StrictTarInfo(tarfile.TarInfo):
 
 
 def _accepted(path: Path, member: tarfile.TarInfo) -> tuple[str, ...]:
-    """The parts of a harmless member's name."""
+    """Return the names of folders and file on the path of a harmless member; DataError for any other."""
     name = PurePosixPath(member.name)
     if name.is_absolute() or ".." in name.parts:
         raise DataError(f"{path}: refused {member.name!r}, a name that leads out of the archive")
@@ -124,7 +120,7 @@ def _accepted(path: Path, member: tarfile.TarInfo) -> tuple[str, ...]:
 def _class_folders(
     path: Path, files: Mapping[tuple[str, ...], Path | bytes], split: str
 ) -> tuple[tuple[str, ...], Samples]:
-    """The samples among files named (folder of the split, class, ..., file name); hidden files are none."""
+    """Return the samples among files named (folder of the split, class, ..., file); hidden files are none."""
     members = {}
     for parts in sorted(files):
         if len(parts) > 2 and not any(part.startswith(".") for part in parts):
@@ -140,7 +136,7 @@ def _class_folders(
 
 
 def _read_parquet(path: Path, tables: list[Path], split: str) -> tuple[tuple[str, ...], Samples]:
-    """Hugging Face's layout: a column of encoded pictures and a column of class numbers."""
+    """Read Hugging Face's layout: a column of encoded pictures and a column of class numbers."""
     by_folder = {word: [table for table in tables if word in table.name] for words in SPLITS.values() for word in words}
     by_folder = {word: files for word, files in by_folder.items() if files}
     chosen = _choose(path, split, by_folder)
@@ -152,7 +148,7 @@ def _read_parquet(path: Path, tables: list[Path], split: str) -> tuple[tuple[str
 
 
 def _parquet_samples(files: list[Path], labels: list[int]) -> Samples:
-    """The samples of some files, the class numbers in them replaced by `labels`."""
+    """Yield the samples of some files, the class numbers in them replaced by `labels`."""
     for where, number, picture in _parquet_rows(files, _LABEL_COLUMNS, _IMAGE_COLUMNS):
         with _reporting(f"{where} is not a picture and a class number"):
             if not 0 <= number < len(labels):
@@ -162,7 +158,7 @@ def _parquet_samples(files: list[Path], labels: list[int]) -> Samples:
 
 
 def _parquet_classes(files: list[Path]) -> tuple[str, ...]:
-    """The names of classes 0, 1, ... in Hugging Face's metadata; without them the numbers themselves."""
+    """Return the names of classes 0, 1, ... in Hugging Face's metadata; without them the numbers themselves."""
     with _reporting(f"{files[0]} is damaged or not in Hugging Face's layout"):
         schema = _pyarrow_parquet().read_schema(files[0])
         info = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {})
@@ -171,7 +167,7 @@ def _parquet_classes(files: list[Path]) -> tuple[str, ...]:
 
 
 def _parquet_rows(files: list[Path], *columns: tuple[str, ...]) -> Iterator[tuple]:
-    """Where each row is from, and its values in the columns, each given by the names it may have."""
+    """Yield where each row is from, and its values in the columns, each given by the names it may have."""
     for file in files:
         with _reporting(f"{file} is damaged or not in Hugging Face's layout"), open(file, "rb") as stream:
             table = _pyarrow_parquet().ParquetFile(stream)
@@ -182,6 +178,7 @@ def _parquet_rows(files: list[Path], *columns: tuple[str, ...]) -> Iterator[tupl
 
 
 def _pyarrow_parquet():
+    """Return `pyarrow.parquet`; DataError if it is not installed."""
     try:
         import pyarrow.parquet
     except ImportError:
@@ -190,6 +187,7 @@ def _pyarrow_parquet():
 
 
 def _column(present: Iterable[str], names: tuple[str, ...]) -> str:
+    """Return the first of the names that is a column; DataError if none is."""
     column = next((name for name in names if name in present), None)
     if column is None:
         raise DataError(f"a parquet file needs a column {' or '.join(names)}, but has {', '.join(present)}")
@@ -197,7 +195,7 @@ def _column(present: Iterable[str], names: tuple[str, ...]) -> str:
 
 
 def _choose(path: Path, split: str, present: Iterable[str]) -> str:
-    """The folder, or the word in a file's name, that stands for a split."""
+    """Return the folder, or the word in a file's name, that stands for a split."""
     chosen = next((name for name in SPLITS[split] if name in present), None)
     if chosen is None:
         wanted, there = " or ".join(SPLITS[split]), ", ".join(present) or "none at all"
@@ -206,6 +204,7 @@ def _choose(path: Path, split: str, present: Iterable[str]) -> str:
 
 
 def _check_same_classes(path: Path, chosen: str, classes: Mapping[str, tuple[str, ...]]) -> None:
+    """Raise DataError if the splits have different classes."""
     for other in classes:
         if classes[other] != classes[chosen]:
             differ = sorted(set(classes[other]) ^ set(classes[chosen]))
@@ -214,7 +213,7 @@ def _check_same_classes(path: Path, chosen: str, classes: Mapping[str, tuple[str
 
 
 def _decode(where: str, source: Path | bytes) -> Image.Image:
-    """One file as an RGB picture, its format and size checked first."""
+    """Return one file as an RGB picture, its format and size checked first."""
     with _reporting(f"cannot read picture {where}"):
         try:
             content = source.read_bytes() if isinstance(source, Path) else source
@@ -231,7 +230,7 @@ def _decode(where: str, source: Path | bytes) -> Image.Image:
 
 @contextmanager
 def _reporting(problem: str):
-    """Turns whatever a library raises about bad data into one line."""
+    """Turn whatever a library raises about bad data into a DataError of one line."""
     try:
         yield
     except DataError:

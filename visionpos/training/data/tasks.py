@@ -21,7 +21,7 @@ TASKS = {
     "count": "how many marks are there (a control: needs no position)",
 }
 
-PARTS = ("train", "outside", "whole")
+SPLITS = ("train", "outside", "whole")
 
 _CLASSES = {
     "locate": ("top left", "top right", "bottom left", "bottom right"),
@@ -34,7 +34,7 @@ _CLASSES = {
 
 @dataclass(frozen=True)
 class PositionTask:
-    """One task on one grid.
+    """Draw examples of one task on one grid.
 
     Args:
         name: a key of `TASKS`.
@@ -71,65 +71,66 @@ class PositionTask:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The names of the labels, in order."""
+        """Return the names of the labels, in order."""
         return _CLASSES[self.name]
 
     @property
     def num_classes(self) -> int:
+        """Return the number of labels."""
         return len(self.classes)
 
     @property
     def chance(self) -> float:
-        """The accuracy of a guess: the classes are balanced."""
+        """Return the accuracy of a guess: the classes are balanced."""
         return 1 / self.num_classes
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """Height and width in pixels."""
+        """Return height and width in pixels."""
         return self.grid[0] * self.cell, self.grid[1] * self.cell
 
     def sample(
-        self, batch_size: int, generator: torch.Generator, part: str = "train"
+        self, batch_size: int, generator: torch.Generator, split: str = "train"
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Draws a new batch on the generator's device.
+        """Draw a new batch on the generator's device.
 
         Args:
             batch_size: B.
             generator: the only source of randomness.
-            part: where the marks may lie: "train" (with a hold-out: the left half), "outside" (the right half; only
+            split: where the marks may lie: "train" (with a hold-out: the left half), "outside" (the right half; only
                 with a hold-out) or "whole" (anywhere).
 
         Returns:
             Pictures (B, 3, H, W) float32 and labels (B,) int64.
 
         Raises:
-            ValueError: If the part is unknown, or "outside" is asked for without a hold-out.
+            ValueError: If the split is unknown, or "outside" is asked for without a hold-out.
         """
         rows, columns = self.grid
-        left, width = self._columns(part)
+        left, width = self._columns(split)
         pictures, labels = _DRAW[self.name](rows, width, self.cell, batch_size, generator)
         pictures = F.pad(pictures, (left * self.cell, (columns - left - width) * self.cell))
         noise = torch.randn(pictures.shape, generator=generator, device=generator.device)
         return pictures + noise * (self.noise / 3 if self.name == "jigsaw" else self.noise), labels
 
-    def _columns(self, part: str) -> tuple[int, int]:
-        """First column and number of columns that a part may use; a middle column belongs to neither half."""
-        if part not in PARTS:
-            raise ValueError(f"unknown part {part!r}, expected one of {', '.join(PARTS)}")
+    def _columns(self, split: str) -> tuple[int, int]:
+        """Return the first column and the number of columns that a split may use; a middle one is in neither half."""
+        if split not in SPLITS:
+            raise ValueError(f"unknown split {split!r}, expected one of {', '.join(SPLITS)}")
         columns = self.grid[1]
-        if part == "outside" and self.holdout == "none":
-            raise ValueError("part='outside' needs a task with holdout='left'")
-        if part == "whole" or self.holdout == "none":
+        if split == "outside" and self.holdout == "none":
+            raise ValueError("split='outside' needs a task with holdout='left'")
+        if split == "whole" or self.holdout == "none":
             return 0, columns
         half = columns // 2
-        return (0 if part == "train" else columns - half), half
+        return (0 if split == "train" else columns - half), half
 
 
 # Each drawing below returns noise-free pictures (B, 3, rows * cell, columns * cell) and labels (B,).
 
 
 def _locate(rows, columns, cell, batch_size, generator):
-    """One red mark; the middle row and column of an odd grid, in no quadrant, stay empty."""
+    """Draw one red mark; the middle row and column of an odd grid, in no quadrant, stay empty."""
     labels = _integers(4, batch_size, generator)
     y = _integers(rows // 2, batch_size, generator) + labels // 2 * (rows - rows // 2)
     x = _integers(columns // 2, batch_size, generator) + labels % 2 * (columns - columns // 2)
@@ -137,7 +138,7 @@ def _locate(rows, columns, cell, batch_size, generator):
 
 
 def _direction(rows, columns, cell, batch_size, generator):
-    """A label, then one of the pairs of cells that have it, all alike: a displacement and a place for it."""
+    """Draw a label, then one of the pairs of cells that have it, all alike: a displacement and a place for it."""
     dy = torch.arange(1 - rows, rows, device=generator.device)[:, None]
     dx = torch.arange(1 - columns, columns, device=generator.device)[None, :]
     places = (rows - dy.abs()) * (columns - dx.abs())  # pairs with each displacement
@@ -156,14 +157,14 @@ def _direction(rows, columns, cell, batch_size, generator):
 
 
 def _leftmost(rows, columns, cell, batch_size, generator):
-    """A red, a green and a blue mark in three different columns, in any rows."""
+    """Draw a red, a green and a blue mark in three different columns, in any rows."""
     x = _orders(columns, batch_size, generator)[:, :3]
     y = _integers(rows, (batch_size, 3), generator)
     return _paint(y * columns + x, rows, columns, cell), x.argmin(1)
 
 
 def _jigsaw(rows, columns, cell, batch_size, generator):
-    """Coarse noise made smooth; for label 1 the cells change places, never all back to their own."""
+    """Draw coarse noise and make it smooth; for label 1 the cells change places, never all back to their own."""
     labels = _integers(2, batch_size, generator)
     coarse = (batch_size, 3, rows // 2 + 1, columns // 2 + 1)
     smooth = torch.randn(coarse, generator=generator, device=generator.device)
@@ -179,7 +180,7 @@ def _jigsaw(rows, columns, cell, batch_size, generator):
 
 
 def _count(rows, columns, cell, batch_size, generator):
-    """One to four red marks in different cells."""
+    """Draw one to four red marks in different cells."""
     labels = _integers(4, batch_size, generator)
     ranks = _orders(rows * columns, batch_size, generator)
     return _enlarge((ranks <= labels[:, None])[:, None], rows, columns, cell), labels
@@ -189,22 +190,22 @@ _DRAW = {"locate": _locate, "direction": _direction, "leftmost": _leftmost, "jig
 
 
 def _integers(below: int, shape: int | tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
-    """Uniform integers in 0 .. below - 1."""
+    """Return uniform integers in 0 .. below - 1."""
     shape = (shape,) if isinstance(shape, int) else shape
     return torch.randint(below, shape, generator=generator, device=generator.device)
 
 
 def _orders(length: int, batch_size: int, generator: torch.Generator) -> torch.Tensor:
-    """A random order of 0 .. length - 1 for each row, (B, length)."""
+    """Return a random order of 0 .. length - 1 for each row, (B, length)."""
     return torch.rand(batch_size, length, generator=generator, device=generator.device).argsort(1)
 
 
 def _paint(cells: torch.Tensor, rows: int, columns: int, cell: int) -> torch.Tensor:
-    """Pictures with one mark per channel, red first, in the cells (B, marks) given in reading order."""
+    """Return pictures with one mark per channel, red first, in the cells (B, marks) given in reading order."""
     return _enlarge(cells[:, :, None] == torch.arange(rows * columns, device=cells.device), rows, columns, cell)
 
 
 def _enlarge(marks: torch.Tensor, rows: int, columns: int, cell: int) -> torch.Tensor:
-    """Marks (B, up to 3 channels, rows * columns) as float pictures (B, 3, rows * cell, columns * cell)."""
+    """Return marks (B, up to 3 channels, rows * columns) as float pictures (B, 3, rows * cell, columns * cell)."""
     marks = F.pad(marks.float(), (0, 0, 0, 3 - marks.shape[1])).unflatten(2, (rows, columns))
     return marks.repeat_interleave(cell, 2).repeat_interleave(cell, 3)

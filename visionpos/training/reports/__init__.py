@@ -1,4 +1,4 @@
-"""Finished runs side by side: collected, with intervals over seeds and pictures, and drawn.
+"""Finished runs side by side: collected, summarised with intervals over seeds and pictures, drawn, put into words.
 
-`train.report` writes the pages.
+`train.report` calls these in turn. Nothing here trains; all is read from run directories.
 """

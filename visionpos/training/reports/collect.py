@@ -13,33 +13,35 @@ from numpy.typing import NDArray
 from visionpos.training.config.schema import encoding_label
 from visionpos.training.errors import ConfigError
 from visionpos.training.reports.statistics import Interval, seed_interval, two_level_bootstrap
-from visionpos.training.run.record import FREE_TO_CHANGE, flat, read_json
+from visionpos.training.run.record import CHANGEABLE_FIELDS, flat, read_json
 
 __all__ = ["Found", "Group", "Run", "find_runs", "group_runs"]
 
-IRRELEVANT = (*FREE_TO_CHANGE, "seed", "encoding", "device", "data.root", "data.download")  # to comparing runs
-FACTS = ("num_classes", "image_size", "channels", "train_size", "test_size", "mean", "std")
+IGNORED_FIELDS = (*CHANGEABLE_FIELDS, "seed", "encoding", "device", "data.root", "data.download")  # to comparing runs
+METADATA_KEYS = ("num_classes", "image_size", "channels", "train_size", "test_size", "mean", "std")
 
 
 @dataclass
 class Run:
-    """A finished run."""
+    """Hold the results of a finished run."""
 
     path: Path
     result: dict[str, Any]
     evaluations: list[dict[str, Any]]  # of other sizes, if there are any
-    right: dict[str, NDArray]  # part of the test: (pictures,) 1 where the final model is right; empty if not recorded
+    right: dict[str, NDArray]  # split of the test: (pictures,) 1 where the final model is right; empty if not recorded
 
     @property
     def label(self) -> str:
+        """Return the short name of the run's encoding."""
         return encoding_label(self.result["config"]["encoding"])
 
     @property
-    def parts(self) -> list[str]:
+    def splits(self) -> list[str]:
+        """Return the splits that accuracy was measured on, the headline first."""
         return [name for name in self.result["final"] if name != "weights"]
 
     def field(self, name: str) -> Any:
-        """A field of the configuration by its dotted name."""
+        """Return a field of the configuration by its dotted name."""
         value = self.result["config"]
         for key in name.split("."):
             if not isinstance(value, dict) or key not in value:
@@ -50,7 +52,7 @@ class Run:
 
 @dataclass
 class Found:
-    """The runs of a report, and what their sweeps say of them."""
+    """Hold the runs of a report, and what their sweeps say of them."""
 
     runs: list[Run]
     unfinished: list[Path]
@@ -60,40 +62,40 @@ class Found:
 
 @dataclass
 class Group:
-    """The runs of one encoding with one setting of the varied fields, seed by seed."""
+    """Hold the runs of one encoding with one setting of the varied fields, seed by seed."""
 
     label: str
     setting: dict[str, Any]
     runs: dict[int, Run]
 
-    def accuracy(self, part: str) -> tuple[Interval, str]:
-        """On a part of the test, and what the interval is drawn from."""
-        return interval(self.runs.values(), part)
+    def accuracy(self, split: str) -> tuple[Interval, str]:
+        """Return the mean accuracy on a split of the test with its interval, and what the interval is drawn from."""
+        return interval(self.runs.values(), split)
 
-    def difference(self, baseline: "Group", part: str) -> dict[str, Any] | None:
-        """Paired with the baseline on the seeds that both have; None if there are none."""
+    def difference(self, baseline: "Group", split: str) -> dict[str, Any] | None:
+        """Return the paired difference to the baseline on the seeds that both have; None if there are none."""
         seeds = [seed for seed in self.runs if seed in baseline.runs]
         if not seeds:
             return None
         pairs = [(self.runs[seed], baseline.runs[seed]) for seed in seeds]
-        each = [a.result["final"][part] - b.result["final"][part] for a, b in pairs]
-        if all(part in run.right for pair in pairs for run in pair):
-            found = two_level_bootstrap(np.stack([a.right[part].astype(float) - b.right[part] for a, b in pairs]))
+        each = [a.result["final"][split] - b.result["final"][split] for a, b in pairs]
+        if all(split in run.right for pair in pairs for run in pair):
+            found = two_level_bootstrap(np.stack([a.right[split].astype(float) - b.right[split] for a, b in pairs]))
             basis = "seeds and pictures"
         else:
             found, basis = seed_interval(each), "seeds only"
         return {**vars(found.within(-1, 1)), "basis": basis, "per_seed": dict(zip(seeds, each, strict=True))}
 
 
-def interval(runs: Collection[Run], part: str) -> tuple[Interval, str]:
-    """The mean accuracy of runs that differ in the seed alone."""
-    if all(part in run.right for run in runs):
-        return two_level_bootstrap(np.stack([run.right[part] for run in runs])).within(0, 1), "seeds and pictures"
-    return seed_interval([run.result["final"][part] for run in runs]).within(0, 1), "seeds only"
+def interval(runs: Collection[Run], split: str) -> tuple[Interval, str]:
+    """Return the mean accuracy of runs that differ in the seed alone, and what its interval is drawn from."""
+    if all(split in run.right for run in runs):
+        return two_level_bootstrap(np.stack([run.right[split] for run in runs])).within(0, 1), "seeds and pictures"
+    return seed_interval([run.result["final"][split] for run in runs]).within(0, 1), "seeds only"
 
 
 def find_runs(paths: Sequence[Path], varied: Sequence[str]) -> Found:
-    """All runs at the given run directories, and directly below the given sweep directories."""
+    """Return all runs at the given run directories, and directly below the given sweep directories."""
     found = Found([], [], list(varied), [])
     for path in paths:
         inside = sorted(each.parent for each in path.glob("*/config.yaml"))
@@ -116,7 +118,7 @@ def find_runs(paths: Sequence[Path], varied: Sequence[str]) -> Found:
 
 
 def read_run(path: Path) -> Run:
-    """A run directory's results."""
+    """Return a run directory's results; ConfigError if they do not fit together."""
     result = read_json(path / "result.json")
     if "final" not in result or "chance" not in result:
         raise ConfigError(f"{path} is no run of train.classify: its result has no accuracy")
@@ -128,14 +130,14 @@ def read_run(path: Path) -> Run:
             right = safetensors.numpy.load_file(path / "predictions.safetensors")
         except (OSError, safetensors.SafetensorError) as error:
             raise ConfigError(f"{path / 'predictions.safetensors'}: {error}") from None
-    for part, each in right.items():
-        if part not in result["final"] or abs(each.mean() - result["final"][part]) > 1e-6:
-            raise ConfigError(f"{path / 'predictions.safetensors'}: {part} is not what result.json says")
+    for split, each in right.items():
+        if split not in result["final"] or abs(each.mean() - result["final"][split]) > 1e-6:
+            raise ConfigError(f"{path / 'predictions.safetensors'}: {split} is not what result.json says")
     return Run(path, result, evaluations, right)
 
 
 def group_runs(found: Found) -> list[Group]:
-    """The runs by encoding and setting, each seed once; ConfigError if they cannot be compared."""
+    """Return the runs by encoding and setting, each seed once; ConfigError if they cannot be compared."""
     refuse_mixtures(found)
     groups: dict[str, Group] = {}
     for run in found.runs:
@@ -155,15 +157,16 @@ def group_runs(found: Found) -> list[Group]:
 
 def refuse_mixtures(found: Found) -> None:
     """Raise ConfigError, naming a field, if runs differ in more than encoding, seed and what is declared."""
-    free = (*IRRELEVANT, *found.varied, *found.tuned)
+    free = (*IGNORED_FIELDS, *found.varied, *found.tuned)
     data_vary = any(name.startswith("data.") for name in found.varied)
 
     def compared(run: Run) -> dict[str, Any]:
+        """Return all of a run that must be alike in the others, by name."""
         fields = flat(run.result["config"])
         fields = {key: fields[key] for key in fields if not any(key == f or key.startswith(f"{f}.") for f in free)}
-        facts = {} if data_vary else {f"data ({key})": run.result["data"].get(key) for key in FACTS}
+        metadata = {} if data_vary else {f"data ({key})": run.result["data"].get(key) for key in METADATA_KEYS}
         kind = "CPU" if run.result["device"].startswith("CPU") else "GPU"
-        return {**fields, **facts, "final weights": run.result["final"]["weights"], "device": kind}
+        return {**fields, **metadata, "final weights": run.result["final"]["weights"], "device": kind}
 
     first = found.runs[0]
     expected = compared(first)

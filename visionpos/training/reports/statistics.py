@@ -1,4 +1,4 @@
-"""How sure a mean over seeds and test pictures is: the two-level bootstrap.
+"""Intervals: how sure a mean over seeds and test pictures is, by the two-level bootstrap.
 
 Seeds and pictures are two crossed samples: every run, of whatever encoding and seed, is judged on the same pictures.
 Each replicate therefore draws seeds and, independently, pictures, both with replacement, and averages over the drawn
@@ -25,26 +25,26 @@ from numpy.typing import NDArray
 
 __all__ = ["Interval", "degrees_of_freedom", "seed_interval", "two_level_bootstrap", "variance_components"]
 
-REPLICATES = 2000
-LEVEL = 0.95
-NORMAL = 10_000  # degrees of freedom with which Student's t is normal
+NUM_REPLICATES = 2000
+CONFIDENCE_LEVEL = 0.95
+MAX_FREEDOM = 10_000  # degrees of freedom with which Student's t is normal
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with the ends of its 95 % interval, which is absent where there is nothing to draw from."""
+    """Hold a mean with the ends of its 95 % interval, which is absent where there is nothing to draw from."""
 
     mean: float
     low: float | None = None
     high: float | None = None
 
     def within(self, lowest: float, highest: float) -> "Interval":
-        """The same, without what is impossible."""
+        """Return the same interval without what is impossible."""
         return self if self.low is None else replace(self, low=max(self.low, lowest), high=min(self.high, highest))
 
 
-def two_level_bootstrap(values: NDArray, replicates: int = REPLICATES, seed: int = 0) -> Interval:
-    """The mean of values (seeds, pictures) with its 95 % interval: percentiles, stretched for few seeds.
+def two_level_bootstrap(values: NDArray, replicates: int = NUM_REPLICATES, seed: int = 0) -> Interval:
+    """Return the mean of values (seeds, pictures) with its 95 % interval: percentiles, stretched for few seeds.
 
     A single seed is part of every replicate: then the interval says nothing about other seeds.
 
@@ -57,13 +57,13 @@ def two_level_bootstrap(values: NDArray, replicates: int = REPLICATES, seed: int
     if values.ndim != 2 or 0 in values.shape:
         raise ValueError(f"values: an array of shape {values.shape} given; accepted: (seeds, pictures), neither empty")
     means = bootstrap_means(values, replicates, seed)
-    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    mean, stretch = values.mean(), student_quantile(degrees_of_freedom(values)) / student_quantile(NORMAL)
+    low, high = np.quantile(means, [(1 - CONFIDENCE_LEVEL) / 2, (1 + CONFIDENCE_LEVEL) / 2])
+    mean, stretch = values.mean(), student_quantile(degrees_of_freedom(values)) / student_quantile(MAX_FREEDOM)
     return Interval(float(mean), float(mean + stretch * (low - mean)), float(mean + stretch * (high - mean)))
 
 
 def bootstrap_means(values: NDArray, replicates: int, seed: int) -> NDArray:
-    """(replicates,) means of values (S, N) over drawn seeds and pictures."""
+    """Return (replicates,) means of values (S, N) over drawn seeds and pictures."""
     seeds, pictures = values.shape
     draws = max(seeds - 1, 1)
     shares = np.random.default_rng((seed, 0)).multinomial(draws, np.full(seeds, 1 / seeds), replicates) / draws
@@ -74,14 +74,14 @@ def bootstrap_means(values: NDArray, replicates: int, seed: int) -> NDArray:
 
 @functools.lru_cache(maxsize=2)
 def _picture_counts(pictures: int, replicates: int, seed: int) -> NDArray:
-    """(replicates, pictures) how often each picture is drawn."""
+    """Return (replicates, pictures): how often each picture is drawn."""
     drawn = np.random.default_rng((seed, 1)).integers(pictures, size=(replicates, pictures))
     drawn += pictures * np.arange(replicates)[:, None]
     return np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape).astype(np.int16)
 
 
 def seed_interval(values: Sequence[float] | NDArray) -> Interval:
-    """The mean of values (S,), one for each seed, with Student's 95 % interval; without one if there is one seed."""
+    """Return the mean of values (S,), one for each seed, with Student's 95 % interval, absent for one seed."""
     values = np.asarray(values, dtype=np.float64)
     if len(values) == 1:
         return Interval(float(values[0]))
@@ -90,8 +90,11 @@ def seed_interval(values: Sequence[float] | NDArray) -> Interval:
 
 
 @functools.lru_cache(maxsize=16)
-def student_quantile(freedom: float, share: float = (1 + LEVEL) / 2) -> float:
-    """The value below which Student's t falls with probability `share`: t = sqrt(f) tan(a), a's density cos^(f-1)."""
+def student_quantile(freedom: float, share: float = (1 + CONFIDENCE_LEVEL) / 2) -> float:
+    """Return the value below which Student's t falls with probability `share`.
+
+    With t = sqrt(f) tan(a), f being the degrees of freedom, the angle a has the density cos^(f-1).
+    """
     angle = np.linspace(-math.pi / 2, math.pi / 2, 200_001)
     density = np.cos(angle) ** (freedom - 1)
     below = np.concatenate([[0], np.cumsum((density[1:] + density[:-1]) / 2)])
@@ -99,18 +102,22 @@ def student_quantile(freedom: float, share: float = (1 + LEVEL) / 2) -> float:
 
 
 def degrees_of_freedom(values: NDArray) -> float:
-    """Satterthwaite's: (sum of the variances)^2 / sum of (variance^2 / its own degrees of freedom), at most NORMAL.
+    """Return Satterthwaite's degrees of freedom of the mean of values (S, N), at most MAX_FREEDOM.
+
+    They are (sum of the variances)^2 / sum of (variance^2 / its own degrees of freedom).
 
     Source: Satterthwaite 1946, doi 10.2307/3002019.
     """
     seeds, pictures = (max(side - 1, 1) for side in values.shape)
     parts = variance_components(values)
     spread = sum(part**2 / freedom for part, freedom in zip(parts, (seeds, pictures, seeds * pictures), strict=True))
-    return min(sum(parts) ** 2 / spread, NORMAL) if spread else NORMAL
+    return min(sum(parts) ** 2 / spread, MAX_FREEDOM) if spread else MAX_FREEDOM
 
 
 def variance_components(values: NDArray) -> tuple[float, float, float]:
-    """Of seeds, of pictures, of what is peculiar to both: together the variance of the bootstrap's means.
+    """Return the variances of seeds, of pictures, and of what is peculiar to both.
+
+    Together they are the variance of the bootstrap's means.
 
     That is the limit of many replicates. With row means r and column means c of values (S, N) and the mean m over all:
     mean((r - m)^2) / (S - 1), mean((c - m)^2) / N, mean((v - r - c + m)^2) / ((S - 1) N); with one seed, 1 for S - 1.

@@ -1,4 +1,4 @@
-"""From a configuration and the facts of the data to a model."""
+"""Models: from a configuration and the metadata of the data to a timm model with its encoding."""
 
 import inspect
 import re
@@ -18,10 +18,10 @@ from visionpos.training.run.checkpoint import Checkpoint
 __all__ = ["build_model", "check_model", "load_encoder", "pretrained_encoder", "trained_model"]
 
 
-def build_model(config: Config, facts: Mapping[str, Any]) -> nn.Module:
-    """The model with its encoding, and with the classes, picture size and channels of the data."""
-    size = tuple(facts["image_size"])
-    from_data = {"num_classes": facts["num_classes"], "img_size": size, "in_chans": facts["channels"]}
+def build_model(config: Config, metadata: Mapping[str, Any]) -> nn.Module:
+    """Return the model with its encoding, and with the classes, picture size and channels of the data."""
+    size = tuple(metadata["image_size"])
+    from_data = {"num_classes": metadata["num_classes"], "img_size": size, "in_chans": metadata["channels"]}
     for key, value in from_data.items():
         given = config.model.options.get(key, value)
         if _comparable(key, given) != value:
@@ -43,7 +43,7 @@ def check_model(config: Config) -> nn.Module:
 
 
 def pretrained_encoder(path: str) -> dict[str, Tensor]:
-    """The weights of the encoder of a pretraining run, averaged ones if there are any.
+    """Return the weights of the encoder of a pretraining run, averaged ones if there are any.
 
     Raises:
         ConfigError: no such run.
@@ -72,14 +72,15 @@ def load_encoder(model: nn.Module, path: str) -> None:
 
 
 def trained_model(config: Config, found: Checkpoint) -> tuple[nn.Module, str]:
-    """The model with the weights of a checkpoint, averaged ones if there are any; and which: `ema` or `raw`."""
-    model = build_model(config, found.state["facts"]).eval()
+    """Return the model with the weights of a checkpoint, averaged if there are such, and which: `ema` or `raw`."""
+    model = build_model(config, found.metadata).eval()
     averaged = found.tensors.get("ema")
     model.load_state_dict(found.tensors["model"] if averaged is None else averaged)
     return model, "raw" if averaged is None else "ema"
 
 
 def _assemble(config: Config, options: Mapping[str, Any]) -> nn.Module:
+    """Return timm's model with the encoding; ConfigError for what either refuses."""
     try:
         model = timm.create_model(config.model.name, **options)
     except RuntimeError as error:
@@ -94,7 +95,7 @@ def _assemble(config: Config, options: Mapping[str, Any]) -> nn.Module:
 
 
 def _explain(name: str, message: str) -> str:
-    """timm's complaint; for an unknown option, with those that the model takes."""
+    """Return timm's complaint; for an unknown option, with those that the model takes."""
     if unknown := re.search(r"unexpected keyword argument '(\w+)'", message):
         parameters = inspect.signature(type(timm.create_model(name))).parameters
         return f".{unknown[1]}: no such option; {did_you_mean(unknown[1], list(parameters))}"
@@ -102,7 +103,7 @@ def _explain(name: str, message: str) -> str:
 
 
 def _comparable(key: str, value: Any) -> Any:
-    """A picture size as (height, width), however it was given."""
+    """Return a picture size as (height, width), however it was given, and anything else as it is."""
     if key != "img_size":
         return value
     return tuple(value) if isinstance(value, (list, tuple)) else (value, value)

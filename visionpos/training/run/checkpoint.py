@@ -24,32 +24,37 @@ from visionpos.training.errors import CheckpointError
 
 __all__ = ["Checkpoint", "load", "save"]
 
-MANIFEST = "manifest.json"
-STATE = "state.json"
+MANIFEST_FILE = "manifest.json"
+STATE_FILE = "state.json"
 
 
 @dataclass
 class Checkpoint:
-    """What `load` found: the tensors by file name (without `.safetensors`), and the scalars."""
+    """Hold what `load` found: the tensors by file name (without `.safetensors`), and the scalars."""
 
     step: int
     tensors: dict[str, dict[str, Tensor]]
     state: dict[str, Any]
 
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """Return what the run's source says of its data, as `Source.metadata`; on disk it is called `facts`."""
+        return self.state["facts"]
+
 
 def save(
     root: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: dict[str, Any], keep: int = 2
 ) -> Path:
-    """Write the checkpoint of `step` under `root`, then remove all but the newest `keep`; returns its directory."""
+    """Write the checkpoint of `step` under `root`, remove all but the newest `keep`, and return its directory."""
     final, aside = root / f"step-{step:08d}", _temporary(root)
     try:
         aside.mkdir(parents=True)
         contents = {f"{name}.safetensors": safetensors.torch.save(_portable(group)) for name, group in tensors.items()}
-        contents[STATE] = json.dumps(state, indent=1, allow_nan=False).encode()
+        contents[STATE_FILE] = json.dumps(state, indent=1, allow_nan=False).encode()
         for name, content in contents.items():
             _write(aside / name, content)
         files = {name: {"size": len(content), "sha256": _sha256(content)} for name, content in contents.items()}
-        _write(aside / MANIFEST, json.dumps({"step": step, "files": files}, indent=1).encode())
+        _write(aside / MANIFEST_FILE, json.dumps({"step": step, "files": files}, indent=1).encode())
         _sync_directory(aside)
         if final.exists():  # one that failed to verify, or that a signal had saved before the evaluation of its step
             _set_aside(final)
@@ -66,7 +71,7 @@ def save(
 
 
 def load(root: Path, warn: bool = True) -> Checkpoint | None:
-    """The newest checkpoint that verifies, with one warning line if newer ones do not; None if there are none.
+    """Return the newest checkpoint that verifies, with one warning line if newer ones do not; None if there are none.
 
     Args:
         root: Where `save` has written.
@@ -94,9 +99,9 @@ def load(root: Path, warn: bool = True) -> Checkpoint | None:
 def _read(directory: Path) -> Checkpoint:
     """Read one checkpoint directory; the bytes that are verified are the bytes that are used."""
     try:
-        manifest = json.loads((directory / MANIFEST).read_bytes())
+        manifest = json.loads((directory / MANIFEST_FILE).read_bytes())
         contents = {name: _verified(directory, name, **entry) for name, entry in manifest["files"].items()}
-        state = json.loads(contents.pop(STATE))
+        state = json.loads(contents.pop(STATE_FILE))
         if directory.name != f"step-{manifest['step']:08d}":
             raise CheckpointError(f"{directory.name} holds the manifest of step {manifest['step']}")
         tensors = {name.removesuffix(".safetensors"): safetensors.torch.load(data) for name, data in contents.items()}
@@ -106,8 +111,9 @@ def _read(directory: Path) -> Checkpoint:
 
 
 def _verified(directory: Path, name: str, size: int, sha256: str) -> bytes:
+    """Return the bytes of a file of a checkpoint; CheckpointError if they are not those that were written."""
     if Path(name).name != name:
-        raise CheckpointError(f"{directory.name}/{MANIFEST} names a file elsewhere: {name!r}")
+        raise CheckpointError(f"{directory.name}/{MANIFEST_FILE} names a file elsewhere: {name!r}")
     content = (directory / name).read_bytes()
     if len(content) != size:
         raise CheckpointError(f"{directory.name}/{name} has {len(content)} bytes, {size} were written")
@@ -133,23 +139,27 @@ def _set_aside(directory: Path) -> None:
 
 
 def _temporary(root: Path) -> Path:
+    """Return a new name for what is being written or removed."""
     return root / f".tmp-{os.getpid()}-{uuid.uuid4().hex}"
 
 
 def _steps(root: Path) -> list[Path]:
+    """Return the directories of checkpoints, oldest first."""
     return sorted(path for path in root.glob("step-*") if path.is_dir())
 
 
 def _portable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous CPU copies, because safetensors refuses tensors that share memory."""
+    """Return contiguous copies on the CPU, because safetensors refuses tensors that share memory."""
     return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
 
 
 def _sha256(content: bytes) -> str:
+    """Return the SHA-256 of some bytes."""
     return hashlib.sha256(content).hexdigest()
 
 
 def _write(path: Path, content: bytes) -> None:
+    """Write a file and wait until it is on the disk."""
     with path.open("wb") as file:
         file.write(content)
         file.flush()
@@ -157,6 +167,7 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _sync_directory(path: Path) -> None:
+    """Wait until a directory's entries are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -22,13 +22,13 @@ from torch.nn.parallel import DistributedDataParallel
 from visionpos.training.config.schema import Config
 from visionpos.training.errors import ConfigError, Interrupted
 
-__all__ = ["Stop", "Team", "shared_like", "whole"]
+__all__ = ["Distributed", "Stop", "full_tensor", "shard_like"]
 
-PATIENCE = timedelta(seconds=60)  # for a process that does not answer
+TIMEOUT = timedelta(seconds=60)  # for a process that does not answer
 
 
-class Team:
-    """The processes of a run, this one among them.
+class Distributed:
+    """Know the processes of a run, this one among them, and talk to the others.
 
     Args:
         device: Where this process computes; under torchrun a GPU of its own in place of `cuda`.
@@ -38,25 +38,25 @@ class Team:
         self.size = int(os.environ.get("WORLD_SIZE", "1"))
         self.device, self.rank = device, 0
         if self.size > 1:
-            state = PartialState(cpu=device.type == "cpu", timeout=PATIENCE)
+            state = PartialState(cpu=device.type == "cpu", timeout=TIMEOUT)
             self.rank, self.device = state.process_index, state.device
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes files."""
+        """Return whether this process writes files."""
         return self.rank == 0
 
-    def share(self, rows: Tensor | tuple[Tensor, ...]):
-        """This process's rows of a tensor, or of each tensor of a tuple, that all have in full."""
+    def local_rows(self, rows: Tensor | tuple[Tensor, ...]):
+        """Return this process's rows of a tensor, or of each tensor of a tuple, that all have in full."""
         if self.size == 1:
             return rows
         if isinstance(rows, Tensor):
             return rows[self.rank :: self.size]
-        parts = [self.share(part) for part in rows]
-        return type(rows)(*parts) if hasattr(rows, "_fields") else tuple(parts)
+        own = [self.local_rows(each) for each in rows]
+        return type(rows)(*own) if hasattr(rows, "_fields") else tuple(own)
 
     def check(self, config: Config) -> None:
-        """Raise ConfigError for what these processes cannot do, such as sharing out a model where there is only one."""
+        """Raise ConfigError for what these processes cannot do, such as FSDP where there is only one."""
         batch_size = config.recipe.batch_size
         if self.size == 1 and config.parallel == "fsdp":
             raise ConfigError(
@@ -70,14 +70,14 @@ class Team:
             )
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """The model with gradients averaged over the processes."""
+        """Return the model with gradients averaged over the processes."""
         if self.size == 1:
             return model
         own = [self.device.index] if self.device.type == "cuda" else None
         return DistributedDataParallel(model, device_ids=own, broadcast_buffers=False)
 
-    def shard(self, model: nn.Module) -> nn.Module:
-        """The model with a share of every weight in each process, gathered block by block as it computes (FSDP2).
+    def fully_shard(self, model: nn.Module) -> nn.Module:
+        """Leave a share of every weight in each process, gathered block by block as the model computes (FSDP2).
 
         Raises:
             ConfigError: a weight that cannot be shared, such as a scalar.
@@ -93,52 +93,53 @@ class Team:
                 raise ConfigError(f"parallel: fsdp given; accepted for this model: ddp ({error})") from None
         return model
 
-    def agree(self, flag: int) -> int:
-        """The largest of the processes' flags."""
+    def all_reduce_max(self, flag: int) -> int:
+        """Return the largest of the processes' flags."""
         if self.size == 1:
             return flag
         flags = torch.tensor(flag, device=self.device)
         dist.all_reduce(flags, dist.ReduceOp.MAX)
         return int(flags)
 
-    def mean(self, values: Tensor) -> Tensor:
-        """The mean of the processes' values."""
+    def all_reduce_mean(self, values: Tensor) -> Tensor:
+        """Return the mean of the processes' values."""
         if self.size > 1:
             values = values.to(self.device)
             dist.all_reduce(values)
             values = values / self.size
         return values
 
-    def say(self, text: str) -> None:
+    def print0(self, text: str) -> None:
         """Print a line, once for all processes."""
         if self.is_main:
             print(text)
 
-    def wait(self) -> None:
-        """For all processes to come here."""
+    def barrier(self) -> None:
+        """Wait until all processes have come here."""
         if self.size > 1:
             dist.barrier()
 
 
-def whole(value: Tensor) -> Tensor:
-    """A tensor of which each process has a share, in full; all processes must ask. Any other as it is."""
+def full_tensor(value: Tensor) -> Tensor:
+    """Return a tensor of which each process has a share, in full, and any other as it is; all processes must ask."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
-def shared_like(value: Tensor, other: Tensor | None) -> Tensor:
-    """This process's share of a tensor that all have in full, if the other one is shared; else the tensor."""
+def shard_like(value: Tensor, other: Tensor | None) -> Tensor:
+    """Return this process's share of a tensor that all have, if the other tensor is shared; else the tensor."""
     if isinstance(other, DTensor) and value.shape == other.shape:
         return distribute_tensor(value.to(other.device), other.device_mesh, other.placements)
     return value
 
 
 class Stop:
-    """The signal that asked this process to stop: SIGTERM or SIGINT, or 0. A second one ends it at once."""
+    """Note the signal that asks this process to stop: SIGTERM or SIGINT, or 0. A second one ends it at once."""
 
     def __init__(self):
         self.signal = 0
 
     def _handle(self, number: int, frame: object) -> None:
+        """Note the signal, or end the process if there was one before."""
         if self.signal:
             os._exit(128 + number)
         self.signal = number

@@ -1,4 +1,4 @@
-"""One training loop for every model, encoding and source of data.
+"""The trainer: one training loop for every model, encoding and source of data.
 
 A `Trainer` holds everything that training changes; its `step` counter is also the position in the data and in the
 schedule. Inside a step nothing waits for the device: losses stay there until `advance` has done its steps.
@@ -20,7 +20,7 @@ from torch.profiler import record_function
 from visionpos.training.config.schema import Config, Recipe
 from visionpos.training.errors import CheckpointError, ConfigError, NonFiniteError
 from visionpos.training.run.checkpoint import Checkpoint
-from visionpos.training.run.distributed import Stop, Team, shared_like, whole
+from visionpos.training.run.distributed import Distributed, Stop, full_tensor, shard_like
 from visionpos.training.run.objective import Objective
 from visionpos.training.run.source import stream
 
@@ -28,7 +28,7 @@ __all__ = ["Trainer", "mixed_precision", "pick_device"]
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of that name, if this machine has it; 'auto' is a GPU if there is one."""
+    """Return the device of that name, if this machine has it; 'auto' is a GPU if there is one."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -39,13 +39,16 @@ def pick_device(name: str) -> torch.device:
 
 
 def mixed_precision(device: torch.device, precision: str) -> AbstractContextManager:
-    """bf16 autocast, or nothing for fp32; 'auto' is bf16 on a GPU."""
+    """Return the context of bf16 autocast, or of nothing for fp32; 'auto' is bf16 on a GPU."""
     enabled = precision == "bf16" or (precision == "auto" and device.type == "cuda")
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
 def compile_mode(config: Config, device: torch.device) -> str | None:
-    """torch.compile's mode, None for eager: on a GPU CUDA graphs for small batches, which cannot fill it otherwise."""
+    """Return torch.compile's mode, None for eager.
+
+    On a GPU 'auto' takes CUDA graphs for small batches, which cannot fill it otherwise.
+    """
     if config.compile == "graphs" and device.type != "cuda":
         raise ConfigError(f"compile: graphs given; accepted on this device ({device.type}): auto, on, off")
     if config.compile == "auto":
@@ -60,12 +63,15 @@ COMPILE_MODES = {"on": "default", "graphs": "reduce-overhead", "off": None}
 
 
 def maybe_compile(model: nn.Module, mode: str | None) -> nn.Module:
-    """The model, compiled for the shapes it meets."""
+    """Return the model, compiled for the shapes it meets unless the mode is None."""
     return model if mode is None else torch.compile(model, mode=mode, dynamic=False)
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """AdamW, or Muon for the matrices of the blocks and NAdamW for the rest, both with Nesterov's momentum."""
+    """Return AdamW, or Muon for the matrices of the blocks and NAdamW for the rest.
+
+    Muon and NAdamW both have Nesterov's momentum.
+    """
     groups, options = parameter_groups(model, recipe), {"lr": recipe.lr, "betas": tuple(recipe.betas)}
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(groups, **options, fused=True)
@@ -75,13 +81,16 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
 
 def one_rate(optimizer: Muon, *_: Any) -> None:
-    """NAdamW has the rate of the schedule, before every step; timm 1.0.26 keeps it apart, later ones a factor to it."""
+    """Give NAdamW the rate of the schedule before every step.
+
+    timm 1.0.26 keeps it apart, later versions a factor to it.
+    """
     for group in optimizer.param_groups:
         group.update(adamw_lr=group["lr"], fallback_lr_scale=1.0)
 
 
 def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
-    """timm's groups: no weight decay for norms, biases and what the model names; a smaller rate for lower layers.
+    """Return timm's groups: no decay for norms, biases and what the model names; smaller rates for lower layers.
 
     For Muon those apart that NAdamW has: all but the matrices inside blocks, and what the model names.
     """
@@ -108,20 +117,21 @@ def seed_layers(device: torch.device, seed: int) -> None:
 
 
 class Trainer:
-    """A model in training: optimiser, schedule, averaged weights, and the number of steps done.
+    """Train a model: hold it with its optimiser, schedule and averaged weights, and count the steps done.
 
     All that is random in a step (its batch, augmentation, masks, dropout) is a function of the seed and of the step.
 
     Args:
         model: Any timm model, or one around it; it is moved to the device.
         objective: What it learns, and from where.
-        config: The run; its recipe must fit the source, as `Config.check` sees to, and the team, as `Team.check` does.
-        team: The processes that train it together, and where.
+        config: The run; its recipe must fit the source (`Config.check`) and the processes (`Distributed.check`).
+        distributed: The processes that train it together, and where.
     """
 
-    def __init__(self, model: nn.Module, objective: Objective, config: Config, team: Team):
+    def __init__(self, model: nn.Module, objective: Objective, config: Config, distributed: Distributed):
         recipe, self.objective, self.source = config.recipe, objective, objective.source
-        self.model, self.recipe, self.team, self.device = model.to(team.device).train(), recipe, team, team.device
+        self.distributed, self.device = distributed, distributed.device
+        self.model, self.recipe = model.to(self.device).train(), recipe
         self.seed, self.stop = config.seed, Stop()
         self.step, self.total = 0, recipe.steps or recipe.epochs * self.source.steps_per_epoch
         self.ema = None
@@ -129,35 +139,35 @@ class Trainer:
             self.ema = ModelEmaV3(model, decay=recipe.ema_decay, use_warmup=True)
         if config.parallel == "fsdp":
             for each in (model, self.ema.module) if self.ema is not None else (model,):
-                team.shard(each)
+                distributed.fully_shard(each)
         self.optimizer = make_optimizer(model, recipe)
         self.parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         self.schedule = cosine_schedule(self.optimizer, recipe, self.total)
         self.precision = mixed_precision(self.device, config.precision)
         mode = compile_mode(config, self.device)
         self.graphs = mode == COMPILE_MODES["graphs"]
-        self.forward = maybe_compile(team.wrap(model) if config.parallel == "ddp" else model, mode)
+        self.forward = maybe_compile(distributed.wrap(model) if config.parallel == "ddp" else model, mode)
         averaged = {} if self.ema is None else {"ema": self.ema.module}
         self.models = {kind: maybe_compile(each, mode) for kind, each in ({"raw": model} | averaged).items()}
         self.first_bad = torch.full((), torch.inf, device=self.device)  # step whose loss or gradient is not finite
 
     @property
     def learning_rate(self) -> float:
-        """Of the last step done, at the top of the model."""
+        """Return the rate of the last step done, at the top of the model."""
         return max(group["lr"] for group in self.optimizer.param_groups)
 
     @property
     def final(self) -> str:
-        """Which of the models counts in the end: the averaged one if there is one."""
+        """Return which of the models counts in the end: `ema`, or `raw` if no weights are averaged."""
         return "raw" if self.ema is None else "ema"
 
     @property
     def epoch(self) -> float | None:
-        """Passes over the data so far; None if the data have no end."""
+        """Return the passes over the data so far; None if the data have no end."""
         return self.step / self.source.steps_per_epoch if self.source.steps_per_epoch else None
 
     def advance(self, steps: int) -> Tensor:
-        """Do that many steps, fewer if a signal asks to stop; returns their losses, on the host.
+        """Do that many steps, fewer if a signal asks to stop, and return their losses, on the host.
 
         Raises:
             NonFiniteError: names the first step whose loss or gradient is not finite; it has changed no weight.
@@ -176,32 +186,33 @@ class Trainer:
         return losses
 
     def _should_stop(self) -> bool:
-        """Whether to end a stretch early: alike in all processes, and without waiting for a device that runs ahead."""
+        """Return whether to end a stretch early: alike in all processes, never waiting for a device that runs ahead."""
         if self.device.type == "cpu":
-            return bool(self.first_bad.isfinite() or self.team.agree(self.stop.signal))
-        return self.team.size == 1 and bool(self.stop.signal)
+            return bool(self.first_bad.isfinite() or self.distributed.all_reduce_max(self.stop.signal))
+        return self.distributed.size == 1 and bool(self.stop.signal)
 
     def _one_step(self) -> Tensor:
-        seed_layers(self.device, stream("dropout", self.seed, self.step, self.team.rank))
+        """Do a step and return its loss, on the device."""
+        seed_layers(self.device, stream("dropout", self.seed, self.step, self.distributed.rank))
         if self.graphs:  # a second of imports, where it is not needed
             torch.compiler.cudagraph_mark_step_begin()
         with record_function("batch"):
             batch = self.source.batch(self.step)
             self.schedule.step_update(self.step)
         with record_function("forward"), self.precision:
-            loss = self.objective.loss(self.forward, batch, self.step, self.team)
+            loss = self.objective.loss(self.forward, batch, self.step, self.distributed)
         with record_function("backward"):
             self.optimizer.zero_grad()
             loss.backward()
         with record_function("update"):
-            loss = self.team.mean(loss.detach().clone())
+            loss = self.distributed.all_reduce_mean(loss.detach().clone())
             self._update(loss)
         return loss
 
     def _update(self, loss: Tensor) -> None:
         """Change the weights, unless the loss or the gradient of this or an earlier step is not finite."""
         limit = torch.inf if self.recipe.clip_grad is None else self.recipe.clip_grad
-        norm = whole(nn.utils.clip_grad_norm_(self.parameters, limit))
+        norm = full_tensor(nn.utils.clip_grad_norm_(self.parameters, limit))
         good = (loss + norm).isfinite() | self.first_bad.isfinite()
         self.first_bad = torch.where(good, self.first_bad, float(self.step))
         if isinstance(self.optimizer, torch.optim.AdamW):
@@ -214,14 +225,14 @@ class Trainer:
             self.ema.update(self.model, self.step)
 
     def evaluate(self) -> dict[str, dict[str, float]]:
-        """The objective's measure on every part of the source, of the raw and of the averaged weights."""
+        """Return the objective's measure on every split of the source, of the raw and of the averaged weights."""
         self._require_finite_weights()
         with self.evaluating():
             return {kind: self.objective.evaluate(model) for kind, model in self.models.items()}
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """All models in evaluation mode and the run's precision, and back."""
+        """Put all models into evaluation mode and the run's precision, and back."""
         for model in self.models.values():
             model.eval()
         with self.precision:
@@ -229,11 +240,12 @@ class Trainer:
         self.model.train()
 
     def _require_finite_weights(self) -> None:
-        if not torch.stack([whole(tensor).isfinite().all() for tensor in self.model.state_dict().values()]).all():
+        """Raise NonFiniteError if a weight is not finite."""
+        if not torch.stack([full_tensor(tensor).isfinite().all() for tensor in self.model.state_dict().values()]).all():
             raise NonFiniteError(f"weights are not finite after step {self.step} of {self.total}; nothing was saved")
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """All tensors that training changes, for `checkpoint.save`, in full; every process must ask.
+        """Return all tensors that training changes, for `checkpoint.save`, in full; every process must ask.
 
         Raises:
             NonFiniteError: a weight is not finite.
@@ -244,10 +256,10 @@ class Trainer:
         state = {name: value for name, value in state.items() if isinstance(value, Tensor)}  # Muon's routes are not
         groups = {"model": self.model.state_dict(), "optimizer": state}
         groups |= {"ema": self.ema.module.state_dict()} if self.ema is not None else {}
-        return {kind: {name: whole(value) for name, value in group.items()} for kind, group in groups.items()}
+        return {kind: {name: full_tensor(value) for name, value in group.items()} for kind, group in groups.items()}
 
     def scalars(self) -> dict[str, Any]:
-        """The rest of what training changes, fit for JSON."""
+        """Return the rest of what training changes, fit for JSON."""
         return {"step": self.step, "optimizer": self.optimizer.state_dict()["param_groups"]}
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -259,7 +271,7 @@ class Trainer:
             moments: dict[int, dict[str, Tensor]] = {}
             for name, tensor in checkpoint.tensors["optimizer"].items():
                 index, _, key = name.partition(".")
-                moments.setdefault(int(index), {})[key] = shared_like(tensor, self.parameters[int(index)])
+                moments.setdefault(int(index), {})[key] = shard_like(tensor, self.parameters[int(index)])
             self.optimizer.load_state_dict({"state": moments, "param_groups": checkpoint.state["optimizer"]})
             self.step = checkpoint.state["step"]
         except (KeyError, IndexError, RuntimeError, ValueError) as error:
@@ -267,13 +279,16 @@ class Trainer:
 
 
 def load(model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """A state dict in full into a model that may be shared out; RuntimeError if it does not fit."""
+    """Load a state dict that is in full into a model that may be shared out; RuntimeError if it does not fit."""
     own = model.state_dict()
-    model.load_state_dict({name: shared_like(value, own.get(name)) for name, value in tensors.items()})
+    model.load_state_dict({name: shard_like(value, own.get(name)) for name, value in tensors.items()})
 
 
 def cosine_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, total: int) -> CosineLRScheduler:
-    """Linear warm-up from the first step on, then a cosine down to `min_lr`; set by the number of steps done."""
+    """Return a linear warm-up from the first step on, then a cosine down to `min_lr`.
+
+    It is set by the number of steps done.
+    """
     warmup = min(math.ceil(recipe.warmup * total), total - 1)
     return CosineLRScheduler(
         optimizer,

@@ -22,7 +22,7 @@ _ours: set[Path] = set()  # their files must not be opened again: closing one an
 
 @contextmanager
 def hold(directory: Path) -> Iterator[bool]:
-    """Lock a directory, which is made if need be, for the block; False, without waiting, if another process has it.
+    """Lock a directory, made if need be, for the block; give False, without waiting, if another process has it.
 
     Within the block the same process may ask again, and gets it.
 
@@ -43,7 +43,7 @@ def hold(directory: Path) -> Iterator[bool]:
 
 
 def holder(directory: Path) -> str | None:
-    """Who has locked a directory, as `pid 123 on host`; None if nobody has."""
+    """Return who has locked a directory, as `pid 123 on host`; None if nobody has."""
     path = directory.resolve() / "lock"
     if path in _ours:
         return f"pid {os.getpid()} on {socket.gethostname()}"
@@ -59,7 +59,7 @@ def holder(directory: Path) -> str | None:
 
 
 def _locked(path: Path) -> TextIO | None:
-    """The lock file, open and locked; None if another process has it."""
+    """Return the lock file, open and locked; None if another process has it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a")

@@ -1,4 +1,4 @@
-"""From a configuration to a finished run, whatever is trained: start or continue, train, evaluate, log, save."""
+"""A run, whatever is trained: start or continue, train, evaluate, log, save, until the result is written."""
 
 import platform
 import sys
@@ -17,44 +17,45 @@ import visionpos as vp
 from visionpos.training.config.schema import Config, encoding_label
 from visionpos.training.errors import CheckpointError
 from visionpos.training.run import checkpoint
-from visionpos.training.run.distributed import Team
+from visionpos.training.run.checkpoint import Checkpoint
+from visionpos.training.run.distributed import Distributed
 from visionpos.training.run.engine import Trainer, pick_device
 from visionpos.training.run.objective import Objective
 from visionpos.training.run.profile import profile
 from visionpos.training.run.record import RunDirectory, flat, write_json
 from visionpos.training.run.source import Source, open_source
 
-__all__ = ["Script", "execute", "resolved_encodings", "versions"]
+__all__ = ["TrainingTask", "execute", "resolved_encodings", "versions"]
 
 
-class Script(ABC):
-    """What one training script has of its own."""
+class TrainingTask(ABC):
+    """Say what one kind of training has of its own."""
 
     @abstractmethod
     def check(self, config: Config) -> None:
-        """Find mistakes before any picture is read; raises ConfigError."""
+        """Raise ConfigError for a mistake, before any picture is read."""
 
     @abstractmethod
     def build(self, config: Config, source: Source, device: torch.device) -> tuple[nn.Module, Objective]:
-        """The model and what it learns."""
+        """Return the model and what it learns."""
 
     @abstractmethod
     def summary(self, config: Config, trainer: Trainer) -> dict[str, Any]:
-        """What the result says beyond what all scripts say."""
+        """Return what the result says beyond what all tasks say."""
 
     @abstractmethod
     def headline(self, result: dict[str, Any]) -> str:
-        """A finished run in one line."""
+        """Return a finished run in one line."""
 
-    def look(self, trainer: Trainer, run: RunDirectory) -> None:  # noqa: B027
-        """More to record at an evaluation; every process comes here, and the first one writes."""
+    def on_evaluate(self, trainer: Trainer, run: RunDirectory) -> None:  # noqa: B027
+        """Record more at an evaluation; every process comes here, and the first one writes."""
 
-    def finish(self, trainer: Trainer, run: RunDirectory) -> None:  # noqa: B027
-        """More to write before the result; every process comes here, and the first one writes."""
+    def on_end(self, trainer: Trainer, run: RunDirectory) -> None:  # noqa: B027
+        """Write more before the result; every process comes here, and the first one writes."""
 
 
-def execute(script: Script, config: Config) -> dict[str, Any]:
-    """Train as configured, or continue; returns the result, which is also in the run directory.
+def execute(task: TrainingTask, config: Config) -> dict[str, Any]:
+    """Train as configured, or continue, and return the result, which is also in the run directory.
 
     Raises:
         ConfigError: a mistake in the configuration, or a run directory that is another run's or in use.
@@ -62,93 +63,93 @@ def execute(script: Script, config: Config) -> dict[str, Any]:
         CheckpointError: a file cannot be written, or no checkpoint of the run can be read.
         NonFiniteError: a loss, a gradient or a weight is not finite.
     """
-    team = Team(pick_device(config.device))
-    team.check(config)
-    script.check(config)
+    distributed = Distributed(pick_device(config.device))
+    distributed.check(config)
+    task.check(config)
     if config.profile is not None:
-        return profile(open_trainer(script, config, team), config.profile)
+        return profile(open_trainer(task, config, distributed), config.profile)
     run = RunDirectory(config)
     if run.result is not None:
-        team.say(f"{run.path} is finished: {script.headline(run.result)}")
+        distributed.print0(f"{run.path} is finished: {task.headline(run.result)}")
         return run.result
-    trainer = open_trainer(script, config, team)
-    with run.locked(team), trainer.stop.listening():
-        found = checkpoint.load(run.checkpoints, warn=team.is_main)
+    trainer = open_trainer(task, config, distributed)
+    with run.locked(distributed), trainer.stop.listening():
+        found = checkpoint.load(run.checkpoints, warn=distributed.is_main)
         resume(trainer, run, found)
-        result = Fit(script, trainer, run, config, found).to_the_end()
-    team.say(f"{run.path}: {script.headline(result)}")
+        result = RunLoop(task, trainer, run, config, found).run_to_end()
+    distributed.print0(f"{run.path}: {task.headline(result)}")
     return result
 
 
-def open_trainer(script: Script, config: Config, team: Team) -> Trainer:
-    """Everything that training needs, at its start."""
-    source = open_source(config.data, config.recipe, config.seed, team.device)
+def open_trainer(task: TrainingTask, config: Config, distributed: Distributed) -> Trainer:
+    """Return everything that training needs, at its start."""
+    source = open_source(config.data, config.recipe, config.seed, distributed.device)
     torch.manual_seed(config.seed)
-    return Trainer(*script.build(config, source, team.device), config, team)
+    return Trainer(*task.build(config, source, distributed.device), config, distributed)
 
 
-def resume(trainer: Trainer, run: RunDirectory, found: checkpoint.Checkpoint | None) -> None:
+def resume(trainer: Trainer, run: RunDirectory, found: Checkpoint | None) -> None:
     """Continue where a checkpoint was saved, with a warning if that cannot be to the bit; nothing for None."""
-    team = trainer.team
-    if team.agree(found.step if found else 0) != (found.step if found else 0):
+    distributed = trainer.distributed
+    if distributed.all_reduce_max(found.step if found else 0) != (found.step if found else 0):
         raise CheckpointError(f"{run.checkpoints}: not all processes find the same checkpoint; use a shared disk")
     if found is None:
         return
     if not {"line", "seconds", "losses", "surroundings"} <= found.state.keys():
         raise CheckpointError(f"the checkpoint of step {found.step} was saved by another version of this program")
     trainer.restore(found)
-    team.say(f"{run.path}: continuing after step {trainer.step} of {trainer.total}")
+    distributed.print0(f"{run.path}: continuing after step {trainer.step} of {trainer.total}")
     there, here = flat(found.state["surroundings"]), flat(surroundings(trainer))
     changed = ", ".join(
         f"{key} ({there.get(key)} there, {here[key]} now)" for key in here if here[key] != there.get(key)
     )
-    if changed and team.is_main:
+    if changed and distributed.is_main:
         print(f"warning: the run continues with the same data, but not to the last bit: {changed}", file=sys.stderr)
 
 
-class Fit:
-    """Training with its log: every `eval_every` an evaluation, a log line, a checkpoint.
+class RunLoop:
+    """Train with a log: every `eval_every` an evaluation, a log line, a checkpoint.
 
     Args:
         found: The checkpoint that the trainer continues from, if any.
     """
 
     def __init__(
-        self, script: Script, trainer: Trainer, run: RunDirectory, config: Config, found: checkpoint.Checkpoint | None
+        self, task: TrainingTask, trainer: Trainer, run: RunDirectory, config: Config, found: Checkpoint | None
     ):
-        self.script, self.trainer, self.run, self.config = script, trainer, run, config
+        self.task, self.trainer, self.run, self.config = task, trainer, run, config
         state = {"line": {}, "seconds": 0.0, "losses": []} if found is None else found.state
         self.line: dict[str, Any] = state["line"]  # the last line of the log
         self.seconds: float = state["seconds"]
         self.losses: list[float] = state["losses"]  # since that line
 
-    def to_the_end(self) -> dict[str, Any]:
-        """Train, and write the result.
+    def run_to_end(self) -> dict[str, Any]:
+        """Train, write the result, and return it.
 
         Raises:
             Interrupted: after a signal; everything is saved.
             CheckpointError: a file cannot be written, for want of space for instance.
         """
-        trainer, run, script = self.trainer, self.run, self.script
-        if trainer.team.is_main:
+        trainer, run, task = self.trainer, self.run, self.task
+        if trainer.distributed.is_main:
             run.begin(trainer.step)
         try:
             with closing(run):
                 self._train()
-                result = common(self.config, trainer, self.line) | script.summary(self.config, trainer)
-                script.finish(trainer, run)
-                if trainer.team.is_main:
+                result = common(self.config, trainer, self.line) | task.summary(self.config, trainer)
+                task.on_end(trainer, run)
+                if trainer.distributed.is_main:
                     write_json(run.path / "result.json", result)
         except OSError as error:
             raise CheckpointError(f"cannot write to {run.path}: {error}; the last checkpoint is untouched") from None
-        trainer.team.wait()
+        trainer.distributed.barrier()
         return result
 
     def _train(self) -> None:
-        """Stretches of steps and evaluations in turn, until the last step has its line."""
+        """Do stretches of steps and evaluations in turn, until the last step has its line."""
         trainer, config = self.trainer, self.config
         between = config.recipe.eval_every * (trainer.source.steps_per_epoch or 1)
-        label, quiet = encoding_label(config.encoding), not (sys.stderr.isatty() and trainer.team.is_main)
+        label, quiet = encoding_label(config.encoding), not (sys.stderr.isatty() and trainer.distributed.is_main)
         with tqdm(total=trainer.total, initial=trainer.step, desc=label, unit="step", disable=quiet) as bar:
             while (last := self.line.get("step", 0)) < trainer.total:
                 missing = min(trainer.total, last + between) - trainer.step
@@ -156,13 +157,13 @@ class Fit:
                     self._advance(min(config.log_every, missing), bar)
                 else:
                     self._evaluate()
-                stopped = trainer.team.agree(trainer.stop.signal)
+                stopped = trainer.distributed.all_reduce_max(trainer.stop.signal)
                 if stopped or not missing:
                     self._save()
                 trainer.stop.raise_if(stopped, trainer.step)
 
     def _advance(self, steps: int, bar: tqdm) -> None:
-        """Some steps, and the last loss to look at."""
+        """Do some steps, and show the last loss."""
         trainer, started, before = self.trainer, time.perf_counter(), self.trainer.step
         self.losses += trainer.advance(steps).tolist()
         self.seconds += time.perf_counter() - started
@@ -172,7 +173,7 @@ class Fit:
         bar.update(trainer.step - before)
 
     def _evaluate(self) -> None:
-        """One line of the log."""
+        """Write one line of the log."""
         trainer = self.trainer
         self.line = {
             "step": trainer.step,
@@ -184,21 +185,22 @@ class Fit:
             "images_per_second": round(trainer.step * self.config.recipe.batch_size / self.seconds, 1),
         }
         self.losses = []
-        if trainer.team.is_main:
+        if trainer.distributed.is_main:
             self.run.log(self.line)
-        self.script.look(trainer, self.run)
+        self.task.on_evaluate(trainer, self.run)
 
     def _save(self) -> None:
+        """Write a checkpoint, which every process must wait for."""
         trainer, tensors = self.trainer, self.trainer.tensors()
-        if trainer.team.is_main:
+        if trainer.distributed.is_main:
             state = {"line": self.line, "seconds": self.seconds, "losses": self.losses}
-            state |= {"facts": trainer.source.facts, "surroundings": surroundings(trainer)}
+            state |= {"facts": trainer.source.metadata, "surroundings": surroundings(trainer)}
             checkpoint.save(self.run.checkpoints, trainer.step, tensors, trainer.scalars() | state)
-        trainer.team.wait()
+        trainer.distributed.barrier()
 
 
 def common(config: Config, trainer: Trainer, line: dict[str, Any]) -> dict[str, Any]:
-    """What a table of results may want to say about any finished run."""
+    """Return what a table of results may want to say about any finished run."""
     measure = trainer.objective.measure
     return {
         "final": {"weights": trainer.final, **line[measure][trainer.final]},
@@ -210,30 +212,30 @@ def common(config: Config, trainer: Trainer, line: dict[str, Any]) -> dict[str, 
         "images_per_second": line["images_per_second"],
         "parameters": count(trainer.model),
         "seed": config.seed,
-        "data": trainer.source.facts,
+        "data": trainer.source.metadata,
         **surroundings(trainer),
         "config": asdict(config),
     }
 
 
 def surroundings(trainer: Trainer) -> dict[str, Any]:
-    """What decides the last bits of a run beside its configuration."""
+    """Return what decides the last bits of a run beside its configuration."""
     gpu = trainer.device.type == "cuda"
     return {
         "device": torch.cuda.get_device_name(trainer.device) if gpu else f"CPU ({platform.machine()})",
         "threads": torch.get_num_threads(),
-        "processes": trainer.team.size,
+        "processes": trainer.distributed.size,
         "versions": versions(),
     }
 
 
 def count(model: nn.Module) -> int:
-    """Parameters of a model."""
+    """Return the number of parameters of a model."""
     return sum(each.numel() for each in model.parameters())
 
 
 def resolved_encodings(model: nn.Module) -> list[dict[str, Any]]:
-    """Each different encoding of a model with every option as it was built, and the number of modules of it."""
+    """Return each different encoding of a model, with every option as built and the number of its modules."""
     found: list[dict[str, Any]] = []
     for encoding in vp.get_encoding(model):
         info = vp.encoding_info(encoding.name)
@@ -249,5 +251,5 @@ def resolved_encodings(model: nn.Module) -> list[dict[str, Any]]:
 
 
 def versions() -> dict[str, str]:
-    """Of what decides the numbers."""
+    """Return the versions of what decides the numbers."""
     return {"python": platform.python_version()} | {name: version(name) for name in ("torch", "torchvision", "timm")}

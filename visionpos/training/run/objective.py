@@ -1,4 +1,4 @@
-"""What a model learns from a batch, and what it is measured by."""
+"""Objectives: what a model learns from a batch, and what it is measured by."""
 
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from visionpos.masked.model import MaskedImageModel, Reconstruction
 from visionpos.training.config.schema import Config
-from visionpos.training.run.distributed import Team
+from visionpos.training.run.distributed import Distributed
 from visionpos.training.run.source import Source, stream
 
 __all__ = ["Classification", "MaskedImages", "Objective", "answers", "correct"]
@@ -19,37 +19,41 @@ Batch = tuple[Tensor, Tensor]
 
 @runtime_checkable
 class Objective(Protocol):
-    """One kind of training."""
+    """Say what one kind of training minimises and measures."""
 
     measure: ClassVar[str]  # what `evaluate` returns: the key of logs and results
     source: Source
 
-    def loss(self, forward: Callable[..., Any], batch: Batch, step: int, team: Team) -> Tensor:
-        """The loss of this process's share of a batch; `forward` is the model, compiled or not."""
+    def loss(self, forward: Callable[..., Any], batch: Batch, step: int, distributed: Distributed) -> Tensor:
+        """Return the loss of this process's share of a batch; `forward` is the model, compiled or not."""
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """How good a model in evaluation mode is, on each part of the source."""
+        """Return how good a model in evaluation mode is, on each split of the source."""
 
 
 class Classification:
-    """Cross-entropy with smoothed labels; measured by the share of right answers."""
+    """Learn by cross-entropy with smoothed labels, and measure the share of right answers."""
 
     measure = "accuracy"
 
     def __init__(self, source: Source, config: Config):
         self.source, self.label_smoothing = source, config.recipe.label_smoothing
 
-    def loss(self, forward: Callable[..., Any], batch: Batch, step: int, team: Team) -> Tensor:
-        images, targets = team.share(batch)
+    def loss(self, forward: Callable[..., Any], batch: Batch, step: int, distributed: Distributed) -> Tensor:
+        """Return the cross-entropy of this process's rows, labels smoothed once."""
+        images, targets = distributed.local_rows(batch)
         smoothing = 0.0 if targets.is_floating_point() else self.label_smoothing  # those of pictures are smooth already
         return F.cross_entropy(forward(images), targets, label_smoothing=smoothing)
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        return {part: correct(model, self.source.evaluation(part)).float().mean().item() for part in self.source.parts}
+        """Return the share of right answers on each split."""
+        return {
+            split: correct(model, self.source.evaluation(split)).float().mean().item() for split in self.source.splits
+        }
 
 
 class MaskedImages:
-    """The reconstruction loss of a masked image model, which is also what it is measured by, with fixed masks."""
+    """Learn by a masked image model's reconstruction loss, and measure it too, with fixed masks."""
 
     measure = "reconstruction"
 
@@ -57,17 +61,21 @@ class MaskedImages:
         self.source, self.model, self.seed = source, model, config.seed
         self.generator = torch.Generator(device)
 
-    def loss(self, forward: Callable[..., Any], batch: Batch, step: int, team: Team) -> Tensor:
+    def loss(self, forward: Callable[..., Any], batch: Batch, step: int, distributed: Distributed) -> Tensor:
+        """Return the reconstruction loss of this process's rows, under masks drawn for the step."""
         images, _ = batch
         self.generator.manual_seed(stream("mask", self.seed, step))
-        return forward(team.share(images), team.share(self.model.draw_mask(images, self.generator))).loss
+        mask = self.model.draw_mask(images, self.generator)
+        return forward(distributed.local_rows(images), distributed.local_rows(mask)).loss
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        return {part: self._mean_loss(model, part) for part in self.source.parts}
+        """Return the mean reconstruction loss on each split."""
+        return {split: self._mean_loss(model, split) for split in self.source.splits}
 
-    def _mean_loss(self, model: nn.Module, part: str) -> float:
+    def _mean_loss(self, model: nn.Module, split: str) -> float:
+        """Return the reconstruction loss of a split, the mean over its pictures."""
         losses, sizes = zip(
-            *((self.reconstruct(model, images).loss, len(images)) for images, _ in self.source.evaluation(part)),
+            *((self.reconstruct(model, images).loss, len(images)) for images, _ in self.source.evaluation(split)),
             strict=True,
         )
         sizes = torch.tensor(sizes, dtype=torch.float64)
@@ -75,19 +83,19 @@ class MaskedImages:
 
     @torch.no_grad()
     def reconstruct(self, model: nn.Module, images: Tensor) -> Reconstruction:
-        """Of evaluation pictures, always with the same masks."""
+        """Reconstruct evaluation pictures, always with the same masks."""
         self.generator.manual_seed(stream("mask", "evaluation"))
         return model(images, model.draw_mask(images, self.generator))
 
 
 @torch.no_grad()
 def answers(model: nn.Module, batches: Iterable[Batch]) -> Batch:
-    """What a model takes pictures for, and what they are: (N,) each, in order."""
+    """Return what a model takes pictures for, and what they are: (N,) each, in order."""
     given, labels = zip(*((model(images).argmax(-1), labels) for images, labels in batches), strict=True)
     return torch.cat(given), torch.cat(labels)
 
 
 def correct(model: nn.Module, batches: Iterable[Batch]) -> Tensor:
-    """Which pictures a model classifies rightly: (N,) bool, in order."""
+    """Return which pictures a model classifies rightly: (N,) bool, in order."""
     given, labels = answers(model, batches)
     return given == labels

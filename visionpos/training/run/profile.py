@@ -1,4 +1,4 @@
-"""Where the time of a training step goes."""
+"""A profile: where the time of a training step goes."""
 
 import time
 from collections.abc import Iterable
@@ -13,8 +13,8 @@ from visionpos.training.run.engine import Trainer
 
 __all__ = ["profile"]
 
-WARM_UP = 3
-PARTS = ("batch", "forward", "backward", "update")
+WARM_UP_STEPS = 3
+PHASES = ("batch", "forward", "backward", "update")
 
 
 def profile(trainer: Trainer, steps: int) -> dict[str, Any]:
@@ -23,8 +23,8 @@ def profile(trainer: Trainer, steps: int) -> dict[str, Any]:
     Times of the parts are the host's: on a GPU it runs ahead of the kernels, whose time is given beside it. What the
     kernels leave of a step's time is its share outside kernels. Nothing is saved.
     """
-    gpu, say = trainer.device.type == "cuda", trainer.team.say
-    trainer.advance(WARM_UP)
+    gpu, print0 = trainer.device.type == "cuda", trainer.distributed.print0
+    trainer.advance(WARM_UP_STEPS)
     started = time.perf_counter()
     trainer.advance(steps)  # ends when the device has
     whole = (time.perf_counter() - started) / steps * 1000
@@ -40,22 +40,22 @@ def profile(trainer: Trainer, steps: int) -> dict[str, Any]:
         "host_ms": parts,
         "kernels": kernels.report(),
     }
-    say(f"a step: {whole:.2f} ms, {report['images_per_second']:.0f} images per second; recorded, on the host:")
-    for name in PARTS:
-        say(f"{name:<10}{parts[name]:10.2f} ms  {parts[name] / sum(parts.values()):6.1%}")
+    print0(f"a step: {whole:.2f} ms, {report['images_per_second']:.0f} images per second; recorded, on the host:")
+    for name in PHASES:
+        print0(f"{name:<10}{parts[name]:10.2f} ms  {parts[name] / sum(parts.values()):6.1%}")
     if gpu:
         busy = kernel_time(events) / steps
         report |= {"kernel_ms": busy, "outside_kernels": 1 - busy / whole}
-        say(f"{'kernels':<10}{busy:10.2f} ms; {report['outside_kernels']:.1%} of the step is outside kernels")
+        print0(f"{'kernels':<10}{busy:10.2f} ms; {report['outside_kernels']:.1%} of the step is outside kernels")
     for operation, version in report["kernels"].items():
-        say(f"{operation} ran {version}")
-    say(events.table(sort_by="self_device_time_total" if gpu else "self_cpu_time_total", row_limit=12))
+        print0(f"{operation} ran {version}")
+    print0(events.table(sort_by="self_device_time_total" if gpu else "self_cpu_time_total", row_limit=12))
     return report
 
 
 def host_time(events: Iterable[Any]) -> dict[str, float]:
     """Return the host's milliseconds in each part; on a GPU a second event of its name has none."""
-    return {name: sum(event.cpu_time_total for event in events if event.key == name) / 1000 for name in PARTS}
+    return {name: sum(event.cpu_time_total for event in events if event.key == name) / 1000 for name in PHASES}
 
 
 def kernel_time(events: Iterable[Any]) -> float:

@@ -29,12 +29,12 @@ from visionpos.training.config.schema import Config
 from visionpos.training.errors import ConfigError
 from visionpos.training.run import checkpoint
 from visionpos.training.run.checkpoint import Checkpoint
-from visionpos.training.run.distributed import Team
+from visionpos.training.run.distributed import Distributed
 from visionpos.training.run.lock import hold, holder
 
 __all__ = ["RunDirectory", "flat", "open_run", "read_json", "write_json", "write_tensors"]
 
-FREE_TO_CHANGE = (
+CHANGEABLE_FIELDS = (
     "output",
     "resume",
     "device",
@@ -45,7 +45,7 @@ FREE_TO_CHANGE = (
 
 
 class RunDirectory:
-    """The files of one run. Opening it creates it, or takes it up again if it holds the same run."""
+    """Read and write the files of one run. A directory that holds the same run is taken up again."""
 
     def __init__(self, config: Config):
         self.path = Path(config.output)
@@ -61,19 +61,19 @@ class RunDirectory:
         if not self.config["resume"]:
             raise ConfigError(f"output: {self.path} holds a run already, and resume is false; choose another --output")
         there, here = flat(read_yaml(self.path / "config.yaml")), flat(self.config)
-        changed = [key for key in here | there if here.get(key) != there.get(key) and key not in FREE_TO_CHANGE]
+        changed = [key for key in here | there if here.get(key) != there.get(key) and key not in CHANGEABLE_FIELDS]
         if changed:
             differences = ", ".join(f"{key} ({there.get(key)} there, {here.get(key)} now)" for key in changed)
             raise ConfigError(f"output: {self.path} holds another run: {differences}; choose another --output")
 
     @contextmanager
-    def locked(self, team: Team) -> Iterator[None]:
-        """The directory is this run's alone for the block.
+    def locked(self, distributed: Distributed) -> Iterator[None]:
+        """Keep the directory for this run alone in the block.
 
         Raises:
             ConfigError: another process is training in it, or has left another run there; names that.
         """
-        with hold(self.path) if team.is_main else nullcontext(True) as ours:
+        with hold(self.path) if distributed.is_main else nullcontext(True) as ours:
             if not ours:
                 raise ConfigError(f"output: {self.path} is in use by {holder(self.path)}; choose another --output")
             self._compare()  # again: it may be there only since we looked
@@ -81,7 +81,7 @@ class RunDirectory:
 
     @property
     def result(self) -> dict[str, Any] | None:
-        """The result, if the run is finished."""
+        """Return the result, if the run is finished."""
         path = self.path / "result.json"
         return read_json(path) if path.exists() else None
 
@@ -97,26 +97,26 @@ class RunDirectory:
             raise ConfigError(f"output: cannot write to {self.path}: {error}") from None
 
     def history(self) -> list[dict[str, Any]]:
-        """The evaluations so far; a line that a crash left unfinished is not one."""
+        """Return the evaluations so far; a line that a crash left unfinished is not one."""
         path = self.path / "log.jsonl"
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
     def scalar(self, name: str, value: float, step: int) -> None:
-        """One point of a TensorBoard curve, from the process that writes."""
+        """Write one point of a TensorBoard curve, from the process that writes."""
         if self.writer is not None:
             self.writer.add_scalar(name, value, step)
 
     def log(self, line: dict[str, Any]) -> None:
-        """One evaluation, for the log and for TensorBoard."""
+        """Write one evaluation into the log and for TensorBoard."""
         with (self.path / "log.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
             file.flush()
             os.fsync(file.fileno())
         for measure, kinds in line.items():
-            for kind, parts in kinds.items() if isinstance(kinds, dict) else ():
-                for part, value in parts.items():
-                    self.scalar(f"{measure}/{part}/{kind}", value, line["step"])
+            for kind, splits in kinds.items() if isinstance(kinds, dict) else ():
+                for split, value in splits.items():
+                    self.scalar(f"{measure}/{split}/{kind}", value, line["step"])
 
     def close(self) -> None:
         """Flush the curves."""
@@ -124,7 +124,7 @@ class RunDirectory:
             self.writer.close()
 
     def picture(self, name: str, image: Tensor, step: int) -> None:
-        """A picture (C, H, W) in [0, 1] of a step, as PNG and for TensorBoard, from the process that writes."""
+        """Write a picture (C, H, W) in [0, 1] of a step, as PNG and for TensorBoard, from the process that writes."""
         if self.writer is None:
             return
         (self.path / name).mkdir(exist_ok=True)
@@ -133,7 +133,7 @@ class RunDirectory:
 
 
 def open_run(path: Path) -> tuple[Config, Checkpoint]:
-    """The configuration of a run that exists, and its newest checkpoint; ConfigError if it has none."""
+    """Return the configuration of a run that exists, and its newest checkpoint; ConfigError if it has none."""
     file = path / "config.yaml"
     if not file.is_file():
         raise ConfigError(f"{path} is no run directory: it has no config.yaml")
@@ -144,7 +144,7 @@ def open_run(path: Path) -> tuple[Config, Checkpoint]:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file; ConfigError if it is damaged."""
+    """Return the content of a JSON file; ConfigError if it is damaged."""
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
@@ -174,7 +174,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dicts by dotted names; an encoding or a model's options may be anything, so empty dicts count too."""
+    """Return nested dicts by dotted names; empty dicts count too, for an encoding or options may be anything."""
     fields = {}
     for key, value in tree.items():
         if isinstance(value, dict) and value:

@@ -1,4 +1,4 @@
-"""Where batches come from: pictures resident on the device, or a position task made on the fly.
+"""Sources of batches: pictures resident on the device, or a position task made on the fly.
 
 The training batch of a step is a function of (seed, step) and of nothing else: not of the model, its initialisation or
 its encoding, nor of when anything is logged. So the position in the data is one number.
@@ -26,15 +26,15 @@ __all__ = [
     "open_source",
     "open_task",
     "picture_batches",
-    "picture_part",
+    "picture_split",
     "task_batches",
-    "task_parts",
+    "task_splits",
 ]
 
 Batches = Iterator[tuple[Tensor, Tensor]]
 
-EVALUATION_BATCH = 512
-EVALUATION_DRAWS = 2048  # pictures of a position task, the same ones in every run
+EVALUATION_BATCH_SIZE = 512
+EVALUATION_TASK_SIZE = 2048  # pictures of a position task, the same ones in every run
 SPLIT_SEED = 0  # of the subset and the validation pictures: alike in all runs, whatever their seed
 JPEG_NOTE = (
     "pictures read from a folder or an archive may be re-encoded copies (the project's cifar10.tar.xz is JPEG, "
@@ -44,24 +44,24 @@ JPEG_NOTE = (
 
 @runtime_checkable
 class Source(Protocol):
-    """What training needs to know of its data."""
+    """Say what training needs to know of its data."""
 
-    parts: tuple[str, ...]  # what accuracy is measured on; the first one is the headline
+    splits: tuple[str, ...]  # what accuracy is measured on; the first one is the headline
     steps_per_epoch: int | None  # None if there are no epochs
-    facts: dict[str, Any]  # for result.json, and all that evaluation must know later
+    metadata: dict[str, Any]  # for result.json, and all that evaluation must know later
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """Pictures (B, C, H, W) float32 of a training step, and labels (B,) or smoothed and mixed targets (B, K)."""
+        """Return pictures (B, C, H, W) float32 of a step, and labels (B,) or smoothed and mixed targets (B, K)."""
 
     def describe(self, step: int) -> str:
-        """Which examples the batch of a step has, in words."""
+        """Return which examples the batch of a step has, in words."""
 
-    def evaluation(self, part: str) -> Batches:
-        """The pictures and labels of a part, the same at every call."""
+    def evaluation(self, split: str) -> Batches:
+        """Yield the pictures and labels of a split, the same at every call."""
 
 
 def open_source(data: Data, recipe: Recipe, seed: int, device: torch.device) -> Source:
-    """The source that a configuration describes, with its pictures on the device."""
+    """Return the source that a configuration describes, with its pictures on the device."""
     if data.is_task:
         return TaskSource(open_task(data), recipe.batch_size, seed, device)
     train, test = training_pictures(data)
@@ -71,15 +71,15 @@ def open_source(data: Data, recipe: Recipe, seed: int, device: torch.device) -> 
         raise ConfigError(
             f"recipe.batch_size: {recipe.batch_size} given; accepted: at most the {len(train)} pictures there are"
         )
-    return PictureSource(train, test, picture_part(data), recipe, seed, device)
+    return PictureSource(train, test, picture_split(data), recipe, seed, device)
 
 
 class PictureSource:
-    """Uint8 pictures on the device; every epoch a new order, every step new crops and flips."""
+    """Serve uint8 pictures on the device; every epoch a new order, every step new crops and flips."""
 
-    def __init__(self, train: Pictures, test: Pictures, part: str, recipe: Recipe, seed: int, device: torch.device):
+    def __init__(self, train: Pictures, test: Pictures, split: str, recipe: Recipe, seed: int, device: torch.device):
         mean, std = train.mean_std()
-        self.parts = (part,)
+        self.splits = (split,)
         self.test, self.recipe, self.seed, self.device = test.to(device), recipe, seed, device
         self.steps_per_epoch = len(train) // recipe.batch_size
         on_device = train.to(device)
@@ -89,7 +89,7 @@ class PictureSource:
             raise ConfigError(f"recipe: {error}") from None
         self.generator = torch.Generator(device)
         self.order: tuple[int, Tensor] = (-1, torch.empty(0))
-        self.facts = {
+        self.metadata = {
             "num_classes": len(train.classes),
             "image_size": list(train.images.shape[2:]),
             "channels": train.images.shape[1],
@@ -102,109 +102,117 @@ class PictureSource:
         }
 
     def rows(self, step: int) -> Tensor:
-        """(B,) indices of the training pictures of a step."""
+        """Return (B,) indices of the training pictures of a step."""
         epoch, index = divmod(step, self.steps_per_epoch)
         if self.order[0] != epoch:
             shuffle = torch.Generator().manual_seed(stream("order", self.seed, epoch))
-            self.order = epoch, torch.randperm(self.facts["train_size"], generator=shuffle).to(self.device)
+            self.order = epoch, torch.randperm(self.metadata["train_size"], generator=shuffle).to(self.device)
         return self.order[1][index * self.recipe.batch_size : (index + 1) * self.recipe.batch_size]
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """Return augmented pictures (B, C, H, W) and targets (B, K) of a training step."""
         self.generator.manual_seed(stream("augmentation", self.seed, step))
         end = self.recipe.mixup_off_epoch
         return self.augment(self.rows(step), self.generator, mixing=end is None or step < end * self.steps_per_epoch)
 
     def describe(self, step: int) -> str:
+        """Return which examples the batch of a step has, in words."""
         rows = self.rows(step).tolist()
         return f"training pictures {', '.join(map(str, rows[:8]))}{' ...' if len(rows) > 8 else ''}"
 
-    def evaluation(self, part: str) -> Batches:
-        return picture_batches(self.test, self.facts["mean"], self.facts["std"])
+    def evaluation(self, split: str) -> Batches:
+        """Yield the test pictures, normalised, and their labels."""
+        return picture_batches(self.test, self.metadata["mean"], self.metadata["std"])
 
 
 class TaskSource:
-    """A position task: every step new pictures."""
+    """Serve a position task; every step has new pictures."""
 
     steps_per_epoch = None
 
     def __init__(self, task: PositionTask, batch_size: int, seed: int, device: torch.device):
         self.task, self.batch_size, self.seed = task, batch_size, seed
         self.generator = torch.Generator(device)
-        self.parts = task_parts(task)
-        self.facts = {
+        self.splits = task_splits(task)
+        self.metadata = {
             "num_classes": task.num_classes,
             "image_size": list(task.image_size),
             "channels": 3,
             "chance": task.chance,
             "train_size": None,
-            "test_size": EVALUATION_DRAWS,
+            "test_size": EVALUATION_TASK_SIZE,
             "note": "pictures are made on the fly: no training picture is seen twice",
         }
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """Return new pictures (B, 3, H, W) of a training step, and labels (B,)."""
         self.generator.manual_seed(stream("task", self.seed, step))
         return self.task.sample(self.batch_size, self.generator)
 
     def describe(self, step: int) -> str:
+        """Return which examples the batch of a step has, in words."""
         return f"pictures of the task made for seed {self.seed}, step {step}"
 
-    def evaluation(self, part: str) -> Batches:
-        return task_batches(self.task, part, self.generator)
+    def evaluation(self, split: str) -> Batches:
+        """Yield the pictures and labels of a split, the same at every call."""
+        return task_batches(self.task, split, self.generator)
 
 
 def open_task(data: Data) -> PositionTask:
+    """Return the position task that a configuration describes; ConfigError if there is none such."""
     try:
         return PositionTask(data.name, tuple(data.grid), data.cell, data.holdout, data.noise)
     except ValueError as error:
         raise ConfigError(f"data: {error}") from None
 
 
-def task_parts(task: PositionTask) -> tuple[str, ...]:
-    """`inside` is where the task is trained; with a hold-out there are `outside` and `whole` too."""
+def task_splits(task: PositionTask) -> tuple[str, ...]:
+    """Return `inside`, where the task is trained, and with a hold-out `outside` and `whole` too."""
     return ("inside",) if task.holdout == "none" else ("inside", "outside", "whole")
 
 
-def task_batches(task: PositionTask, part: str, generator: torch.Generator) -> Batches:
-    """The evaluation pictures of one part of a task, made on the generator's device."""
-    generator.manual_seed(stream("evaluation", part))
-    for _ in range(EVALUATION_DRAWS // EVALUATION_BATCH):
-        yield task.sample(EVALUATION_BATCH, generator, part="train" if part == "inside" else part)
+def task_batches(task: PositionTask, split: str, generator: torch.Generator) -> Batches:
+    """Yield the evaluation pictures of one split of a task, made on the generator's device."""
+    generator.manual_seed(stream("evaluation", split))
+    for _ in range(EVALUATION_TASK_SIZE // EVALUATION_BATCH_SIZE):
+        yield task.sample(EVALUATION_BATCH_SIZE, generator, split="train" if split == "inside" else split)
 
 
 def training_pictures(data: Data) -> tuple[Pictures, Pictures]:
-    """What to train on, and what to evaluate on: the test pictures, or training pictures held out for validation."""
+    """Return what to train on, and what to evaluate on: the test pictures, or training pictures held out."""
     train = _load(data, "train")
     train, other = holdout(train, data.validation, SPLIT_SEED) if data.validation else (train, _load(data, "test"))
     return (subset(train, data.per_class, SPLIT_SEED) if data.per_class else train), other
 
 
 def evaluation_pictures(data: Data) -> Pictures:
-    """What to evaluate on, as above, without the rest."""
+    """Return what to evaluate on, as above, without the rest."""
     return holdout(_load(data, "train"), data.validation, SPLIT_SEED)[1] if data.validation else _load(data, "test")
 
 
-def picture_part(data: Data) -> str:
-    """What the pictures to evaluate on are called in results."""
+def picture_split(data: Data) -> str:
+    """Return what the pictures to evaluate on are called in results."""
     return "validation" if data.validation else "test"
 
 
 def picture_batches(
     pictures: Pictures, mean: list[float], std: list[float], change: Callable[[Tensor], Tensor] = lambda images: images
 ) -> Batches:
-    """Normalised pictures and labels in order, the uint8 pictures of each batch changed first.
+    """Yield normalised pictures and labels in order, the uint8 pictures of each batch changed first.
 
     The batches are as large as each other where that can be: a compiled model is then compiled for one size alone.
     """
-    batches = math.ceil(len(pictures) / EVALUATION_BATCH)
+    batches = math.ceil(len(pictures) / EVALUATION_BATCH_SIZE)
     for rows in torch.arange(len(pictures), device=pictures.labels.device).split(math.ceil(len(pictures) / batches)):
         yield normalize(change(pictures.images[rows]), mean, std), pictures.labels[rows]
 
 
 def stream(*key: str | int) -> int:
-    """The seed of one random stream, such as ("order", seed, epoch): different for different keys, alike everywhere."""
+    """Return the seed of a random stream, such as ("order", seed, epoch): different for different keys."""
     return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=7).digest(), "big")
 
 
 def _load(data: Data, split: str) -> Pictures:
+    """Return a split of the pictures, at the size that is asked for."""
     size = None if data.size is None else (data.size, data.size)
     return load_pictures(data.name, split, root=data.root, size=size, download=data.download)

@@ -1,4 +1,4 @@
-"""Many runs: the sweep file, the plan of its runs, and the choice of settings by trials.
+"""Many runs: the sweep file, the plan of its runs, the choice of settings by trials, and the worker that does them.
 
-`train.sweep` works a plan off.
+`train.sweep` starts a worker; a plan knows runs as directories, and no list of them is kept anywhere else.
 """

@@ -12,14 +12,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from train.evaluate import parse_size
 from visionpos.training.config.command_line import parse
 from visionpos.training.config.schema import Config, changed, encoding_label, file_name
 from visionpos.training.errors import ConfigError
 from visionpos.training.run.build import check_model, pretrained_encoder
+from visionpos.training.run.evaluation import parse_size
 from visionpos.training.run.lock import hold
 from visionpos.training.run.record import RunDirectory, read_json, write_json
-from visionpos.training.sweeps.sweep_file import TAKEN, Sweep, Tune, read_sweep
+from visionpos.training.sweeps.sweep_file import FIELDS_OF_SWEEP, Sweep, Tune, read_sweep
 from visionpos.training.sweeps.tune import Grid, Outcome, Search, Settings
 
 __all__ = ["Job", "Plan", "open_plan"]
@@ -27,7 +27,7 @@ __all__ = ["Job", "Plan", "open_plan"]
 
 @dataclass
 class Job:
-    """One run. Its directory is all there is to know about how far it is.
+    """Hold one run. Its directory is all there is to know about how far it is.
 
     Args:
         path: The run directory.
@@ -43,23 +43,23 @@ class Job:
 
     @property
     def finished(self) -> bool:
-        """Trained, and evaluated if that is asked for."""
+        """Return whether it is trained, and evaluated if that is asked for."""
         needed = ["result.json", *(["evaluate.json", "evaluate_extrapolated.json"] if self.evaluate else [])]
         return all((self.path / name).exists() for name in needed)
 
     @property
     def error(self) -> dict[str, Any] | None:
-        """What went wrong when it was last tried."""
+        """Return what went wrong when it was last tried."""
         path = self.path / "error.json"
         return read_json(path) if path.exists() else None
 
 
-Over = Callable[[Job], bool]  # whether a job will not be tried again: finished or failed
+IsDone = Callable[[Job], bool]  # whether a job will not be tried again: finished or failed
 
 
 @dataclass
 class Cell:
-    """One encoding with one setting of the varied fields: its trials, and its runs with the settings they led to."""
+    """Hold one encoding with one setting of the varied fields: its trials, and its runs with what they led to."""
 
     name: str
     folder: Path
@@ -69,34 +69,38 @@ class Cell:
     evaluate: dict[str, list[tuple[int, int]]]
 
     def config(self, settings: Settings, seed: int, path: Path) -> Config:
+        """Return the configuration of a run in `path` with these settings."""
         return replace(configure(self.flags + as_flags(settings)), seed=seed, output=str(path))
 
     @property
     def trial_folder(self) -> Path:
+        """Return the directory of the trials."""
         return self.folder / "tune" / self.name
 
     def trial(self, number: int) -> Job:
+        """Return a trial, without a configuration while its settings are not known."""
         path, settings = self.trial_folder / f"trial-{number:02d}", self.tuner.settings(number)
         if settings is None:
             return Job(path)
         return Job(path, self.config({**settings, "data.validation": self.tune.validation}, self.tune.seed, path))
 
-    def trials(self, over: Over | None) -> Iterator[Job]:
-        """All trials; with `over`, Optuna is asked for settings that are not known yet."""
+    def trials(self, is_done: IsDone | None) -> Iterator[Job]:
+        """Yield all trials; with `is_done`, Optuna is asked for settings that are not known yet."""
 
         def outcome(number: int) -> Outcome:
+            """Return whether a trial is done, and its accuracy."""
             trial = self.trial(number)
-            return over(trial), accuracy_of(trial)
+            return is_done(trial), accuracy_of(trial)
 
         for number in range(self.tuner.count):
-            if over and self.tuner.settings(number) is None:
+            if is_done and self.tuner.settings(number) is None:
                 with hold(self.trial_folder) as ours:
                     if ours:
                         self.tuner.propose(outcome)
             yield self.trial(number)
 
-    def best(self, over: Over) -> Settings | None:
-        """The settings to run with, chosen once and for good when all trials are over; None until then.
+    def best(self, is_done: IsDone) -> Settings | None:
+        """Return the settings to run with, chosen once and for good when all trials are done; None until then.
 
         Raises:
             ConfigError: no trial has finished, or the choice that is there was made in another way.
@@ -105,7 +109,7 @@ class Cell:
             return {}
         path = self.trial_folder / "best.json"
         trials = [self.trial(number) for number in range(self.tuner.count)]
-        if not path.exists() and all(trial.config and over(trial) for trial in trials):
+        if not path.exists() and all(trial.config and is_done(trial) for trial in trials):
             with hold(self.trial_folder) as ours:
                 if ours and not path.exists():
                     write_json(path, self._choose(trials))
@@ -118,7 +122,7 @@ class Cell:
         return chosen["settings"]
 
     def _choose(self, trials: list[Job]) -> dict[str, Any]:
-        """The trial with the highest accuracy, the first of several; raises ConfigError if none has finished."""
+        """Return the trial with the highest accuracy, the first of several; ConfigError if none has finished."""
         rows = [{**self.tuner.settings(number), "accuracy": accuracy_of(job)} for number, job in enumerate(trials)]
         finished = [number for number, row in enumerate(rows) if row["accuracy"] is not None]
         if not finished:
@@ -126,11 +130,11 @@ class Cell:
         best = max(finished, key=lambda number: rows[number]["accuracy"])
         return {"settings": self.tuner.settings(best), "trial": best, "trials": rows}
 
-    def final(self, seed: int, over: Over) -> Job:
-        """The run of one seed."""
+    def final(self, seed: int, is_done: IsDone) -> Job:
+        """Return the run of one seed."""
         path = self.folder / f"{self.name}-seed{seed}"
         try:
-            settings = self.best(over)
+            settings = self.best(is_done)
         except ConfigError as error:
             return Job(path, problem=str(error))
         return Job(path, None if settings is None else self.config(settings, seed, path), self.evaluate)
@@ -138,45 +142,46 @@ class Cell:
 
 @dataclass
 class Plan:
-    """A sweep with its runs."""
+    """Hold a sweep with its runs."""
 
     sweep: Sweep
     folder: Path
     cells: list[Cell]
 
-    def jobs(self, over: Over, ask: bool = False) -> Iterator[Job]:
-        """Every run in the order in which to take them: trials first, then seed by seed, each with all encodings.
+    def jobs(self, is_done: IsDone, ask: bool = False) -> Iterator[Job]:
+        """Yield every run in the order in which to take them: trials first, then seed by seed, each with all encodings.
 
         Args:
-            over: Says whether a job is finished or failed.
+            is_done: Says whether a job is finished or failed.
             ask: Let Optuna choose settings for the next trials.
         """
         for cell in self.cells:
             if cell.tuner is not None and not (cell.trial_folder / "best.json").exists():
-                yield from cell.trials(over if ask else None)
+                yield from cell.trials(is_done if ask else None)
         for seed in self.sweep.seeds:
             for cell in self.cells:
-                yield cell.final(seed, over)
+                yield cell.final(seed, is_done)
 
 
 def accuracy_of(trial: Job) -> float | None:
-    """On the held-out pictures, by the weights that count; None if it is not finished."""
+    """Return a trial's accuracy on the held-out pictures, by the weights that count; None if it is not finished."""
     return read_json(trial.path / "result.json")["final"]["validation"] if trial.finished else None
 
 
 @functools.cache
 def configure(flags: tuple[str, ...]) -> Config:
-    """The configuration of these flags; its parts are shared between all runs that have them in common."""
+    """Return the configuration of these flags; its groups are shared by all runs that have them in common."""
     return parse(flags)
 
 
 def as_flags(settings: Settings) -> tuple[str, ...]:
+    """Return settings as flags of a command line."""
     texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in settings.items()}
     return tuple(part for key, text in texts.items() for part in (f"--{key}", text))
 
 
 def open_plan(path: Path, overrides: Sequence[str], output: str | None, storage: str | None) -> Plan:
-    """The plan that a sweep file describes, every configuration checked.
+    """Return the plan that a sweep file describes, every configuration checked.
 
     Args:
         path: The file.
@@ -193,7 +198,7 @@ def open_plan(path: Path, overrides: Sequence[str], output: str | None, storage:
         raise ConfigError(f"--storage: {storage} given, but only tune.ranges uses Optuna, and there are none")
     for given in overrides:
         name = given.removeprefix("--").partition("=")[0]
-        if given.startswith("--") and name in (*TAKEN, *sweep.vary, *sweep.tune.fields):
+        if given.startswith("--") and name in (*FIELDS_OF_SWEEP, *sweep.vary, *sweep.tune.fields):
             raise ConfigError(f"--{name}: the sweep decides this field for every run; change it in {path}")
     base = ["--config", str(path.parent / sweep.run), *overrides]
     journal = Path(storage) if storage else folder / "optuna.journal"
@@ -214,7 +219,7 @@ def open_plan(path: Path, overrides: Sequence[str], output: str | None, storage:
 
 
 def make_cell(sweep: Sweep, folder: Path, flags: tuple[str, ...], setting: Settings, journal: Path) -> Cell:
-    """The cell of these flags, its model built once to find mistakes."""
+    """Return the cell of these flags, its model built once to find mistakes."""
     config = configure(flags)
     for field_name in changed(config, ["parallel", "profile"]):
         given = getattr(config, field_name)
@@ -227,6 +232,7 @@ def make_cell(sweep: Sweep, folder: Path, flags: tuple[str, ...], setting: Setti
 
 
 def tuner_of(tune: Tune, journal: Path, name: str) -> Grid | Search | None:
+    """Return what chooses the settings of trials; None if there is nothing to choose."""
     if tune.ranges:
         return Search(tune.ranges, tune.trials, journal, name)
     return Grid(tune.grid) if tune.grid else None

@@ -19,14 +19,14 @@ from visionpos.training.config.command_line import field_types, make_parser, par
 from visionpos.training.config.schema import changed
 from visionpos.training.errors import ConfigError
 
-__all__ = ["TAKEN", "Evaluate", "Sweep", "Tune", "read_sweep"]
+__all__ = ["FIELDS_OF_SWEEP", "Evaluate", "Sweep", "Tune", "read_sweep"]
 
-TAKEN = ("config", "encoding", "seed", "output")  # fields that the sweep itself decides for every run
+FIELDS_OF_SWEEP = ("config", "encoding", "seed", "output")  # fields that the sweep itself decides for every run
 
 
 @dataclass
 class Tune:
-    """How settings are chosen for each encoding: trained on fewer pictures, judged on those left out.
+    """Set how settings are chosen for each encoding: trained on fewer pictures, judged on those left out.
 
     Args:
         grid: Values of each field; every combination is tried.
@@ -44,12 +44,13 @@ class Tune:
 
     @property
     def fields(self) -> list[str]:
+        """Return the names of the fields that are chosen."""
         return [*self.grid, *self.ranges]
 
 
 @dataclass
 class Evaluate:
-    """Other pictures to evaluate finished runs on, as in `python -m train.evaluate`.
+    """Set other pictures to evaluate finished runs on, as in `python -m train.evaluate`.
 
     Args:
         sizes: Scale the pictures to these: 24, 32x48.
@@ -64,7 +65,7 @@ class Evaluate:
 
 @dataclass
 class Sweep:
-    """The content of a sweep file.
+    """Hold the content of a sweep file.
 
     Args:
         run: The run file that all share, relative to the sweep file.
@@ -95,7 +96,7 @@ class Sweep:
             for key, listed in values.items():
                 if not listed:
                     raise ConfigError(f"{name}.{key}: [] given; accepted: a list of one or more values")
-                if key in TAKEN or sum(key in other for other in chosen.values()) > 1:
+                if key in FIELDS_OF_SWEEP or sum(key in other for other in chosen.values()) > 1:
                     raise ConfigError(f"{name}.{key}: the sweep decides this field elsewhere; accepted: other fields")
         for key, (low, high) in tune.ranges.items():
             if not 0 < low < high < math.inf:
@@ -115,7 +116,7 @@ class Sweep:
 
 
 def read_sweep(path: Path) -> Sweep:
-    """The content of a sweep file, checked; ConfigError on any mistake."""
+    """Return the content of a sweep file, checked; ConfigError on any mistake."""
     parser = make_parser("")
     parser.add_argument("--config", action="config")
     parser.add_class_arguments(Sweep)

@@ -20,22 +20,22 @@ Outcome = tuple[bool, float | None]  # whether a trial is over, and its accuracy
 
 
 class Grid:
-    """Every combination of the values that are listed for each field, the last field's varying fastest."""
+    """Try every combination of the values that are listed for each field, the last field's varying fastest."""
 
     def __init__(self, values: dict[str, list[Any]]):
         self.combinations = [dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values())]
         self.count = len(self.combinations)
 
     def settings(self, number: int) -> Settings:
-        """Of trial `number`."""
+        """Return the settings of trial `number`."""
         return self.combinations[number]
 
     def propose(self, outcome: Callable[[int], Outcome]) -> None:
-        """Nothing is left to find: all are known."""
+        """Do nothing, for all settings are known."""
 
 
 class Search:
-    """`count` settings between a lowest and a highest value of each field, on a logarithmic scale, chosen by Optuna.
+    """Let Optuna choose `count` settings between a lowest and a highest value of each field, on a logarithmic scale.
 
     Half of the trials are drawn at random, the rest by its TPE sampler, which learns from those that are over.
 
@@ -56,20 +56,20 @@ class Search:
         self.known: list[Settings] = []
 
     def settings(self, number: int) -> Settings | None:
-        """Of trial `number`, if Optuna has proposed it."""
+        """Return the settings of trial `number`, if Optuna has proposed it."""
         if number >= len(self.known) and self.storage.exists():
             self.known = [trial.params for trial in self._proposed(self.study())]
         return self.known[number] if number < len(self.known) else None
 
     def propose(self, outcome: Callable[[int], Outcome]) -> None:
-        """Tell Optuna what is over by now, and ask it for one more trial. Only one process at a time may."""
+        """Tell Optuna what is done by now, and ask it for one more trial. Only one process at a time may."""
         import optuna
 
         study = self.study()
         proposed = self._proposed(study)
         for number, trial in enumerate(proposed):
-            over, accuracy = outcome(number)
-            if over and not trial.state.is_finished():
+            done, accuracy = outcome(number)
+            if done and not trial.state.is_finished():
                 study.tell(trial.number, accuracy, optuna.trial.TrialState.FAIL if accuracy is None else None)
         number = len(proposed)
         if number < self.count:
@@ -83,11 +83,11 @@ class Search:
             study.ask(between)
 
     def _proposed(self, study: Any) -> list[Any]:
-        """The trials of which Optuna has written down all settings; a process killed while it asked leaves others."""
+        """Return the trials whose settings Optuna has all written down; a process killed as it asked leaves others."""
         return [trial for trial in study.trials if trial.params.keys() == self.ranges.keys()]
 
     def study(self) -> Any:
-        """Optuna's record of the trials so far; it and the journal are made if need be."""
+        """Return Optuna's record of the trials so far; it and the journal are made if need be."""
         import optuna
         from optuna.storages.journal import JournalFileBackend
 

@@ -33,7 +33,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What may happen to a training picture; by default nothing. Named as in timm where timm has a name.
+    """Set what may happen to a training picture; by default nothing. Names are timm's where timm has one.
 
     Args:
         crop_padding: Pad by this many reflected pixels and crop at random, per picture; 0 for none.
@@ -61,6 +61,7 @@ class Augmentation:
     label_smoothing: float = 0.0
 
     def __post_init__(self):
+        """Raise ValueError for a value outside its range."""
         if self.auto_augment is not None:
             parse_policy(self.auto_augment)
         for name in ("crop_padding", "mixup_alpha", "cutmix_alpha"):
@@ -74,7 +75,7 @@ class Augmentation:
 
 
 class Drawn(NamedTuple):
-    """All that was drawn for a batch; None for what is not in use."""
+    """Hold all that was drawn for a batch; None stands for what is not in use."""
 
     crop: CropFlip
     operations: Operations | None
@@ -83,7 +84,7 @@ class Drawn(NamedTuple):
 
 
 class Augment:
-    """Training batches out of resident pictures.
+    """Make training batches out of resident pictures.
 
     A batch is a whole: its pictures share out the operations and are mixed with each other. Several processes that are
     to see what one would see make all of it, each with the same generator, and then take their rows.
@@ -118,7 +119,7 @@ class Augment:
             self.policy = Policy(options.auto_augment, self.shape, device)
 
     def __call__(self, rows: Tensor, generator: torch.Generator, mixing: bool = True) -> tuple[Tensor, Tensor]:
-        """Pictures (B, C, H, W) float32, normalised, and targets (B, K) float32 whose rows sum to 1.
+        """Return pictures (B, C, H, W) float32, normalised, and targets (B, K) float32 whose rows sum to 1.
 
         Args:
             rows: (B,) int64, which pictures.
@@ -128,7 +129,7 @@ class Augment:
         return self.apply(rows, self.draw(len(rows), generator, mixing))
 
     def draw(self, batch_size: int, generator: torch.Generator, mixing: bool = True) -> Drawn:
-        """Draws for a batch, in a fixed order, on the generator's device."""
+        """Draw all that is random in a batch, in a fixed order, on the generator's device."""
         options, shape = self.options, (batch_size, *self.shape)
         crop = draw_crop_flip(batch_size, generator, options.crop_padding, options.flip)
         operations = erasing = mixed = None
@@ -142,7 +143,7 @@ class Augment:
         return Drawn(crop, operations, erasing, mixed)
 
     def apply(self, rows: Tensor, drawn: Drawn) -> tuple[Tensor, Tensor]:
-        """As `__call__`, with what was drawn for these rows."""
+        """Return what `__call__` returns, for what was drawn for these rows."""
         pictures = self.crops(rows, drawn.crop)
         if drawn.operations is not None:
             pictures = self.policy(pictures, drawn.operations)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class Box(NamedTuple):
-    """Rows top .. bottom - 1 and columns left .. right - 1, each an int64 tensor of one shape."""
+    """Hold rectangles: rows top .. bottom - 1 and columns left .. right - 1, each an int64 tensor of one shape."""
 
     top: Tensor
     bottom: Tensor
@@ -16,11 +16,11 @@ class Box(NamedTuple):
 
     @property
     def area(self) -> Tensor:
-        """Pixels inside."""
+        """Return how many pixels are inside, in the shape of the corners."""
         return (self.bottom - self.top) * (self.right - self.left)
 
     def mask(self, height: int, width: int, device: torch.device) -> Tensor:
-        """(*shape, H, W) bool, True inside."""
+        """Return (*shape, H, W) bool, True inside."""
         top, bottom, left, right = (each.to(device, non_blocking=True)[..., None] for each in self)
         rows, columns = torch.arange(height, device=device), torch.arange(width, device=device)
         inside_rows, inside_columns = (rows >= top) & (rows < bottom), (columns >= left) & (columns < right)

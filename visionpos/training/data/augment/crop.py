@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 class CropFlip(NamedTuple):
-    """What was drawn for each picture of a batch.
+    """Hold what was drawn for each picture of a batch.
 
     Attributes:
         top: (B,) int64, first row of the crop in the padded picture, 0 .. 2 * padding.
@@ -26,7 +26,7 @@ class CropFlip(NamedTuple):
 
 
 def draw_crop_flip(batch_size: int, generator: torch.Generator, padding: int = 4, flip: bool = True) -> CropFlip:
-    """Draws uniform crop offsets and fair coin flips on the generator's device.
+    """Draw uniform crop offsets and fair coin flips on the generator's device.
 
     The offsets of a batch do not depend on `flip`: the coins are drawn in any case.
     """
@@ -37,7 +37,7 @@ def draw_crop_flip(batch_size: int, generator: torch.Generator, padding: int = 4
 
 
 class Crops:
-    """Every crop of every picture and of its mirror image, ready to be gathered.
+    """Hold every crop of every picture and of its mirror image, ready to be gathered.
 
     The padded pictures lie in memory once, channels last, the mirrored ones behind the others. Any stretch of W * C
     numbers is then a row of some crop, and a crop is H of them, each a padded row further: one gather for a batch.
@@ -64,7 +64,7 @@ class Crops:
         self.stretches = padded.as_strided((padded.numel() - stretch + 1, stretch), (1, 1))
 
     def __call__(self, rows: Tensor, drawn: CropFlip) -> Tensor:
-        """Crops each picture at its own offset and mirrors the crop where drawn.
+        """Crop each picture at its own offset and mirror the crop where drawn.
 
         Args:
             rows: (B,) int64, which pictures.
@@ -86,7 +86,7 @@ class Crops:
 def normalize(
     images: Tensor, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """(pixel / 255 - mean) / std per channel, in float32 or better, rounded once to `dtype`.
+    """Return (pixel / 255 - mean) / std per channel, computed in float32 or better, rounded once to `dtype`.
 
     Args:
         images: (B, C, H, W) uint8.
@@ -113,6 +113,6 @@ def normalize(
 
 
 def _reflected(size: int, padding: int, device: torch.device) -> Tensor:
-    """Where each pixel of a padded line comes from: indices from -padding on, folded back into the picture."""
+    """Return where each pixel of a padded line comes from: indices from -padding on, folded into the picture."""
     index = torch.arange(-padding, size + padding, device=device)
     return size - 1 - (size - 1 - index.abs()).abs()

@@ -8,13 +8,13 @@ from torch import Tensor
 
 from visionpos.training.data.augment.box import Box
 
-AREA = (0.02, 1 / 3)  # share of the picture, uniform
-ASPECT = (0.3, 1 / 0.3)  # height over width, log-uniform
-ATTEMPTS = 10  # until a box is smaller than the picture in both directions; after that it stays whole
+AREA_RANGE = (0.02, 1 / 3)  # share of the picture, uniform
+ASPECT_RANGE = (0.3, 1 / 0.3)  # height over width, log-uniform
+MAX_ATTEMPTS = 10  # until a box is smaller than the picture in both directions; after that it stays whole
 
 
 class Erasing(NamedTuple):
-    """What was drawn for a batch: which k of its pictures lose a box.
+    """Hold what was drawn for a batch: which k of its pictures lose a box, and what is put there.
 
     Attributes:
         picture: (k,) int64, indices into the batch, each at most once.
@@ -28,7 +28,7 @@ class Erasing(NamedTuple):
 
 
 def draw_erasing(shape: tuple[int, int, int, int], generator: torch.Generator, re_prob: float) -> Erasing:
-    """Draws on the generator's device: with probability re_prob a box of 2 to 33 % of a picture, anywhere in it.
+    """Draw, with probability re_prob, a box of 2 to 33 % of a picture, anywhere in it.
 
     So that noise is made for few pictures and yet no shape depends on what is drawn, their number is re_prob * B in
     every batch; if that is not whole, the last of them keeps its picture with the probability that is left over.
@@ -43,9 +43,9 @@ def draw_erasing(shape: tuple[int, int, int, int], generator: torch.Generator, r
     device, count = generator.device, math.ceil(re_prob * batch_size)
     picture = torch.rand(batch_size, generator=generator, device=device).argsort()[:count]
     down, across, coin = torch.rand(3, count, generator=generator, device=device)
-    size = torch.rand(2, count, ATTEMPTS, generator=generator, device=device)
-    area = (AREA[0] + (AREA[1] - AREA[0]) * size[0]) * (height * width)
-    aspect = torch.exp(math.log(ASPECT[0]) + math.log(ASPECT[1] / ASPECT[0]) * size[1])
+    size = torch.rand(2, count, MAX_ATTEMPTS, generator=generator, device=device)
+    area = (AREA_RANGE[0] + (AREA_RANGE[1] - AREA_RANGE[0]) * size[0]) * (height * width)
+    aspect = torch.exp(math.log(ASPECT_RANGE[0]) + math.log(ASPECT_RANGE[1] / ASPECT_RANGE[0]) * size[1])
     tall, wide = (area * aspect).sqrt().round().long(), (area / aspect).sqrt().round().long()  # (k, attempts)
     fits = (tall < height) & (wide < width)
     first = fits.byte().argmax(1, keepdim=True)
@@ -57,7 +57,7 @@ def draw_erasing(shape: tuple[int, int, int, int], generator: torch.Generator, r
 
 
 def erase(images: Tensor, drawn: Erasing) -> Tensor:
-    """Replaces what lies in the boxes by noise; (B, C, H, W) normalised pictures."""
+    """Replace what lies in the boxes of normalised pictures (B, C, H, W) by noise."""
     picture = drawn.picture.to(images.device, non_blocking=True)
     inside = drawn.box.mask(*images.shape[2:], images.device)[:, None]
     noise = drawn.noise.to(images.device, images.dtype, non_blocking=True)

@@ -13,7 +13,7 @@ from visionpos.training.data.augment.box import Box
 
 
 class Mixing(NamedTuple):
-    """What was drawn for a batch.
+    """Hold what was drawn for a batch.
 
     Attributes:
         lam: () float32, the share of a picture's own label.
@@ -34,7 +34,7 @@ def draw_mixing(
     mix_prob: float = 1.0,
     switch_prob: float = 0.5,
 ) -> Mixing:
-    """Draws on the generator's device: lam ~ Beta(alpha, alpha); for CutMix a box of 1 - lam, clipped by the border.
+    """Draw lam ~ Beta(alpha, alpha) and, for CutMix, a box of a share 1 - lam, clipped by the border.
 
     Args:
         image_size: (H, W).
@@ -55,7 +55,7 @@ def draw_mixing(
 
 
 def mix(images: Tensor, drawn: Mixing) -> Tensor:
-    """Mixes picture i of (B, C, H, W) with picture B - 1 - i; its labels mix by `lam`."""
+    """Mix picture i of (B, C, H, W) with picture B - 1 - i; its labels mix by `lam`."""
     own = torch.where(
         drawn.cutmix.to(images.device, non_blocking=True),
         ~drawn.box.mask(*images.shape[2:], images.device),
@@ -65,11 +65,11 @@ def mix(images: Tensor, drawn: Mixing) -> Tensor:
 
 
 def _beta(alpha: float, generator: torch.Generator) -> Tensor:
-    """One draw from Beta(alpha, alpha); torch.distributions takes no generator, the kernel below it does."""
+    """Return a draw from Beta(alpha, alpha); torch.distributions takes no generator, the kernel below it does."""
     return torch._sample_dirichlet(torch.full((2,), alpha, device=generator.device), generator=generator)[0]
 
 
 def _span(side: Tensor, centre: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """A share of a side, rounded down, about a uniform pixel, and clipped: first pixel, and the one after the last."""
+    """Return where a share of a side begins and ends, about a uniform pixel, clipped by the border."""
     length, centre = (side * size).long(), (centre * size).long()
     return (centre - length // 2).clamp(0, size), (centre + (length + 1) // 2).clamp(0, size)

@@ -21,12 +21,14 @@ from torch import Tensor
 MOVES = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
 BLENDS = ("Brightness", "Color", "Contrast", "Sharpness")
 OPERATIONS = (*MOVES, *BLENDS, "Posterize", "Solarize", "AutoContrast", "Equalize", "Identity")
-MAGNITUDES = 31
-ACCEPTED = f"null, 'trivial', or 'rand(n, m)' with n operations from 1 and a magnitude m from 0 to {MAGNITUDES - 1}"
+NUM_MAGNITUDES = 31
+ACCEPTED_POLICIES = (
+    f"null, 'trivial', or 'rand(n, m)' with n operations from 1 and a magnitude m from 0 to {NUM_MAGNITUDES - 1}"
+)
 
 
 class Operations(NamedTuple):
-    """What was drawn for each picture of a batch, for each of the n operations that it goes through.
+    """Hold what was drawn for each picture of a batch, for each of the n operations that it goes through.
 
     Attributes:
         slot: (n, B) int64, where the picture is dealt to; `slot // ceil(B / 14)` is its index in `OPERATIONS`.
@@ -40,7 +42,7 @@ class Operations(NamedTuple):
 
 @dataclass(frozen=True)
 class Strength:
-    """What the largest magnitude does.
+    """Say what the largest magnitude does.
 
     Attributes:
         shear: slope.
@@ -58,7 +60,7 @@ class Strength:
 
 
 class Policy:
-    """A policy for pictures of one size.
+    """Augment pictures of one size by TrivialAugment or RandAugment.
 
     Args:
         name: 'trivial' for TrivialAugment (wide), or 'rand(n, m)' for RandAugment: n operations, each at magnitude m of
@@ -87,24 +89,26 @@ class Policy:
         factor = factor[..., None, None, None]
         self.keep, self.rest = (each.to(device, torch.float32) for each in (factor, 1 - factor))  # (4, 62, 1, 1, 1)
         self.each_blend = torch.arange(len(BLENDS), device=device)[:, None]
-        lost_bits = (torch.arange(MAGNITUDES) / ((MAGNITUDES - 1) / strength.bits)).round().int()
-        kept_bits, threshold = 256 - 2**lost_bits, torch.linspace(255, 0, MAGNITUDES)
+        lost_bits = (torch.arange(NUM_MAGNITUDES) / ((NUM_MAGNITUDES - 1) / strength.bits)).round().int()
+        kept_bits, threshold = 256 - 2**lost_bits, torch.linspace(255, 0, NUM_MAGNITUDES)
         self.kept_bits = kept_bits.repeat(2).view(-1, 1, 1, 1).to(device, torch.uint8)  # (62, 1, 1, 1), masks
         self.threshold = threshold.repeat(2).view(-1, 1, 1, 1).to(device)  # (62, 1, 1, 1)
 
     def draw(self, batch_size: int, generator: torch.Generator) -> Operations:
-        """Draws on the generator's device."""
+        """Draw operations, magnitudes and signs on the generator's device."""
         shape, device = (self.num_ops, batch_size), generator.device
         slots = len(OPERATIONS) * math.ceil(batch_size / len(OPERATIONS))
         slot = torch.rand(self.num_ops, slots, generator=generator, device=device).argsort()[:, :batch_size]
         if self.magnitude is None:
-            magnitude = torch.randint(MAGNITUDES, shape, generator=generator, device=device)
+            magnitude = torch.randint(NUM_MAGNITUDES, shape, generator=generator, device=device)
         else:
             magnitude = torch.full(shape, self.magnitude, device=device)
-        return Operations(slot, magnitude + MAGNITUDES * torch.randint(2, shape, generator=generator, device=device))
+        return Operations(
+            slot, magnitude + NUM_MAGNITUDES * torch.randint(2, shape, generator=generator, device=device)
+        )
 
     def __call__(self, images: Tensor, drawn: Operations) -> Tensor:
-        """Does to each picture what was drawn for it.
+        """Do to each picture what was drawn for it.
 
         Args:
             images: (B, C, H, W) uint8, C 1 or 3, of the size the policy was built for.
@@ -123,7 +127,7 @@ class Policy:
         return images
 
     def _operate(self, pictures: Tensor, level: Tensor) -> Tensor:
-        """Chunk k of (14, chunk, C, H, W) goes through operation k at level[k], (chunk,); (14 * chunk, C, H, W)."""
+        """Put chunk k of (14, chunk, C, H, W) through operation k at level[k], (chunk,); give (14 * chunk, C, H, W)."""
         posterize, solarize, autocontrast, equalize, same = pictures[9:]
         posterized = posterize & self.kept_bits[level[9]]
         solarized = torch.where(solarize >= self.threshold[level[10]], 255 - solarize, solarize)
@@ -133,6 +137,7 @@ class Policy:
         )
 
     def _move(self, pictures: Tensor, level: Tensor) -> Tensor:
+        """Shear, shift and rotate (5, chunk, C, H, W) uint8 at levels (5, chunk); returns (5 * chunk, C, H, W)."""
         pictures, move = pictures.flatten(0, 1).float(), self.moves[self.each_move, level].flatten(0, 1)
         along_x = move[..., 0, None] * self.x + move[..., 2, None]  # (5 * chunk, 2, W)
         along_y = move[..., 1, None] * self.y  # (5 * chunk, 2, H)
@@ -140,7 +145,7 @@ class Policy:
         return F.grid_sample(pictures, source, mode="nearest", align_corners=False).to(torch.uint8)
 
     def _blend(self, pictures: Tensor, level: Tensor) -> Tensor:
-        """With black, with itself in grey, with its mean grey, and with itself blurred."""
+        """Blend with black, with itself in grey, with its mean grey, and with itself blurred."""
         gray = TF.rgb_to_grayscale(pictures[1:3]).float()  # (2, chunk, 1, H, W)
         mean_gray = gray[1].mean((1, 2, 3), keepdim=True).expand_as(gray[1])
         other = torch.stack([torch.zeros_like(mean_gray), gray[0], mean_gray])
@@ -152,23 +157,23 @@ class Policy:
 
 
 def parse_policy(name: str) -> tuple[int, int | None]:
-    """How many operations, and their magnitude, or None if that is drawn; ValueError for an unknown policy."""
+    """Return how many operations a policy has, and their magnitude, None if drawn; ValueError for an unknown one."""
     if name == "trivial":
         return 1, None
     match = re.fullmatch(r"rand\((\d+), *(\d+)\)", str(name))
-    if match is None or int(match[1]) < 1 or int(match[2]) >= MAGNITUDES:
-        raise ValueError(f"auto_augment: {name!r} given; accepted: {ACCEPTED}")
+    if match is None or int(match[1]) < 1 or int(match[2]) >= NUM_MAGNITUDES:
+        raise ValueError(f"auto_augment: {name!r} given; accepted: {ACCEPTED_POLICIES}")
     return int(match[1]), int(match[2])
 
 
 def _signed(largest: float) -> Tensor:
-    """(62,) float64: the magnitudes 0 .. largest, then the same with a minus; in steps rounded as torchvision's."""
-    steps = torch.linspace(0, largest, MAGNITUDES).double()
+    """Return (62,) float64: the magnitudes 0 .. largest, then the same with a minus, rounded as torchvision's."""
+    steps = torch.linspace(0, largest, NUM_MAGNITUDES).double()
     return torch.cat([steps, -steps])
 
 
 def _moves(strength: Strength, height: int, width: int) -> Tensor:
-    """(5, 62, 2, 3) float64: from (x, y, 1) of an output pixel to (x, y) where its colour comes from.
+    """Return (5, 62, 2, 3) float64: from (x, y, 1) of an output pixel to (x, y) where its colour comes from.
 
     In pixels from the centre, then in `grid_sample`'s units, in which the picture is [-1, 1] in both directions. Shears
     keep the top left corner where it is.
@@ -186,7 +191,7 @@ def _moves(strength: Strength, height: int, width: int) -> Tensor:
 
 
 def _blur(images: Tensor) -> Tensor:
-    """The mean of a pixel, counted five times, and its eight neighbours, in whole numbers; the border stays."""
+    """Return the mean of a pixel, counted five times, and its eight neighbours, in whole numbers; the border stays."""
     images = images.float()
     if min(images.shape[-2:]) > 2:
         three = images[..., :-2, :] + images[..., 1:-1, :] + images[..., 2:, :]

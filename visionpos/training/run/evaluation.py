@@ -1,0 +1,192 @@
+"""The accuracy of a trained run on pictures of other sizes and shapes, moved, or on a larger canvas.
+
+`train.evaluate` and the sweep evaluate by `evaluate`, which says what it writes. The weights are those of the last
+checkpoint, averaged if the run has such; the patch, and Swin's windows, stay as trained.
+"""
+
+import copy
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import visionpos as vp
+from visionpos.training.config.schema import Config, encoding_label
+from visionpos.training.data.datasets import Pictures
+from visionpos.training.errors import ConfigError
+from visionpos.training.run.build import trained_model
+from visionpos.training.run.engine import mixed_precision, pick_device
+from visionpos.training.run.objective import answers
+from visionpos.training.run.record import open_run, write_json, write_tensors
+from visionpos.training.run.source import (
+    evaluation_pictures,
+    open_task,
+    picture_batches,
+    picture_split,
+    task_batches,
+    task_splits,
+)
+
+__all__ = ["evaluate", "on_canvas", "parse_size", "scaled", "shifted", "size_text", "with_input_size"]
+
+Size = tuple[int, int]
+
+
+def evaluate(
+    path: Path,
+    sizes: Sequence[Size],
+    canvas: Sequence[Size] = (),
+    extrapolate: bool = False,
+    device: str | None = None,
+    shifts: Sequence[Size] = (),
+) -> dict[str, Any]:
+    """Measure the run at `path` at the size it was trained on, scaled to each of `sizes`, and so on.
+
+    The report and the answer to every test picture are written beside it, as `evaluate.json` and
+    `evaluate.safetensors`, or `evaluate_extrapolated.*`; the answers (N,) are named as in "scale 24x24 test".
+
+    Args:
+        path: The run directory.
+        sizes: (H, W) in pixels.
+        canvas: (H, W) in pixels.
+        extrapolate: Let coordinates run on beyond the trained grid instead of interpolating them into it.
+        device: Where to compute; by default where the run did.
+        shifts: (down, right) in pixels.
+    """
+    config, found = open_run(path)
+    device = pick_device(device or config.device)
+    model, weights = trained_model(config, found)
+    model.to(device)
+    trained = tuple(found.metadata["image_size"])
+    requests = [("scale", size) for size in dict.fromkeys([trained, *sizes])] + [("canvas", size) for size in canvas]
+    requests += [("shift", shift) for shift in shifts]
+    check_sizes(config, model, requests, trained)
+    precision = mixed_precision(device, config.precision)
+    pictures = None if config.data.is_task else evaluation_pictures(config.data).to(device)
+    rows, unmoved, kept = [], {}, {}
+    for how, size in requests:
+        try:
+            resized = with_input_size(model, trained if how == "shift" else size, extrapolate)
+            for split, batches in splits_at(config, pictures, found.metadata, how, size, device):
+                with precision:
+                    given, labels = answers(resized, batches)
+                kept[f"{how} {size_text(size)} {split}"] = compact(given)
+                row = {"how": how, "size": list(size), "part": split, "accuracy": fraction(given == labels)}
+                unmoved.setdefault(split, given)  # the first request is the size that was trained on
+                rows.append(row | ({"consistency": fraction(given == unmoved[split])} if how == "shift" else {}))
+        except ValueError as error:  # an encoding that is not defined at this size
+            raise ConfigError(f"{how} {size_text(size)}: {error}") from None
+    report = {
+        "run": str(path),
+        "encoding": encoding_label(config.encoding),
+        "step": found.step,
+        "weights": weights,
+        "coordinates": "extrapolated" if extrapolate else "interpolated",
+        "chance": found.metadata["chance"],
+        "test_size": found.metadata["test_size"],
+        "note": found.metadata["note"],
+        "rows": rows,
+    }
+    name = "evaluate_extrapolated" if extrapolate else "evaluate"
+    write_tensors(path / f"{name}.safetensors", kept)  # before the report: where that is, they are
+    write_json(path / f"{name}.json", report)
+    return report
+
+
+def compact(answers: Tensor) -> Tensor:
+    """Return answers (N,), numbers of classes, in the smallest type that holds them."""
+    return answers.cpu().to(torch.uint8 if answers.max() < 256 else torch.int32)
+
+
+def fraction(flags: Tensor) -> float:
+    """Return how much of a bool tensor is True."""
+    return flags.float().mean().item()
+
+
+def check_sizes(config: Config, model: nn.Module, requests: Sequence[tuple[str, Size]], trained: Size) -> None:
+    """Raise ConfigError, before anything is measured, for a size that cannot be."""
+    patch = model.patch_embed.patch_size
+    unit = (config.data.cell, config.data.cell) if config.data.is_task else patch
+    for how, size in requests:
+        if how in ("canvas", "shift") and config.data.is_task:
+            raise ConfigError(f"--{how}: a position task has no pictures for that; accepted: --sizes")
+        if how == "shift":
+            if any(side >= own for side, own in zip(size, trained, strict=True)):
+                raise ConfigError(f"--shifts: {size_text(size)} leaves nothing of the pictures, {size_text(trained)}")
+            continue
+        if any(side < 1 or side % step for side, step in zip(size, unit, strict=True)):
+            raise ConfigError(
+                f"{how}: {size_text(size)} is not a whole number of patches; accepted: multiples of {size_text(unit)}"
+            )
+        if how == "canvas" and any(side < own for side, own in zip(size, trained, strict=True)):
+            raise ConfigError(f"--canvas: {size_text(size)} is smaller than the pictures, {size_text(trained)}")
+
+
+def splits_at(
+    config: Config, pictures: Pictures | None, metadata: dict[str, Any], how: str, size: Size, device: torch.device
+) -> Iterator[tuple[str, Iterator[tuple[Tensor, Tensor]]]]:
+    """Yield each split of the test at another size: its name and its batches."""
+    if pictures is None:
+        task = open_task(replace(config.data, grid=tuple(side // config.data.cell for side in size)))
+        for split in task_splits(task):
+            yield split, task_batches(task, split, torch.Generator(device))
+    else:
+        change = {"scale": scaled, "canvas": on_canvas, "shift": shifted}[how]
+        batches = picture_batches(pictures, metadata["mean"], metadata["std"], lambda images: change(images, size))
+        yield picture_split(config.data), batches
+
+
+def with_input_size(model: nn.Module, size: Size, extrapolate: bool) -> nn.Module:
+    """Return a copy of the model for pictures of another size."""
+    model = copy.deepcopy(model)
+    for encoding in vp.get_encoding(model):
+        encoding.extrapolate = extrapolate
+    windows = {}
+    if hasattr(model, "layers"):  # Swin: the windows stay what they were
+        each = [tuple(stage.blocks[0].window_size) for stage in model.layers]
+        windows["window_size"] = each[0] if len(set(each)) == 1 else each  # timm before 1.0.31 takes one for all
+    model.set_input_size(img_size=size, **windows)
+    return model
+
+
+def scaled(images: Tensor, size: Size) -> Tensor:
+    """Return uint8 pictures (B, C, H, W) at another size: bicubic, antialiased, clamped and rounded to uint8."""
+    if tuple(images.shape[2:]) == tuple(size):
+        return images
+    resized = F.interpolate(images.float(), size, mode="bicubic", antialias=True, align_corners=False)
+    return resized.clamp(0, 255).round().to(torch.uint8)
+
+
+def on_canvas(images: Tensor, size: Size) -> Tensor:
+    """Return uint8 pictures (B, C, H, W) centred on a larger canvas, the rest filled by reflection, however large."""
+    for axis, side in zip((2, 3), size, strict=True):
+        own = images.shape[axis]
+        period = max(2 * (own - 1), 1)
+        index = (torch.arange(side, device=images.device) - (side - own) // 2) % period
+        images = images.index_select(axis, torch.minimum(index, period - index))
+    return images
+
+
+def shifted(images: Tensor, shift: Size) -> Tensor:
+    """Return uint8 pictures (B, C, H, W) moved down and right by some pixels, the gap filled by reflection."""
+    for axis, by in zip((2, 3), shift, strict=True):
+        images = images.index_select(axis, (torch.arange(images.shape[axis], device=images.device) - by).abs())
+    return images
+
+
+def parse_size(flag: str, text: str) -> Size:
+    """Return (height, width), or (down, right), from `32x48`, or from `32` for both."""
+    match = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
+    if match is None:
+        raise ConfigError(f"{flag}: {text!r} given; accepted: pixels, as 32 or as HEIGHTxWIDTH, 32x48")
+    return int(match[1]), int(match[2] or match[1])
+
+
+def size_text(size: Sequence[int]) -> str:
+    """Return a size as text: `32x48`, height first."""
+    return f"{size[0]}x{size[1]}"
