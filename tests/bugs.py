@@ -8,7 +8,7 @@ import timm
 import torch
 
 import visionpos as vp
-from visionpos.frequencies import geometric_frequencies, wide
+from visionpos.frequencies import geometric_frequencies, to_float64
 from visionpos.rotary.rope_axial import RopeAxial
 from visionpos.rotation import mixed_angles
 
@@ -64,7 +64,7 @@ def with_buffer(self, *args, **options):
 
 def from_buffer(self, positions):
     """RoPE's angles from that buffer."""
-    return (wide(positions.coords)[..., None] * wide(self.theta)).flip(-2).flatten(-2).unsqueeze(-3)
+    return (to_float64(positions.coords)[..., None] * to_float64(self.theta)).flip(-2).flatten(-2).unsqueeze(-3)
 
 
 def cached_tensor(self, positions):

@@ -38,7 +38,7 @@ def test_bug_21_query_that_sees_no_key(fused):
                 assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
     check()
-    with put_back(attention, softmax_over_keys=lambda logits, blind: logits.softmax(-1)):
+    with put_back(attention, softmax_over_keys=lambda logits, fully_masked: logits.softmax(-1)):
         check()
 
 

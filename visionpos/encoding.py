@@ -67,7 +67,7 @@ class AttentionTensors:
     k: Tensor  # (B, heads, T, head_dim)
     v: Tensor  # (B, heads, T, head_dim)
     bias: Tensor | None = None  # ([B,] heads, T, T), added to the scaled logits
-    blind: Tensor | None = None  # ([B, heads,] T, 1), queries that a caller's mask lets see no key, if there is a mask
+    fully_masked: Tensor | None = None  # ([B, heads,] T, 1), queries that a caller's mask lets see no key
     formula: tuple[PositionEncoding, Positions] | None = None  # a bias that attention computes from coordinates
     output: Tensor | None = None  # (B, heads, T, head_dim), added to what attention returns
     value_terms: list[Callable[[Tensor], Tensor]] = field(default_factory=list)  # probabilities -> more output

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-def wide(x: Tensor) -> Tensor:
+def to_float64(x: Tensor) -> Tensor:
     """In float64, or in float32 on a device that has nothing wider (MPS)."""
     return x.to(torch.float32 if x.device.type == "mps" else torch.float64)
 
@@ -19,12 +19,12 @@ def geometric_frequencies(count: int, temperature: float, inclusive: bool = Fals
     if temperature <= 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
     steps = max(count - 1, 1) if inclusive else count
-    return temperature ** -(wide(torch.arange(count, device=device)) / steps)
+    return temperature ** -(to_float64(torch.arange(count, device=device)) / steps)
 
 
 def flat_index(coords: Tensor, feat_shape: tuple[int, ...]) -> Tensor:
     """Row-major index of coordinates (..., A) on a grid, y * W + x for two axes; real coordinates stay real."""
-    index = wide(coords[..., 0])
+    index = to_float64(coords[..., 0])
     for axis, size in enumerate(feat_shape[1:], start=1):
         index = index * size + coords[..., axis]
     return index

@@ -26,8 +26,8 @@ class InputEncoding(PositionEncoding):
 
     place = "input"
 
-    def __init__(self, dim: int, **frame):
-        super().__init__(**frame)
+    def __init__(self, dim: int, **grid_options):
+        super().__init__(**grid_options)
         require_multiple("dim", dim, 1, "the channels of a token")
         self.dim = dim
 
@@ -90,8 +90,8 @@ class RotaryEncoding(PositionEncoding):
 
     place = "rotary"
 
-    def __init__(self, num_heads: int, head_dim: int, layout: Layout = "interleaved", **frame):
-        super().__init__(**frame)
+    def __init__(self, num_heads: int, head_dim: int, layout: Layout = "interleaved", **grid_options):
+        super().__init__(**grid_options)
         require_multiple("head_dim", head_dim, 2, "channels are rotated in pairs")
         if layout not in ("interleaved", "half"):
             raise ValueError(f"layout must be 'interleaved' or 'half', got {layout!r}")
@@ -173,8 +173,8 @@ class BiasEncoding(PositionEncoding):
         if any(getattr(cls, name) is not getattr(author, name) for name in computes):
             cls.formula = BiasEncoding.formula
 
-    def __init__(self, num_heads: int, **frame):
-        super().__init__(**frame)
+    def __init__(self, num_heads: int, **grid_options):
+        super().__init__(**grid_options)
         require_multiple("num_heads", num_heads, 1, "attention heads")
         self.num_heads = num_heads
 
@@ -314,8 +314,8 @@ class ConditionalEncoding(PositionEncoding):
     content_dependent = True
     site: ClassVar[Literal["tokens", "values"]] = "tokens"  # between blocks, or on the values inside attention
 
-    def __init__(self, dim: int, **frame):
-        super().__init__(**frame)
+    def __init__(self, dim: int, **grid_options):
+        super().__init__(**grid_options)
         require_multiple("dim", dim, 1, "the channels of a token")
         self.dim = dim
 

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .frequencies import wide
+from .frequencies import to_float64
 from .materialize import is_plain_eager
 from .windows import same_grid
 
@@ -60,8 +60,8 @@ def resize_matrix(
         raise ValueError(f"mode must be 'bicubic' or 'bilinear', got {mode!r}")
     if new < 1 or old < 1:
         raise ValueError(f"sizes must be positive, got {old} -> {new}")
-    scale, cells = old / new, wide(torch.arange(old, device=device))
-    centre = (wide(torch.arange(new, device=device)) + 0.5) * scale - 0.5  # in old cells
+    scale, cells = old / new, to_float64(torch.arange(old, device=device))
+    centre = (to_float64(torch.arange(new, device=device)) + 0.5) * scale - 0.5  # in old cells
     if antialias:
         stretch = torch.sym_max(scale, 1.0)
         weights = _kernel((cells - centre[:, None]) / stretch, mode, -0.5)
@@ -77,7 +77,7 @@ def resize_matrix(
 def _resample(grid: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """(h, w, C) -> (H, W, C), in float64, returned in the dtype of `grid`."""
     with torch.autocast(grid.device.type, enabled=False):
-        return torch.einsum("Hh,hwc,Ww->HWc", rows, wide(grid), columns).to(grid.dtype)
+        return torch.einsum("Hh,hwc,Ww->HWc", rows, to_float64(grid), columns).to(grid.dtype)
 
 
 def resize_position_table(
@@ -144,7 +144,7 @@ def _geometric_matrix(new: int, old: int, device: torch.device = CPU) -> Tensor:
     matrix = torch.zeros(new, old, dtype=torch.float64)
     matrix[row, right - 1] = 1 - share
     matrix[row, right] = share
-    return wide(matrix.to(device))
+    return to_float64(matrix.to(device))
 
 
 def resize_relative_table(

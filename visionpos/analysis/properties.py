@@ -18,7 +18,7 @@ from ..positions import Positions
 from .kernel import NotDefined
 
 Kernel = Float[Tensor, "heads n n"]
-SAME = 1e-12  # relative spread below which all entries of a kernel count as equal
+SAME_SPREAD = 1e-12  # relative spread below which all entries of a kernel count as equal
 
 
 def _spread(kernel: Tensor) -> Tensor:
@@ -26,7 +26,7 @@ def _spread(kernel: Tensor) -> Tensor:
     seen = kernel.isfinite()
     mean = kernel.where(seen, 0).sum((1, 2)) / seen.sum((1, 2)).clamp(min=1)
     spread = (kernel - mean[:, None, None]).where(seen, 0)
-    if spread.abs().max() <= SAME * kernel.where(seen, 0).abs().max():
+    if spread.abs().max() <= SAME_SPREAD * kernel.where(seen, 0).abs().max():
         raise NotDefined("all pairs of tokens have the same value")
     return spread
 
@@ -158,7 +158,7 @@ def _falls(profile: Tensor) -> list[Tensor]:
     for values in profile:
         values = values[~values.isnan()]
         span = values.max() - values.min()
-        if span > SAME * values.abs().max():
+        if span > SAME_SPREAD * values.abs().max():
             curves.append((values / span).round(decimals=10))
     if not curves:
         raise NotDefined("the kernel is the same at every distance")
@@ -245,7 +245,7 @@ def attention_entropy(logits: Float[Tensor, "heads n n"]) -> float:
 def output_drift(train: Tensor, test: Tensor) -> float:
     """Largest |value - mean| / std of the test values, mean and std those of the training values; from 0."""
     seen = train[train.isfinite()]
-    if seen.std() <= SAME * seen.abs().max():
+    if seen.std() <= SAME_SPREAD * seen.abs().max():
         raise NotDefined("all training values are the same")
     return ((test[test.isfinite()] - seen.mean()).abs().max() / seen.std()).item()
 

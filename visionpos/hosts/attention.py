@@ -75,14 +75,14 @@ def prepare_all(encodings: Iterable[PositionEncoding], positions: Positions, kep
 
 
 def encoded(x: Tensor, q: Tensor, k: Tensor, v: Tensor, prepared: Iterable[tuple[PositionEncoding, Any]]):
-    """The tensors of an attention layer with every encoding applied; the bias as `fit_bias` leaves it."""
+    """The tensors of an attention layer with every encoding applied; the bias as `bias_4d` leaves it."""
     tensors = AttentionTensors(x, q, k, v)
     for encoding, table in prepared:
         encoding.modify_attention(tensors, table)
-    return fit_bias(tensors)
+    return bias_4d(tensors)
 
 
-def fit_bias(tensors: AttentionTensors) -> AttentionTensors:
+def bias_4d(tensors: AttentionTensors) -> AttentionTensors:
     """The same with the bias, if any, 4-D: a 3-D one would miss the fused kernels."""
     if tensors.bias is not None and tensors.bias.ndim == 3:
         tensors.bias = tensors.bias.unsqueeze(0)
@@ -110,7 +110,7 @@ def attend(tensors: AttentionTensors, scale: float, dropout: nn.Dropout, fused: 
             out = coordinate_attention(q, k, v, encoding, positions, scale)
             return out if tensors.output is None else out + tensors.output
         tensors.add_bias(encoding.bias(positions))
-        fit_bias(tensors)
+        bias_4d(tensors)
     tensors.bias = bias = None if tensors.bias is None else tensors.bias.to(q.dtype)  # as torch's fused attention wants
     if not fused or tensors.value_terms or math_is_faster(q, bias):
         return attend_logits(tensors, (q * scale) @ k.transpose(-2, -1), dropout)
@@ -118,11 +118,11 @@ def attend(tensors: AttentionTensors, scale: float, dropout: nn.Dropout, fused: 
     return out if tensors.output is None else out + tensors.output
 
 
-def softmax_over_keys(logits: Tensor, blind: Tensor | None) -> Tensor:
+def softmax_over_keys(logits: Tensor, fully_masked: Tensor | None) -> Tensor:
     """Softmax of (..., T, T); a query that sees no key gets zeros, as from torch's fused attention, and not NaN."""
-    if blind is None:
+    if fully_masked is None:
         return logits.softmax(dim=-1)
-    return logits.masked_fill(blind, 0).softmax(dim=-1).masked_fill(blind, 0)
+    return logits.masked_fill(fully_masked, 0).softmax(dim=-1).masked_fill(fully_masked, 0)
 
 
 def attend_logits(tensors: AttentionTensors, logits: Tensor, dropout: Callable[[Tensor], Tensor]) -> Tensor:
@@ -131,7 +131,7 @@ def attend_logits(tensors: AttentionTensors, logits: Tensor, dropout: Callable[[
     `dropout` acts on the probabilities.
     """
     logits = logits if tensors.bias is None else logits + tensors.bias
-    probabilities = dropout(softmax_over_keys(logits, tensors.blind)).to(tensors.v.dtype)
+    probabilities = dropout(softmax_over_keys(logits, tensors.fully_masked)).to(tensors.v.dtype)
     del logits  # their memory is as large as any, and the product can have it
     out = probabilities @ tensors.v
     for term in tensors.value_terms:
@@ -211,7 +211,7 @@ def self_attention(
         later = torch.ones(q.shape[-2], q.shape[-2], dtype=torch.bool, device=q.device).triu(1)
         tensors.add_bias(_additive(~later, q.dtype))
     if attn_mask is not None:  # no encoding, and no window, hides a token from itself
-        tensors.blind = tensors.bias.isneginf().all(dim=-1, keepdim=True)
+        tensors.fully_masked = tensors.bias.isneginf().all(dim=-1, keepdim=True)
     out = attend(tensors, layer.scale, layer.attn_drop, layer.fused_attn).transpose(1, 2).flatten(2)
     norm, gate = layer._modules.get("norm"), layer._modules.get("gate")  # quicker than an attribute that is not there
     out = out if norm is None else norm(out)

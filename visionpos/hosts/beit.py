@@ -12,7 +12,7 @@ from torch import Tensor
 from ..bias.relative_table import RelativeTable
 from .attention import AttentionContext, math_is_faster, prepare_encodings, self_attention, split_heads
 from .host import first, register_host
-from .isotropic import PlainForward, PlainHost, mix, project
+from .isotropic import IsotropicForward, IsotropicHost, mix, project
 from .parameters import ParameterHolder, adopt_parameters, bind_parameters
 
 
@@ -40,7 +40,7 @@ class EncodedBeitBlock(Block):
         return mix(super().forward(x, shared_rel_pos_bias), self.mixers, shared_rel_pos_bias)
 
 
-class EncodedBeit(PlainForward, Beit):
+class EncodedBeit(IsotropicForward, Beit):
     """A converted BEiT."""
 
     holders = ("rel_pos_bias",)
@@ -50,7 +50,7 @@ class EncodedBeit(PlainForward, Beit):
         return self.pos_drop(x), context
 
 
-class BeitHost(PlainHost):
+class BeitHost(IsotropicHost):
     """BEiT; its tables, `blocks.0.attn.relative_position_bias_table` or that of `rel_pos_bias`, keep their names."""
 
     name = "Beit (BEiT, BEiT v2)"

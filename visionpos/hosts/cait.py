@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..encoding import LayerFacts
 from .attention import AttentionContext, attend_logits, encoded, prepare_encodings, split_heads
 from .host import register_host
-from .isotropic import PlainForward, PlainHost, mix
+from .isotropic import IsotropicForward, IsotropicHost, mix
 
 
 def mix_heads(x: Tensor, projection: nn.Linear) -> Tensor:
@@ -53,7 +53,7 @@ class EncodedLayerScaleBlock(LayerScaleBlock):
         return mix(x, self.mixers, context)
 
 
-class EncodedCait(PlainForward, Cait):
+class EncodedCait(IsotropicForward, Cait):
     """A converted CaiT."""
 
     num_prefix_tokens = 1  # of the features
@@ -92,7 +92,7 @@ class EncodedCait(PlainForward, Cait):
         return torch.cat([cls_token, x], dim=1)
 
 
-class CaitHost(PlainHost):
+class CaitHost(IsotropicHost):
     """CaiT; its class-attention blocks stay timm's, for the class token has no place."""
 
     name = "Cait (CaiT)"

@@ -29,7 +29,7 @@ from ..rotary.rope_mixed import RopeMixed
 from ..rotation import Layout, mixed_angles
 from .attention import AttentionContext, math_is_faster, prepare_encodings, self_attention, split_heads
 from .host import first, register_host
-from .isotropic import PlainHost, PlainMixin, keep_tokens, mix, project
+from .isotropic import IsotropicHost, IsotropicMixin, keep_tokens, mix, project
 from .parameters import adopt_parameters, bind_parameters
 
 
@@ -146,7 +146,7 @@ class EncodedEvaBlockPostNorm(EncodedEvaMixin, EvaBlockPostNorm):
     """A block of a converted Eva that normalises after its branches."""
 
 
-class EncodedEva(PlainMixin, Eva):
+class EncodedEva(IsotropicMixin, Eva):
     """A converted Eva."""
 
     holders = ("rope",)
@@ -193,7 +193,7 @@ def rope_of_host(rope: nn.Module, num_heads: int, head_dim: int, layout: Layout)
     return RopeOfHost(rope, **shape)
 
 
-class EvaHost(PlainHost):
+class EvaHost(IsotropicHost):
     """Eva; `rope.freqs` of a mixed rope keeps its name, every other rope has no parameters.
 
     A converted rope differs from timm's by rounding alone, about 1e-6: angles are computed in float64 here.

@@ -20,7 +20,7 @@ from ..input.abs_win import AbsWin
 from ..input.learned import Learned
 from ..places import ContextualBias
 from ..positions import Positions
-from .attention import AttentionContext, attend, encoded, fit_bias, positions_of
+from .attention import AttentionContext, attend, bias_4d, encoded, positions_of
 from .host import FixedCoordinates, Host, encoding_parameters, first, layer_lists, register_host
 from .isotropic import mix
 from .parameters import adopt_parameters, bind_parameters, replace_encodings
@@ -84,7 +84,7 @@ class EncodedMaskUnitAttention(MaskUnitAttention):
         queries = pool_middle(positions, self.q_stride)
         for encoding in self.encodings:
             pair_up(tensors, encoding, queries, positions)
-        return fit_bias(tensors)
+        return bias_4d(tensors)
 
 
 class EncodedHieraBlock(HieraBlock):

@@ -76,7 +76,7 @@ class BlockSequence(nn.Sequential):
         return x
 
 
-class PlainMixin:
+class IsotropicMixin:
     """What a converted model does differently: where positions enter, and nothing else."""
 
     holders: ClassVar[tuple[str, ...]] = ()  # children that hold parameters of encodings outside themselves
@@ -167,7 +167,7 @@ class PlainMixin:
         return super().no_weight_decay() | encoding_parameters(self)
 
 
-class PlainForward(PlainMixin):
+class IsotropicForward(IsotropicMixin):
     """The forward pass of the models whose own has no way for a context: all but EVA."""
 
     def forward_features(self, x: Tensor, **mask) -> Tensor:
@@ -205,7 +205,7 @@ class PlainForward(PlainMixin):
         return intermediates if intermediates_only else (self.forward_norm(x), intermediates)
 
 
-class PlainHost(Host):
+class IsotropicHost(Host):
     """A model with `patch_embed`, prefix tokens and `blocks`; a family says which classes are swapped for which."""
 
     models: ClassVar[dict[type, type]]  # timm's class -> the converted one
@@ -216,7 +216,7 @@ class PlainHost(Host):
         return type(model) in self.models or isinstance(model, tuple(self.models.values()))
 
     def convert(self, model: nn.Module) -> None:
-        if isinstance(model, PlainMixin):
+        if isinstance(model, IsotropicMixin):
             return
         for index, block in enumerate(model.blocks):
             if type(block) not in self.blocks or type(block.attn) not in self.attentions:

@@ -20,7 +20,7 @@ from ..places import BiasEncoding
 from ..positions import Positions
 from .attention import AttentionContext, math_is_faster, prepare_encodings, self_attention, split_heads
 from .host import first, register_host
-from .isotropic import PlainForward, PlainHost, mix
+from .isotropic import IsotropicForward, IsotropicHost, mix
 from .parameters import ParameterHolder, adopt_parameters, bind_parameters
 
 
@@ -88,7 +88,7 @@ class EncodedResPostRelPosBlock(EncodedRelPosMixin, ResPostRelPosBlock):
     """A block of a converted model that normalises after its branches."""
 
 
-class EncodedVisionTransformerRelPos(PlainForward, VisionTransformerRelPos):
+class EncodedVisionTransformerRelPos(IsotropicForward, VisionTransformerRelPos):
     """A converted VisionTransformerRelPos."""
 
     holders = ("shared_rel_pos",)
@@ -99,7 +99,7 @@ class EncodedVisionTransformerRelPos(PlainForward, VisionTransformerRelPos):
         return {**matcher, "stem": matcher["stem"] + "|pos_embed|shared_rel_pos"}
 
 
-class RelPosHost(PlainHost):
+class RelPosHost(IsotropicHost):
     """VisionTransformerRelPos; `blocks.0.attn.rel_pos` or `shared_rel_pos` keep their parameters' names."""
 
     name = "VisionTransformerRelPos"

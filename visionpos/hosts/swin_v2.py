@@ -27,8 +27,8 @@ SURELY_HIDDEN = 32
 
 def to_length(x: Tensor, length: Tensor | float = 1.0) -> Tensor:
     """x (..., D) scaled to a Euclidean length; as in timm, nothing is divided by less than 1e-12."""
-    wide = torch.promote_types(x.dtype, torch.float32)
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide).clamp_min(1e-12)
+    wider = torch.promote_types(x.dtype, torch.float32)
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wider).clamp_min(1e-12)
     return (x * (length / norm)).to(x.dtype)
 
 

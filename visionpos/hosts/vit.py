@@ -15,7 +15,7 @@ from torch import Tensor
 from ..positions import Positions
 from .attention import Attention, AttentionContext
 from .host import register_host
-from .isotropic import PlainForward, PlainHost, keep_tokens, mix
+from .isotropic import IsotropicForward, IsotropicHost, keep_tokens, mix
 
 register_notrace_module(Attention)
 
@@ -28,7 +28,7 @@ class EncodedBlock(Block):
         return mix(super().forward(x, attn_mask, is_causal), self.mixers, attn_mask)
 
 
-class EncodedViTMixin(PlainForward):
+class EncodedViTMixin(IsotropicForward):
     """What a converted VisionTransformer does differently: where positions enter, and nothing else."""
 
     def embed(self, x: Tensor) -> tuple[Tensor, Positions]:
@@ -93,7 +93,7 @@ class EncodedVisionTransformerDistilled(EncodedViTMixin, VisionTransformerDistil
     """A converted distilled DeiT."""
 
 
-class ViTHost(PlainHost):
+class ViTHost(IsotropicHost):
     """VisionTransformer and DeiT; input encodings after the class token, others in every block's attention."""
 
     name = "VisionTransformer (ViT, DeiT)"

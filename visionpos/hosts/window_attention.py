@@ -76,8 +76,8 @@ def window_logits(q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
         return q @ k.transpose(-2, -1)
     windows = bias.shape[-4] if bias.ndim == 5 else q.shape[0]
     logits = q.unflatten(0, (-1, windows)) @ k.unflatten(0, (-1, windows)).transpose(-2, -1)
-    wide = torch.promote_types(logits.dtype, bias.dtype)
-    logits = logits.add_(bias) if logits.dtype == wide else logits + bias  # nobody else needs the product
+    wider = torch.promote_types(logits.dtype, bias.dtype)
+    logits = logits.add_(bias) if logits.dtype == wider else logits + bias  # nobody else needs the product
     return logits.flatten(0, 1)
 
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..frequencies import require_multiple, wide
+from ..frequencies import require_multiple, to_float64
 from ..places import InputEncoding
 from ..positions import Positions
 from ..registry import register_encoding
@@ -87,9 +87,9 @@ class Fourier(InputEncoding):
 
     def features(self, positions: Positions) -> Float[Tensor, "*batch n features"]:
         """What the learned map reads: (N, 2 + 4 num_bands), or (N, 4 num_bands) for "learnable", in float64."""
-        coords = wide(positions.coords)
+        coords = to_float64(positions.coords)
         if self.preset == "learnable":
-            phase = coords @ wide(self.frequencies).t()
+            phase = coords @ to_float64(self.frequencies).t()
             return torch.cat([phase.cos(), phase.sin()], dim=-1) / math.sqrt(2 * phase.shape[-1])
         box, phases = [], []
         for place, size, trained in zip(coords.unbind(-1), positions.feat_shape, self.feat_shape, strict=True):

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..frequencies import flat_index, geometric_frequencies, require_multiple, wide
+from ..frequencies import flat_index, geometric_frequencies, require_multiple, to_float64
 from ..places import InputEncoding
 from ..positions import Positions
 from ..registry import register_encoding
@@ -22,7 +22,7 @@ def _encode(coords: Tensor, feat_shape: tuple[int, int], dim: int, temperature: 
     if preset not in PRESETS:
         raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
     require_multiple("dim", dim, 4, "a sine and a cosine for each frequency of each axis")
-    y, x = wide(coords).unbind(-1)
+    y, x = to_float64(coords).unbind(-1)
     height, width = feat_shape
     if preset == "mocov3" and height != width:  # column by column; see the class
         index = flat_index(coords, feat_shape)
@@ -78,8 +78,8 @@ class SinCos2D(InputEncoding):
 
     paper = "He et al. 2021, arXiv 2111.06377"
 
-    def __init__(self, dim: int, temperature: float = 10000.0, preset: Preset = "mae", **frame):
-        super().__init__(dim, **frame)
+    def __init__(self, dim: int, temperature: float = 10000.0, preset: Preset = "mae", **grid_options):
+        super().__init__(dim, **grid_options)
         require_multiple("dim", dim, 4, "a sine and a cosine for each frequency of each axis")
         if preset not in PRESETS:
             raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")

@@ -21,7 +21,7 @@ from ..positions import Positions
 from . import choose
 from .choose import Kernel
 
-WORTH = 576  # patch tokens from which "auto" prefers it to a bias in memory
+FLEX_MIN_TOKENS = 576  # patch tokens from which "auto" prefers it to a bias in memory
 
 
 def plain(q: Tensor, k: Tensor, v: Tensor, encoding: BiasEncoding, positions: Positions, scale: float) -> Tensor:
@@ -56,7 +56,7 @@ def takes_coordinates(encoding: PositionEncoding, positions: Positions) -> bool:
 
     True on CUDA from 576 patch tokens on, and wherever there is a formula under `use("fused")`.
     """
-    worth = choose.mode() == "fused" or positions.num_patches >= WORTH
+    worth = choose.mode() == "fused" or positions.num_patches >= FLEX_MIN_TOKENS
     return choose.considered(positions.coords) and worth and has_formula(encoding, positions)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..windows import shifted_window_mask, window_partition, window_reverse
 from .choose import Kernel, needs_gpu
 
-LARGEST = 64  # tokens of a window, and channels of a head: what one program holds on chip
+MAX_TILE = 64  # tokens of a window, and channels of a head: what one program holds on chip
 
 
 def plain(qkv: Tensor, bias: Tensor, window: tuple[int, int], shift: tuple[int, int], scale: float) -> Tensor:
@@ -50,8 +50,8 @@ def unfit(qkv: Tensor, bias: Tensor, window: tuple[int, int], shift: tuple[int, 
     (height, width), (h, w), head_dim = qkv.shape[1:3], window, qkv.shape[-1]
     if height % h or width % w:
         return f"the window {(h, w)} does not divide the grid {(height, width)}"
-    if h * w > LARGEST or head_dim > LARGEST:
-        return f"a window has {h * w} tokens of {head_dim} channels per head, more than {LARGEST}"
+    if h * w > MAX_TILE or head_dim > MAX_TILE:
+        return f"a window has {h * w} tokens of {head_dim} channels per head, more than {MAX_TILE}"
     if bias.ndim != 3:
         return "the bias differs between samples"
     if qkv.dtype not in (torch.float16, torch.bfloat16) and (qkv.is_cuda or qkv.dtype != torch.float32):

@@ -14,7 +14,7 @@ from ..encoding import PositionEncoding
 from ..frequencies import require_multiple
 from ..hosts.attention import Attention, AttentionContext
 from ..hosts.host import encoding_parameters, register_host
-from ..hosts.isotropic import PlainHost, mix
+from ..hosts.isotropic import IsotropicHost, mix
 from ..positions import Positions
 
 
@@ -103,7 +103,7 @@ class MaskedDecoder(nn.Module):
         return {"mask_token", *encoding_parameters(self)}
 
 
-class DecoderHost(PlainHost):
+class DecoderHost(IsotropicHost):
     """The decoder takes encodings as a ViT does."""
 
     name = "MaskedDecoder (of MaskedAutoencoder)"

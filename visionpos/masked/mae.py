@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..convert import get_encoding, set_encoding
 from ..hosts.host import find_host
-from ..hosts.isotropic import PlainMixin
+from ..hosts.isotropic import IsotropicMixin
 from ..input.learned import Learned
 from ..input.sincos2d import SinCos2D
 from ..positions import Positions
@@ -59,7 +59,7 @@ class MaskedAutoencoder(MaskedImageModel):
         masking: str = "random",
     ):
         find_host(encoder).convert(encoder)
-        if not isinstance(encoder, PlainMixin):
+        if not isinstance(encoder, IsotropicMixin):
             raise ValueError(
                 f"MaskedAutoencoder takes an encoder that can run on a subset of its patches (ViT, DeiT, EVA, BEiT, "
                 f"CaiT, the relative position ViT), not {type(encoder).__name__}; for Swin there is SimMIM"
