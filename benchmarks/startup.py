@@ -1,4 +1,4 @@
-"""CPU seconds until a command has said something: help, a list, and a mistake in a configuration.
+"""Measure the CPU seconds until a command has said something: help, a list, and a mistake in a configuration.
 
 Command   python -m benchmarks.startup [--rounds 5]
 Clock     user and system time of a fresh process with one thread; the median and the extremes of the rounds

@@ -38,7 +38,7 @@ class CoordinateAugmentation:
                 raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
 
     def __call__(self, positions: Positions, generator: torch.Generator | None = None) -> Positions:
-        """The same tokens at other coordinates; drawn on the coordinates' device, without waiting for it."""
+        """Return the same tokens at other coordinates, drawn on the coordinates' device, without waiting for it."""
         coords = positions.coords
         draws = torch.rand(5, device=coords.device, dtype=coords.dtype, generator=generator) * 2 - 1  # U[-1, 1]
         shift = self.shift * draws[:2]

@@ -1,4 +1,4 @@
-"""timm models with a chosen encoding: `create_model`, `set_encoding`, `get_encoding`.
+"""Conversion of timm models to a chosen encoding: `create_model`, `set_encoding`, `get_encoding`.
 
 A conversion is written down where timm writes the arguments that it built a model with, so that a model that was saved
 by `timm.models.save_for_hf(model, directory)` comes back with its encoding: every encoding with every option that it
@@ -31,7 +31,7 @@ Layers = list[list[PositionEncoding]]
 
 
 def create_model(name: str, encoding: Spec | None = None, **kwargs: Any) -> nn.Module:
-    """`timm.create_model`, then `set_encoding`.
+    """Build a timm model by name and convert it: `timm.create_model`, then `set_encoding`.
 
     Args:
         name: a timm model name.
@@ -71,7 +71,7 @@ def set_encoding(model: nn.Module, encoding: Spec) -> nn.Module:
 
 
 def get_encoding(model: nn.Module) -> list[PositionEncoding]:
-    """What encodes position in a model: input encodings first, then those of the attention layers in order.
+    """Return the encodings of a model: input encodings first, then those of the attention layers in order.
 
     A model that was not converted yet is prepared for encodings, which changes neither its output nor its names.
 

@@ -7,12 +7,12 @@ from torch import Tensor
 
 
 def to_float64(x: Tensor) -> Tensor:
-    """In float64, or in float32 on a device that has nothing wider (MPS)."""
+    """Return x in float64, or in float32 on a device that has nothing wider (MPS)."""
     return x.to(torch.float32 if x.device.type == "mps" else torch.float64)
 
 
 def geometric_frequencies(count: int, temperature: float, inclusive: bool = False, device=None) -> Tensor:
-    """omega_i = temperature ** -(i / count), i = 0 .. count - 1; the fastest is 1.
+    """Return omega_i = temperature ** -(i / count), i = 0 .. count - 1, (count,) float64; the fastest is 1.
 
     With `inclusive` the exponent is i / (count - 1), so that the slowest is exactly 1 / temperature (big_vision).
     """
@@ -23,7 +23,7 @@ def geometric_frequencies(count: int, temperature: float, inclusive: bool = Fals
 
 
 def flat_index(coords: Tensor, feat_shape: tuple[int, ...]) -> Tensor:
-    """Row-major index of coordinates (..., A) on a grid, y * W + x for two axes; real coordinates stay real."""
+    """Return the row-major index of coordinates (..., A) on a grid, y * W + x for two axes; real ones stay real."""
     index = to_float64(coords[..., 0])
     for axis, size in enumerate(feat_shape[1:], start=1):
         index = index * size + coords[..., axis]
@@ -31,7 +31,7 @@ def flat_index(coords: Tensor, feat_shape: tuple[int, ...]) -> Tensor:
 
 
 def require_multiple(name: str, value: int, factor: int, reason: str) -> None:
-    """One clear line for a width that does not divide.
+    """Check that a width divides, and say in one clear line where it does not.
 
     Raises:
         ValueError: `value` is not a positive multiple of `factor`.

@@ -1,4 +1,4 @@
-"""Learned tables carried to another grid or window, by one small matrix per axis.
+"""Resizing of learned tables to another grid or window, by one small matrix per axis.
 
 Resampling is linear and separable: new = A_h table A_w^T. The matrices are built in float64 and equal
 `torch.nn.functional.interpolate` (align_corners=False) for every size, including outputs one cell wide.
@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 
 
 def _once_per_size(build: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """`build(new, old, ..., device)` remembered: nothing but whole numbers, options and the device decide on a matrix.
+    """Remember what `build(new, old, ..., device)` returns: sizes, options and device alone decide on a matrix.
 
     In a traced graph, where sizes may be symbols, it is built in place.
     """
@@ -37,7 +37,7 @@ def _once_per_size(build: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _kernel(x: Tensor, mode: str, a: float) -> Tensor:
-    """Weight of a cell at distance x: Keys' cubic convolution with parameter a, or the triangle."""
+    """Return the weight of a cell at distance x: Keys' cubic convolution with parameter a, or the triangle."""
     x = x.abs()
     if mode == "bilinear":
         return (1 - x).clamp(min=0)
@@ -50,7 +50,7 @@ def _kernel(x: Tensor, mode: str, a: float) -> Tensor:
 def resize_matrix(
     new: int, old: int, mode: Mode = "bicubic", antialias: bool = True, device: torch.device = CPU
 ) -> Float[Tensor, "new old"]:
-    """The matrix that resamples `old` cells to `new`, in float64; the identity where they are equal.
+    """Return the matrix that resamples `old` cells to `new`, in float64; the identity where they are equal.
 
     Cells have their centres at i + 0.5. With antialias the kernel is stretched when shrinking, cut at the border and
     normalised; without, the border is repeated. torch's two cubic kernels: a = -0.5 with antialias (Pillow's), -0.75
@@ -75,7 +75,7 @@ def resize_matrix(
 
 
 def _resample(grid: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """(h, w, C) -> (H, W, C), in float64, returned in the dtype of `grid`."""
+    """Return a grid (h, w, C) resampled to (H, W, C), computed in float64, in the dtype of `grid`."""
     with torch.autocast(grid.device.type, enabled=False):
         return torch.einsum("Hh,hwc,Ww->HWc", rows, to_float64(grid), columns).to(grid.dtype)
 
@@ -88,7 +88,7 @@ def resize_position_table(
     mode: Mode = "bicubic",
     antialias: bool = True,
 ) -> Float[Tensor, "*one m dim"]:
-    """A learned position table on another grid; rows of prefix tokens are copied.
+    """Return a learned position table resized to another grid; rows of prefix tokens are copied.
 
     Args:
         table: (1, P + h * w, dim) or (P + h * w, dim), patch rows in row-major order.
@@ -121,7 +121,7 @@ def resize_position_table(
 
 @lru_cache(maxsize=64)
 def _geometric_ratio(old: int, new: int) -> float:
-    """q with 1 + q + ... + q^(old // 2 - 1) = new // 2: offsets 1, q, q^2 ... apart reach the new border."""
+    """Return q with 1 + q + ... + q^(old // 2 - 1) = new // 2: steps of 1, q, q^2 ... reach the new border."""
     low, high, reach = 1.01, 1.5, new // 2
     while high - low > 1e-6:
         q = (low + high) / 2
@@ -131,7 +131,7 @@ def _geometric_ratio(old: int, new: int) -> float:
 
 @_once_per_size
 def _geometric_matrix(new: int, old: int, device: torch.device = CPU) -> Tensor:
-    """Linear interpolation from old offsets at 0, +-1, +-(1 + q), ... to the integer offsets of the new window."""
+    """Return the matrix of linear interpolation from old offsets 0, +-1, +-(1 + q), ... to the new integer offsets."""
     if new == old or old == 1:
         return resize_matrix(new, old, "bilinear", antialias=False, device=device)
     q = _geometric_ratio(old, new)
@@ -153,7 +153,7 @@ def resize_relative_table(
     old_window: tuple[int, int],
     mode: Literal["bicubic", "geometric"] = "bicubic",
 ) -> Float[Tensor, "u heads"]:
-    """A relative position bias table for another window.
+    """Return a relative position bias table resized to another window.
 
     Args:
         table: ((2h - 1)(2w - 1), heads).
@@ -184,7 +184,7 @@ def resize_relative_table(
 
 
 def sample_table(table: Float[Tensor, "h w c"], coords: Float[Tensor, "*batch 2"]) -> Float[Tensor, "*batch c"]:
-    """Bilinear lookup of a table (h, w, C) at real (y, x) coordinates; beyond the border the border is read.
+    """Return the rows of a table (h, w, C) at real (y, x) coordinates, bilinear; beyond the border the border is read.
 
     Exact at integer coordinates. `index_select` keeps the gradient of the table deterministic on the CPU.
     """

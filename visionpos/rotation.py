@@ -84,7 +84,7 @@ def apply_rotary(
 def mixed_angles(
     coords: Float[Tensor, "*batch n 2"], freqs: Float[Tensor, "2 heads pairs"]
 ) -> Float[Tensor, "*batch heads n pairs"]:
-    """Return x freqs[0] + y freqs[1] for coordinates (y, x), in float64: each pair turns along its own direction."""
+    """Return the angles x freqs[0] + y freqs[1] of coordinates (y, x), in float64: each pair has its own direction."""
     y, x = to_float64(coords)[..., None, :, :, None].unbind(-2)  # (..., 1, N, 1)
     along_x, along_y = to_float64(freqs).unsqueeze(-2)  # (heads, 1, pairs)
     return x * along_x + y * along_y

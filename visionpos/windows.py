@@ -12,12 +12,12 @@ from torch import Tensor
 
 
 def same_grid(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
-    """Whether two grids are known to be equal; a size that is a symbol of an exported graph equals no number."""
+    """Return whether two grids are known to be equal; a size that is a symbol of an exported graph equals no number."""
     return all(type(x) is type(y) and x == y for x, y in zip(a, b, strict=True))
 
 
 def window_partition(x: Tensor, window_size: tuple[int, int]) -> Tensor:
-    """(B, H, W, C) -> (B * windows, wh * ww, C); windows and the tokens of a window in row-major order.
+    """Return tokens (B, H, W, C) cut into windows, (B * windows, wh * ww, C), both in row-major order.
 
     Raises:
         ValueError: H or W is not a multiple of the window.
@@ -29,7 +29,7 @@ def window_partition(x: Tensor, window_size: tuple[int, int]) -> Tensor:
 
 
 def window_reverse(windows: Tensor, window_size: tuple[int, int], feat_shape: tuple[int, int]) -> Tensor:
-    """(B * windows, wh * ww, C) -> (B, H, W, C), the inverse of `window_partition`."""
+    """Return windows (B * windows, wh * ww, C) put together as (B, H, W, C): the inverse of `window_partition`."""
     (wh, ww), (height, width) = window_size, feat_shape
     return rearrange(windows, "(b i j) (wh ww) c -> b (i wh) (j ww) c", wh=wh, ww=ww, i=height // wh, j=width // ww)
 
@@ -39,7 +39,7 @@ def window_reverse(windows: Tensor, window_size: tuple[int, int], feat_shape: tu
 def window_order(
     feat_shape: tuple[int, int], window_size: tuple[int, int], shift: tuple[int, int], device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """The way of the tokens of a grid into windows and back: rolled by -shift, padded at the end, cut into windows.
+    """Return the way of a grid's tokens into windows and back: rolled by -shift, padded at the end, cut.
 
     Returns:
         order (windows * N,): the token, in row-major order, at each place in the windows; H * W at a padded place.
@@ -53,7 +53,7 @@ def window_order(
 
 
 class TakeTokens(torch.autograd.Function):
-    """x (B, L, C) -> x[:, order], zeros where the order says L; `place` is the way back, which gradients take.
+    """Function x (B, L, C) -> x[:, order], zeros where the order says L; `place` is the way back, for gradients.
 
     Both ways are a gather. Autograd would add gradients up by index, which is slower, though no token occurs twice.
     """
@@ -85,7 +85,9 @@ def relative_offsets(window_size: tuple[int, int], device=None) -> tuple[Int[Ten
 
 
 def relative_position_index(window_size: tuple[int, int], device=None) -> Int[Tensor, "n n"]:
-    """Row of the bias table for each (query, key) pair of a window: (N, N) int64, N = h * w in row-major order.
+    """Return the row of the bias table for each (query, key) pair of a window.
+
+    The result is (N, N) int64, N = h * w in row-major order.
 
     index = (dy + h - 1) * (2 w - 1) + (dx + w - 1) with (dy, dx) = query minus key, Swin's convention.
     Source: Liu et al. 2021 (arXiv 2103.14030).
@@ -98,7 +100,7 @@ def relative_position_index(window_size: tuple[int, int], device=None) -> Int[Te
 def shifted_window_mask(
     feat_shape: tuple[int, int], window_size: tuple[int, int], shift: tuple[int, int], device=None
 ) -> Float[Tensor, "windows n n"]:
-    """Additive mask of shifted windows: 0 where two tokens may see each other, -inf where the shift joined them.
+    """Return the additive mask of shifted windows: 0 where tokens see each other, -inf where the shift joined them.
 
     After the grid is rolled by -shift, the last window of an axis holds tokens of both borders. Tokens see each other
     only if they were neighbours before the roll: the same one of the three regions [0, L - w), [L - w, L - s),
@@ -108,6 +110,7 @@ def shifted_window_mask(
         feat_shape: (H, W) of the grid.
         window_size: (h, w).
         shift: (sy, sx), each in [0, window).
+        device: of the mask; by default torch's default device.
 
     Returns:
         (windows, N, N) float32, N = h * w.

@@ -28,7 +28,9 @@ Kept = tuple[Positions, Tensor]  # the positions of all patch tokens, and which 
 
 @dataclass(frozen=True, eq=False)
 class AttentionContext:
-    """What attention knows of the forward pass. The model's stem makes it, and every block gets it as an argument.
+    """All that attention knows of one forward pass: where the tokens are, and what was computed ahead.
+
+    The model's stem makes it, and every block gets it as an argument.
 
     Where timm's block has an argument that the family needs for nothing else (`attn_mask`, `rope`,
     `shared_rel_pos_bias`), it carries the context; other blocks have one more. Nothing of it is ever stored in the
@@ -45,7 +47,7 @@ class AttentionContext:
     def of(
         cls, positions: Positions, shared: Iterable[PositionEncoding], index: Tensor | None = None
     ) -> AttentionContext:
-        """Return that of a forward pass, with what the shared encodings prepare for all layers.
+        """Return the context of a forward pass, with what the shared encodings prepare for all layers.
 
         Args:
             positions: of all patch tokens.
@@ -58,7 +60,7 @@ class AttentionContext:
 
 
 def prepare_one(encoding: PositionEncoding, positions: Positions, kept: Kept | None) -> Any:
-    """Return what one encoding prepares: positions, where a kernel has the bias's formula."""
+    """Return what one encoding prepares for attention: the positions, where a kernel has the bias's formula."""
     if takes_coordinates(encoding, positions):
         return positions
     if kept is not None and isinstance(encoding, RotaryEncoding):
@@ -70,12 +72,12 @@ def prepare_one(encoding: PositionEncoding, positions: Positions, kept: Kept | N
 
 @torch.fx.wrap  # one call in its graphs: the sizes of a picture are known when they run
 def prepare_all(encodings: Iterable[PositionEncoding], positions: Positions, kept: Kept | None = None) -> Prepared:
-    """Return encodings and what they prepare for an attention layer."""
+    """Return the encodings of an attention layer, each with what it prepares."""
     return tuple((encoding, prepare_one(encoding, positions, kept)) for encoding in encodings)
 
 
 def encoded(x: Tensor, q: Tensor, k: Tensor, v: Tensor, prepared: Iterable[tuple[PositionEncoding, Any]]):
-    """The tensors of an attention layer with every encoding applied; the bias as `bias_4d` leaves it."""
+    """Return the tensors of an attention layer with every encoding applied; their bias has four axes (`bias_4d`)."""
     tensors = AttentionTensors(x, q, k, v)
     for encoding, table in prepared:
         encoding.modify_attention(tensors, table)
@@ -83,14 +85,14 @@ def encoded(x: Tensor, q: Tensor, k: Tensor, v: Tensor, prepared: Iterable[tuple
 
 
 def bias_4d(tensors: AttentionTensors) -> AttentionTensors:
-    """The same with the bias, if any, 4-D: a 3-D one would miss the fused kernels."""
+    """Return the tensors with their bias, if any, as (B or 1, heads, T, T): a 3-D one would miss the fused kernels."""
     if tensors.bias is not None and tensors.bias.ndim == 3:
         tensors.bias = tensors.bias.unsqueeze(0)
     return tensors
 
 
 def math_is_faster(x: Tensor, bias: Tensor | None = None) -> bool:
-    """Whether plain operations train faster than torch's fused attention, whatever `fused_attn` says.
+    """Return whether plain operations train faster than torch's fused attention, whatever `fused_attn` says.
 
     On a CPU its backward is 3 to 8 times slower in bfloat16, and a bias that wants a gradient makes it fall back.
     """
@@ -101,7 +103,7 @@ def math_is_faster(x: Tensor, bias: Tensor | None = None) -> bool:
 
 
 def attend(tensors: AttentionTensors, scale: float, dropout: nn.Dropout, fused: bool) -> Tensor:
-    """softmax(q k^T scale + bias) v, (B, heads, T, head_dim), plus what encodings add to the output."""
+    """Return softmax(q k^T scale + bias) v, (B, heads, T, head_dim), plus what encodings add to the output."""
     p = dropout.p if dropout.training else 0.0
     q, k, v = tensors.q, tensors.k, tensors.v
     if tensors.formula is not None:
@@ -119,14 +121,18 @@ def attend(tensors: AttentionTensors, scale: float, dropout: nn.Dropout, fused: 
 
 
 def softmax_over_keys(logits: Tensor, fully_masked: Tensor | None) -> Tensor:
-    """Softmax of (..., T, T); a query that sees no key gets zeros, as from torch's fused attention, and not NaN."""
+    """Return the softmax of logits (..., T, T) over the keys.
+
+    A query that sees no key gets zeros, as from torch's fused attention, and not NaN. `fully_masked` (..., T, 1) is
+    true for such queries; None if there is none.
+    """
     if fully_masked is None:
         return logits.softmax(dim=-1)
     return logits.masked_fill(fully_masked, 0).softmax(dim=-1).masked_fill(fully_masked, 0)
 
 
 def attend_logits(tensors: AttentionTensors, logits: Tensor, dropout: Callable[[Tensor], Tensor]) -> Tensor:
-    """The same from the scaled logits (B, heads, T, T), which get the bias, in the wider dtype of both.
+    """Return what `attend` does, from scaled logits (B, heads, T, T), which get the bias in the wider dtype of both.
 
     `dropout` acts on the probabilities.
     """
@@ -146,7 +152,7 @@ def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def positions_of(context: AttentionContext | Tensor | None, caller: str) -> Positions:
-    """Return where the tokens of a context are.
+    """Return the positions of the tokens that a context describes.
 
     Raises:
         RuntimeError: there is none: the caller, "block" or "attention layer", has encodings, but no model called it.
@@ -157,7 +163,7 @@ def positions_of(context: AttentionContext | Tensor | None, caller: str) -> Posi
 
 
 def prepare_encodings(layer: nn.Module, context: AttentionContext | Tensor | None) -> Prepared:
-    """The encodings that act in a self-attention layer: those that all layers share, then its own.
+    """Return the encodings that act in a self-attention layer: those that all layers share, then its own.
 
     Raises:
         RuntimeError: the layer has encodings, but was called without a context.
@@ -168,7 +174,7 @@ def prepare_encodings(layer: nn.Module, context: AttentionContext | Tensor | Non
 
 
 def split_heads(layer: nn.Module, qkv: Tensor, prepared: Prepared) -> tuple[Tensor, Tensor, Tensor, Prepared]:
-    """q, k, v (B, heads, T, head_dim) of a layer's buffer qkv (B, T, 3, heads, head_dim), and what is left to apply.
+    """Return q, k, v (B, heads, T, head_dim) of the buffer qkv (B, T, 3, heads, head_dim), and what is left to apply.
 
     A rotation that comes first is applied on the way, unless the layer has norms of q and k, which come before it.
     """
@@ -195,11 +201,14 @@ def self_attention(
     attn_mask: Tensor | None = None,
     is_causal: bool = False,
 ) -> Tensor:
-    """What timm's self-attention layers do once they have q, k, v (B, heads, T, head_dim), with encodings.
+    """Return the output (B, T, C) of a self-attention layer with encodings, from q, k, v (B, heads, T, head_dim).
 
     Args:
         layer: has `scale`, `attn_drop`, `fused_attn`, `proj` and `proj_drop`, and may have `norm` and `gate`.
         x: (B, T, C), the layer's input.
+        q: queries, not scaled.
+        k: keys.
+        v: values.
         prepared: see `prepare_encodings`.
         attn_mask: the caller's own, boolean (True is seen) or additive.
         is_causal: tokens see no later ones.
@@ -220,10 +229,13 @@ def self_attention(
 
 
 class Attention(TimmAttention):
-    """Self-attention of ViT and DeiT with encodings; x (B, prefix + N, C)."""
+    """Self-attention of ViT and DeiT with encodings, on tokens x (B, prefix + N, C)."""
 
     def forward(self, x: Tensor, attn_mask: AttentionContext | Tensor | None = None, is_causal: bool = False) -> Tensor:
-        """`attn_mask`, timm's way from the model to its attention layers, is the context here."""
+        """Return tokens (B, prefix + N, C).
+
+        `attn_mask`, timm's way from the model to its attention layers, carries the context here.
+        """
         prepared = prepare_encodings(self, attn_mask)
         if isinstance(attn_mask, AttentionContext):
             attn_mask, is_causal = attn_mask.attn_mask, is_causal or attn_mask.is_causal

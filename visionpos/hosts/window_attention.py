@@ -19,12 +19,15 @@ from .attention import Prepared, attend, attend_logits, encoded, split_heads
 
 
 def takes_fused_path(layer: nn.Module, x: Tensor) -> bool:
-    """Where timm's own switch says so, and on CUDA unless TIMM_FUSED_ATTN=0. On a CPU timm's steps, and so its bits."""
+    """Return whether torch's fused attention runs: where timm's switch says so, on CUDA unless TIMM_FUSED_ATTN=0.
+
+    On a CPU timm's own steps run by default, and so give its bits.
+    """
     return layer.fused_attn or (x.is_cuda and use_fused_attn())
 
 
 def prepare_windows(layer: nn.Module, x: Tensor) -> Prepared:
-    """The encodings of the layer and their tables, for windows x (B * windows, N, C)."""
+    """Return the encodings of the layer and their tables, for windows x (B * windows, N, C)."""
     positions = Positions.grid(layer.window_size, device=x.device)
     prepared = ((encoding, encoding.prepare(positions)) for encoding in layer.encodings)
     return tuple((e, materialize(table) if isinstance(table, Tensor) else table) for e, table in prepared)
@@ -52,7 +55,7 @@ def hide_regions(tensors: AttentionTensors, mask: Tensor | None, least: Tensor |
 
 
 def attend_windows(layer: nn.Module, tensors: AttentionTensors, fused: bool) -> Tensor:
-    """softmax(q k^T + bias) v, projected: (B * windows, N, C).
+    """Return softmax(q k^T + bias) v, projected: (B * windows, N, C).
 
     Args:
         layer: has `num_heads`, `attn_drop`, `proj` and `proj_drop`.
@@ -71,7 +74,7 @@ def attend_windows(layer: nn.Module, tensors: AttentionTensors, fused: bool) -> 
 
 
 def window_logits(q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
-    """q k^T + bias, (B * windows, heads, N, N), in the wider dtype of both."""
+    """Return q k^T + bias, (B * windows, heads, N, N), in the wider dtype of both."""
     if bias is None:
         return q @ k.transpose(-2, -1)
     windows = bias.shape[-4] if bias.ndim == 5 else q.shape[0]
@@ -82,7 +85,7 @@ def window_logits(q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def fuse_windows(block: nn.Module, x: Tensor) -> Tensor | None:
-    """The attention of a Swin block on its grid x (B, H, W, C) by one kernel, which cuts the windows itself.
+    """Return the attention of a Swin block on its grid x (B, H, W, C) by one kernel, which cuts the windows itself.
 
     None where that kernel does not run: it knows biases and the shift mask, and neither hooks nor dropout.
     """
@@ -106,10 +109,10 @@ def fuse_windows(block: nn.Module, x: Tensor) -> Tensor | None:
 
 @register_notrace_module
 class WindowAttention(TimmWindowAttention):
-    """Window attention of Swin with encodings; x (B * windows, N, C)."""
+    """Window attention of Swin with encodings, on tokens x (B * windows, N, C)."""
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """`mask` is Swin's shift mask, (windows, N, N), added to the logits."""
+        """Return tokens (B * windows, N, C); `mask` (windows, N, N) is Swin's shift mask, added to the logits."""
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))
         q, k, v, prepared = split_heads(self, qkv, prepare_windows(self, x))
         tensors = encoded(x, q, k, v, prepared)
@@ -118,14 +121,14 @@ class WindowAttention(TimmWindowAttention):
         return attend_windows(self, tensors, takes_fused_path(self, x))
 
     def set_window_size(self, window_size: tuple[int, int]) -> None:
-        """Work on another window; tables are resized."""
+        """Work on another window from now on; tables are resized."""
         self.window_size = tuple(window_size)
         self.window_area = self.window_size[0] * self.window_size[1]
         for encoding in self.encodings:
             encoding.set_feat_shape(self.window_size)
 
     def reset_parameters(self) -> None:
-        """Nothing of its own: the encodings reset theirs."""
+        """Do nothing: the encodings reset their own parameters."""
 
     def _init_buffers(self) -> None:
-        """Nothing of its own: the encodings compute theirs."""
+        """Do nothing: the encodings compute their own buffers."""

@@ -78,7 +78,7 @@ class Fourier(InputEncoding):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Frequencies normal with standard deviation 1 / gamma, linear layers as torch draws them."""
+        """Draw frequencies with standard deviation 1 / gamma, linear layers as torch draws them."""
         if self.preset == "learnable":
             nn.init.normal_(self.frequencies, std=1 / self.gamma)
         for module in self.modules():
@@ -86,7 +86,7 @@ class Fourier(InputEncoding):
                 module.reset_parameters()
 
     def features(self, positions: Positions) -> Float[Tensor, "*batch n features"]:
-        """What the learned map reads: (N, 2 + 4 num_bands), or (N, 4 num_bands) for "learnable", in float64."""
+        """Return what the learned map reads: (N, 2 + 4 num_bands), or (N, 4 num_bands) for "learnable", in float64."""
         coords = to_float64(positions.coords)
         if self.preset == "learnable":
             phase = coords @ to_float64(self.frequencies).t()

@@ -18,7 +18,7 @@ PRESETS = ("mae", "mocov3", "big_vision", "timm")
 
 
 def _encode(coords: Tensor, feat_shape: tuple[int, int], dim: int, temperature: float, preset: str) -> Tensor:
-    """The formula, on coordinates (..., 2) of (y, x); in float64."""
+    """Return the formula's value at coordinates (..., 2) of (y, x), in float64."""
     if preset not in PRESETS:
         raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
     require_multiple("dim", dim, 4, "a sine and a cosine for each frequency of each axis")
@@ -46,7 +46,7 @@ def sincos_2d(
     device=None,
     dtype: torch.dtype | None = None,
 ) -> Float[Tensor, "n dim"]:
-    """The table of a whole grid, (H * W, dim), without a row for a class token; the formula is `SinCos2D`'s.
+    """Return the table of a whole grid, (H * W, dim), without a row for a class token; the formula is `SinCos2D`'s.
 
     Computed in float64 and rounded once, to `dtype` (by default torch's default dtype).
 

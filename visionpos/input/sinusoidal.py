@@ -19,7 +19,9 @@ SinCosLayout = Literal["interleaved", "split"]
 def sincos_1d(
     positions: Tensor, dim: int, temperature: float = 10000.0, layout: SinCosLayout = "interleaved"
 ) -> Float[Tensor, "*batch n dim"]:
-    """PE[p, 2i] = sin(p w_i), PE[p, 2i + 1] = cos(p w_i), w_i = temperature ** (-2i / dim), i = 0 .. dim / 2 - 1.
+    """Return sinusoids of positions p: PE[p, 2i] = sin(p w_i), PE[p, 2i + 1] = cos(p w_i), i = 0 .. dim / 2 - 1.
+
+    The frequencies are w_i = temperature ** (-2i / dim), in radians per position.
 
     Args:
         positions: (..., N) positions, integer or real.

@@ -1,5 +1,7 @@
-"""Masked autoencoders around any ViT-like host, with any encoding (He et al., Masked Autoencoders Are Scalable Vision
-Learners, 2021, arXiv 2111.06377)."""
+"""Masked autoencoders around any ViT-like host, with any encoding.
+
+He et al., Masked Autoencoders Are Scalable Vision Learners, 2021, arXiv 2111.06377.
+"""
 
 from __future__ import annotations
 
@@ -79,7 +81,7 @@ class MaskedAutoencoder(MaskedImageModel):
         set_encoding(self.decoder, decoder_encoding)
 
     def encode(self, images: Float[Tensor, "b c h w"], keep: Tensor) -> Float[Tensor, "b t dim"]:
-        """The encoder's features of the visible patches, (B, prefix + K, C), normalised.
+        """Return the encoder's features of the visible patches, (B, prefix + K, C), normalised.
 
         Where the model normalises after pooling (timm's `fc_norm`), each token gets that norm.
         """
@@ -87,24 +89,24 @@ class MaskedAutoencoder(MaskedImageModel):
         return self.encoder.fc_norm(tokens) if isinstance(self.encoder.norm, nn.Identity) else tokens
 
     def predict(self, images: Tensor, mask: Mask) -> Tensor:
-        """The decoder's prediction for every patch, from the visible ones."""
+        """Return the decoder's prediction for every patch, from the visible ones."""
         return self.decoder(self.encode(images, mask.keep), mask.restore, self.feat_shape(images))
 
     def error(self, difference: Tensor) -> Tensor:
-        """Squares."""
+        """Return the squares of differences, elementwise."""
         return difference.square()
 
     def set_input_size(self, img_size: tuple[int, int]) -> None:
-        """Work on pictures of another size from now on; learned tables of encoder and decoder are resized."""
+        """Work on images of another size from now on; learned tables of encoder and decoder are resized."""
         self.encoder.set_input_size(img_size=img_size)
         self.decoder.set_feat_shape(tuple(self.encoder.patch_embed.grid_size))
 
     def no_weight_decay(self) -> set[str]:
-        """What the encoder and the decoder name."""
+        """Return the names that the encoder and the decoder name."""
         return super().no_weight_decay() | {f"decoder.{name}" for name in self.decoder.no_weight_decay()}
 
     def original_state_dict(self) -> dict[str, Tensor]:
-        """The weights in the format of the paper's code: one flat model, its position tables written out.
+        """Return the weights in the format of the paper's code: one flat model, its position tables written out.
 
         Raises:
             ValueError: encodings that the format has no place for: it knows `sincos2d` and `learned` alone.
@@ -134,7 +136,7 @@ class MaskedAutoencoder(MaskedImageModel):
         load_converted(self, {**classifier, **{names.get(name, name): value for name, value in weights.items()}})
 
     def _original_names(self) -> dict[str, str]:
-        """Names of this model -> names of the paper's code, which has nothing for the classifier."""
+        """Return this model's names -> those of the paper's code, which has nothing for the classifier."""
         norm = "fc_norm." if isinstance(self.encoder.norm, nn.Identity) else "norm."  # see `encode`
         names = {}
         for key in self.encoder.state_dict():
@@ -146,7 +148,7 @@ class MaskedAutoencoder(MaskedImageModel):
         return names
 
     def _computed_tables(self) -> dict[str, Tensor]:
-        """The position tables of encoder and decoder that are no parameters, under the paper's names."""
+        """Return the position tables of encoder and decoder that are no parameters, under the paper's names."""
         tables = {"pos_embed": computed_table(self.encoder), "decoder_pos_embed": computed_table(self.decoder)}
         return {name: table for name, table in tables.items() if table is not None}
 
@@ -162,7 +164,7 @@ ORIGINAL_NAMES = {  # of the decoder -> of the paper's code
 
 
 def computed_table(model: nn.Module) -> Tensor | None:
-    """The table of a model's `sincos2d` as the paper's code stores it, (1, prefix + N, dim): zeros for prefix tokens.
+    """Return the table of a model's `sincos2d` as the paper's code stores it: zeros for prefix tokens.
 
     Returns:
         None for a model with `learned`, which has its table as a parameter.

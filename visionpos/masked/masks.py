@@ -1,4 +1,4 @@
-"""Which patches a masked autoencoder hides: every sample its own, all samples equally many."""
+"""Masks of a masked autoencoder: every sample has its own, and all hide equally many patches."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Mask(NamedTuple):
 
 
 def num_kept(num_patches: int, ratio: float) -> int:
-    """How many of the patches stay visible: (1 - ratio) of them rounded down, as in MAE, and at least one."""
+    """Return how many patches stay visible: (1 - ratio) of them rounded down, as in MAE, and at least one."""
     return max(1, int(num_patches * (1 - ratio) + 1e-6))
 
 
