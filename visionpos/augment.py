@@ -24,6 +24,13 @@ class CoordinateAugmentation:
 
     Raises:
         ValueError: a negative shift, or a jitter or rescale below 1.
+
+    Example:
+        >>> model = vp.create_model("vit_tiny_patch16_224", "rope_axial", img_size=(32, 48), depth=1)
+        >>> model.coordinate_augmentation = vp.CoordinateAugmentation(rescale=2.0)  # from now on, while training
+        >>> positions = vp.Positions.grid((2, 3))
+        >>> model.coordinate_augmentation(positions).feat_shape
+        (2, 3)
     """
 
     shift: float = 0.0

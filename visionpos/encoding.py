@@ -90,6 +90,11 @@ class PositionEncoding(nn.Module):
         reference_shape: the grid that was trained on. Positions on another grid are interpolated into it, end to end
             (`Positions.rescale`). None: coordinates are taken as they are.
         extrapolate: let coordinates run on beyond `reference_shape` instead of interpolating them.
+
+    Example:
+        >>> encoding = vp.create_encoding("alibi2d", num_heads=4)
+        >>> isinstance(encoding, vp.PositionEncoding), encoding.place, encoding.translation_invariant
+        (True, 'bias', True)
     """
 
     name: ClassVar[str] = ""  # the registry's key

@@ -22,6 +22,13 @@ class InputEncoding(PositionEncoding):
 
     Args:
         dim: channels of a token.
+
+    Example:
+        >>> class RowNumber(vp.InputEncoding):
+        ...     def encode(self, positions):  # (N, dim)
+        ...         return positions.coords[..., :1].repeat_interleave(self.dim, dim=-1)
+        >>> RowNumber(dim=4)(torch.zeros(1, 6, 4), vp.Positions.grid((2, 3)))[0, :, 0].tolist()
+        [0.0, 0.0, 0.0, 1.0, 1.0, 1.0]
     """
 
     place = "input"
@@ -86,6 +93,15 @@ class RotaryEncoding(PositionEncoding):
         num_heads: attention heads.
         head_dim: channels of a head, even.
         layout: which channels form a pair: "interleaved" (2i, 2i + 1) or "half" (i, i + head_dim / 2).
+
+    Example:
+        >>> class Column(vp.RotaryEncoding):
+        ...     def encode(self, positions):  # (heads or 1, N, head_dim / 2): an angle of x radians
+        ...         return positions.coords[..., None, :, 1:].expand(-1, -1, self.num_angles)
+        >>> x = torch.tensor([1.0, 0.0]).expand(1, 1, 3, 2)
+        >>> q, k = Column(num_heads=1, head_dim=2)(x, x, vp.Positions.grid((1, 3)))
+        >>> torch.allclose((q @ k.mT)[0, 0, 0], torch.tensor([0.0, 1.0, 2.0]).cos())
+        True
     """
 
     place = "rotary"
@@ -166,6 +182,13 @@ class BiasEncoding(PositionEncoding):
 
     Args:
         num_heads: attention heads.
+
+    Example:
+        >>> class Rows(vp.BiasEncoding):
+        ...     def formula(self, positions):
+        ...         return lambda head, dy, dx: (head + 1) * (1 - dy.abs())
+        >>> Rows(num_heads=2).bias(vp.Positions.grid((3, 1)))[1].tolist()
+        [[2.0, 0.0, -2.0], [0.0, 2.0, 0.0], [-2.0, 0.0, 2.0]]
     """
 
     place = "bias"
@@ -265,6 +288,13 @@ class ContextualBias(BiasEncoding):
 
     `content` holds the patch tokens only: with `content_source` "q" their query vectors (B, heads, Nq, head_dim),
     before scaling and before any rotation that comes later; with "x" the layer's input (B, Nq, C).
+
+    Example:
+        >>> class Below(vp.ContextualBias):
+        ...     def encode(self, queries, keys, content):  # (B, heads, Nq, Nk) of the queries (B, heads, Nq, head_dim)
+        ...         return content.mean(-1, keepdim=True) * keys.coords[..., None, :, 0]
+        >>> Below(num_heads=1).bias(vp.Positions.grid((2, 1)), content=torch.ones(1, 1, 2, 4)).tolist()
+        [[[[0.0, 1.0], [0.0, 1.0]]]]
     """
 
     content_dependent = True
@@ -313,6 +343,13 @@ class ConditionalEncoding(PositionEncoding):
 
     Args:
         dim: channels of a token.
+
+    Example:
+        >>> class Mean(vp.ConditionalEncoding):
+        ...     def encode(self, x, positions):  # (B, N, dim), added to the patch tokens x
+        ...         return x.mean(dim=1, keepdim=True).expand_as(x)
+        >>> Mean(dim=1)(torch.tensor([[[1.0], [3.0]]]), vp.Positions.grid((1, 2))).tolist()
+        [[[3.0], [5.0]]]
     """
 
     place = "conditional"

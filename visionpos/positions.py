@@ -33,6 +33,13 @@ class Positions:
 
     Raises:
         ValueError: coordinates of another rank or number of axes, or an empty grid.
+
+    Example:
+        >>> positions = vp.Positions.grid((2, 3), num_prefix_tokens=1)
+        >>> positions.num_tokens, positions.coords[4].tolist()
+        (7, [1.0, 1.0])
+        >>> positions.keep(torch.tensor([5, 0])).coords.tolist()
+        [[1.0, 2.0], [0.0, 0.0]]
     """
 
     coords: Num[Tensor, "*batch n axes"]

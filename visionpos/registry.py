@@ -30,6 +30,14 @@ def register_encoding(name: str) -> Callable[[type[PositionEncoding]], type[Posi
     Raises:
         ValueError: another class has the name already, or the class does not say its place, or its `from_model` names
             what no model knows.
+
+    Example:
+        >>> @vp.register_encoding("uphill")
+        ... class Uphill(vp.BiasEncoding):
+        ...     def formula(self, positions):  # higher for keys further up
+        ...         return lambda head, dy, dx: dy
+        >>> vp.create_model("vit_tiny_patch16_224", encoding="uphill", depth=1).blocks[0].attn.num_heads
+        3
     """
 
     def register(cls: type[PositionEncoding]) -> type[PositionEncoding]:
@@ -66,6 +74,12 @@ def list_encodings(pattern: str = "*", *, place: str | None = None) -> list[str]
     Args:
         pattern: shell-style filter, such as "rope*".
         place: only those of "input", "rotary", "bias", "conditional" or "none".
+
+    Example:
+        >>> vp.list_encodings("alibi*")
+        ['alibi', 'alibi2d']
+        >>> vp.list_encodings(place="conditional")
+        ['lepe', 'peg']
     """
     if place is not None and place not in PLACES:
         raise ValueError(f"place must be one of {', '.join(PLACES)}, got {place!r}{closest(place, PLACES)}")
@@ -220,6 +234,11 @@ def create_encoding(name: str | Mapping[str, Any], **options: Any) -> PositionEn
 
     Raises:
         ValueError: an unknown name or option, a wrong or a missing value. Lists what is valid.
+
+    Example:
+        >>> encoding = vp.create_encoding("sincos2d", dim=192, preset="timm")
+        >>> encoding.embed(vp.Positions.grid((14, 10))).shape
+        torch.Size([140, 192])
     """
     if isinstance(name, Mapping):
         ((name, given),) = parse_spec(name)
@@ -267,6 +286,11 @@ def encoding_info(name: str) -> dict[str, Any]:
         name, place, paper, summary, formula and shapes (`doc`), `required` and `options` with their defaults,
         `from_model` (those of both that a model fills in), `shared` (whether one module serves all layers), and the
         declared claims under their names.
+
+    Example:
+        >>> info = vp.encoding_info("rope_axial")
+        >>> info["place"], info["required"], info["options"]["temperature"]
+        ('rotary', ['num_heads', 'head_dim'], 100.0)
     """
     cls = get_encoding_class(name)
     parameters = constructor_parameters(cls).values()

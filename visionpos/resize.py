@@ -103,6 +103,11 @@ def resize_position_table(
 
     Raises:
         ValueError: the table has another number of rows than P + h * w.
+
+    Example:
+        >>> table = torch.tensor([[0.0], [1.0]])
+        >>> vp.resize_position_table(table, new_size=(1, 4), old_size=(1, 2), mode="bilinear").flatten().tolist()
+        [0.0, 0.25, 0.75, 1.0]
     """
     (h, w), (height, width) = old_size, new_size
     if table.shape[-2] != num_prefix_tokens + h * w:
@@ -167,6 +172,11 @@ def resize_relative_table(
 
     Raises:
         ValueError: another number of rows than the old window has offsets, or an unknown mode.
+
+    Example:
+        >>> table = torch.randn(3 * 5, 4)  # offsets of a window of 2 x 3 tokens, 4 heads
+        >>> vp.resize_relative_table(table, new_window=(3, 4), old_window=(2, 3)).shape
+        torch.Size([35, 4])
     """
     (h, w), (height, width) = ([2 * size - 1 for size in window] for window in (old_window, new_window))
     if mode not in ("bicubic", "geometric"):

@@ -70,6 +70,11 @@ def apply_rotary(
 
     Raises:
         ValueError: another number of tokens or pairs, or an unknown layout.
+
+    Example:
+        >>> x = torch.tensor([[1.0, 0.0, 0.0, 1.0]])  # one token, pairs (1, 0) and (0, 1)
+        >>> vp.apply_rotary(x, torch.full((1, 2), torch.pi / 2)).round().int().tolist()
+        [[0, 1, -1, 0]]
     """
     if layout not in ("interleaved", "half"):
         raise ValueError(f"layout must be 'interleaved' or 'half', got {layout!r}")
@@ -128,6 +133,11 @@ def convert_qk_layout(
 
     Raises:
         ValueError: an unknown layout, or rows that do not divide into heads and blocks.
+
+    Example:
+        >>> bias = torch.tensor([0.0, 1.0, 2.0, 3.0])  # of the queries of one head, channels in pairs (0, 1), (2, 3)
+        >>> vp.convert_qk_layout(bias, num_heads=1, source="interleaved", target="half", fused=False).tolist()
+        [0.0, 2.0, 1.0, 3.0]
     """
     for layout in (source, target):
         if layout not in ("interleaved", "half"):

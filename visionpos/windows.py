@@ -91,6 +91,10 @@ def relative_position_index(window_size: tuple[int, int], device=None) -> Int[Te
 
     index = (dy + h - 1) * (2 w - 1) + (dx + w - 1) with (dy, dx) = query minus key, Swin's convention.
     Source: Liu et al. 2021 (arXiv 2103.14030).
+
+    Example:
+        >>> vp.relative_position_index((1, 2)).tolist()  # offsets -1, 0 and 1 are rows 0, 1 and 2
+        [[1, 0], [2, 1]]
     """
     h, w = window_size
     dy, dx = relative_offsets(window_size, device)
@@ -117,6 +121,10 @@ def shifted_window_mask(
 
     Raises:
         ValueError: a window larger than the grid, or a shift outside [0, window).
+
+    Example:
+        >>> vp.shifted_window_mask((1, 4), (1, 2), (0, 1)).tolist()  # the second window holds both ends of the row
+        [[[0.0, 0.0], [0.0, 0.0]], [[0.0, -inf], [-inf, 0.0]]]
     """
     labels = torch.zeros((), dtype=torch.long, device=device)
     for axis, (length, window, offset) in enumerate(zip(feat_shape, window_size, shift, strict=True)):

@@ -22,6 +22,10 @@ def alibi_slopes(num_heads: int, *, device=None, dtype: torch.dtype | None = Non
 
     Raises:
         ValueError: `num_heads` is not positive.
+
+    Example:
+        >>> vp.alibi_slopes(4).tolist()
+        [0.25, 0.0625, 0.015625, 0.00390625]
     """
     if num_heads < 1:
         raise ValueError(f"num_heads must be positive, got {num_heads}")

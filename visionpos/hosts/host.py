@@ -110,7 +110,12 @@ def register_host(host: Host) -> Host:
 
 
 def supported_hosts() -> list[str]:
-    """Return the names of the timm families that take encodings."""
+    """Return the names of the timm families that take encodings.
+
+    Example:
+        >>> "Hiera" in vp.supported_hosts()
+        True
+    """
     return [host.name for host in _HOSTS]
 
 

@@ -52,6 +52,11 @@ def sincos_2d(
 
     Raises:
         ValueError: `dim` is not a multiple of 4, an unknown preset, or a temperature that is not positive.
+
+    Example:
+        >>> table = vp.sincos_2d((2, 3), dim=8)
+        >>> table.shape, table[0].tolist()
+        (torch.Size([6, 8]), [0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 1.0, 1.0])
     """
     coords = Positions.grid(tuple(feat_shape), device=device).coords
     return _encode(coords, tuple(feat_shape), dim, temperature, preset).to(dtype or torch.get_default_dtype())

@@ -34,6 +34,11 @@ def sincos_1d(
 
     Raises:
         ValueError: an odd `dim`, a temperature that is not positive, or an unknown layout.
+
+    Example:
+        >>> vp.sincos_1d(torch.tensor([0, 1]), dim=4)
+        tensor([[0.0000, 1.0000, 0.0000, 1.0000],
+                [0.8415, 0.5403, 0.0100, 0.9999]])
     """
     if layout not in ("interleaved", "split"):
         raise ValueError(f"layout must be 'interleaved' or 'split', got {layout!r}")

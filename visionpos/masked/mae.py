@@ -47,6 +47,13 @@ class MaskedAutoencoder(MaskedImageModel):
     Raises:
         ValueError: an encoder of another family or with patch dropout, a ratio or masking out of range, a decoder of
             no width, an unknown encoding.
+
+    Example:
+        >>> vit = vp.create_model("vit_tiny_patch16_224", encoding="rope_axial", img_size=(32, 48), depth=1)
+        >>> mae = vp.MaskedAutoencoder(vit, decoder_dim=32, decoder_depth=1, decoder_num_heads=2, mask_ratio=0.5)
+        >>> result = mae(torch.randn(2, 3, 32, 48))  # of 2 x 3 patches, 16 x 16 pixels of 3 channels each
+        >>> result.prediction.shape, result.mask.hidden.sum(dim=1).tolist()
+        (torch.Size([2, 6, 768]), [3, 3])
     """
 
     def __init__(

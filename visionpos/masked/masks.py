@@ -54,6 +54,11 @@ def draw_mask(
 
     Raises:
         ValueError: an empty grid, a ratio outside 0 to 0.95, or an unknown masking.
+
+    Example:
+        >>> mask = vp.draw_mask((4, 6), batch_size=2, ratio=0.75)
+        >>> mask.keep.shape, mask.hidden.sum(dim=1).tolist()
+        (torch.Size([2, 6]), [18, 18])
     """
     check_masking(ratio, masking)
     if len(feat_shape) != 2 or min(feat_shape) < 1:

@@ -29,6 +29,13 @@ class SimMIM(MaskedImageModel):
 
     Raises:
         ValueError: an encoder of another family, or a ratio or masking out of range.
+
+    Example:
+        >>> options = {"img_size": (32, 48), "patch_size": 2, "window_size": 4, "depths": (1, 1), "num_heads": (2, 4)}
+        >>> swin = vp.create_model("swin_tiny_patch4_window7_224", embed_dim=32, **options)
+        >>> result = vp.SimMIM(swin, mask_ratio=0.5)(torch.randn(2, 3, 32, 48))  # units of 4 x 4 pixels
+        >>> result.prediction.shape, result.mask.hidden.sum(dim=1).tolist()
+        (torch.Size([2, 96, 48]), [48, 48])
     """
 
     def __init__(

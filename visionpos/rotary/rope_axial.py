@@ -31,6 +31,11 @@ def rope_angles_axial(
 
     Raises:
         ValueError: `head_dim` is not a multiple of 4, or a temperature that is not positive.
+
+    Example:
+        >>> angles = vp.rope_angles_axial((2, 3), head_dim=8)
+        >>> angles.shape, vp.apply_rotary(torch.randn(1, 4, 6, 8), angles).shape
+        (torch.Size([6, 4]), torch.Size([1, 4, 6, 8]))
     """
     require_multiple("head_dim", head_dim, 4, "pairs of channels for each of two axes")
     coords = Positions.grid(tuple(feat_shape), device=device).coords

@@ -47,6 +47,12 @@ def load_weights(
     Raises:
         ValueError: a file of another type, tensors of another shape, or, when strict, missing or unknown ones. The
             model is unchanged then.
+
+    Example:
+        >>> model = vp.create_model("vit_tiny_patch16_224", "learned+rope_mixed", depth=1)
+        >>> plain = timm.create_model("vit_tiny_patch16_224", depth=1)  # knows nothing of the frequencies
+        >>> vp.load_weights(model, plain.state_dict(), strict=False).missing_keys
+        ['blocks.0.attn.encodings.0.freqs']
     """
     find_host(model).convert(model)
     weights = convert_weights(_read(weights), model)
