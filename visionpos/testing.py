@@ -327,7 +327,7 @@ def check_encoding(name_or_class: str | type[PositionEncoding]) -> list[str]:
         AssertionError: one line that names the encoding, the check and what was found.
 
     Example:
-        >>> vp.check_encoding("sincos2d")[:3]
+        >>> vp.check_encoding("peg")[:3]
         ['shapes', 'prefix_tokens', 'kept_tokens']
     """
     cls = get_encoding_class(name_or_class if isinstance(name_or_class, str) else name_or_class.name)
