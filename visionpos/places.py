@@ -49,13 +49,13 @@ class InputEncoding(PositionEncoding):
 
     def prepare(self, positions: Positions) -> Tensor:
         """Return the vectors of all tokens, ([B,] prefix + N, dim)."""
-        table = self.embed(positions)
+        table = self.embed(positions)  # ([B,] N, dim)
         if positions.num_prefix_tokens:
-            prefix = self.embed_prefix(positions.num_prefix_tokens)
+            prefix = self.embed_prefix(positions.num_prefix_tokens)  # (P, dim)
             if prefix is None:
                 table = F.pad(table, (0, 0, positions.num_prefix_tokens, 0))
             else:
-                table = torch.cat([prefix.expand(*table.shape[:-2], -1, -1), table], dim=-2)
+                table = torch.cat([prefix.expand(*table.shape[:-2], -1, -1), table], dim=-2)  # ([B,] P + N, dim)
         return table
 
     def forward(self, x: Float[Tensor, "b t dim"], positions: Positions) -> Float[Tensor, "b t dim"]:
@@ -82,7 +82,7 @@ def take_tokens(table: Tensor, index: Tensor, num_prefix_tokens: int) -> Tensor:
         (..., B, heads, prefix + K, X).
     """
     prefix = torch.arange(num_prefix_tokens, device=index.device).expand(len(index), -1)
-    rows = torch.cat([prefix, index + num_prefix_tokens], dim=1)
+    rows = torch.cat([prefix, index + num_prefix_tokens], dim=1)  # (B, prefix + K)
     return materialize(table.index_select(-2, rows.flatten())).unflatten(-2, rows.shape).movedim(-3, -4)
 
 
@@ -138,7 +138,7 @@ class RotaryEncoding(PositionEncoding):
 
     def rotate(self, x: Tensor, prepared: Tensor) -> Tensor:
         """Return x (B, heads, prefix + N, head_dim) turned by what `prepare` returned."""
-        cos, sin = prepared.unbind(0)
+        cos, sin = prepared.unbind(0)  # ([B,] heads or 1, prefix + N, head_dim / 2) each
         return rotate(x, cos, sin, self.layout)
 
     @property
@@ -215,7 +215,7 @@ class BiasEncoding(PositionEncoding):
         if formula is None:
             raise TypeError(f"{type(self).__name__} must define encode() or formula()")
         delta = (queries.coords[..., :, None, :] - keys.coords[..., None, :, :]).unsqueeze(-4)  # ([B,] 1, Nq, Nk, 2)
-        head = torch.arange(self.num_heads, device=delta.device)[:, None, None]
+        head = torch.arange(self.num_heads, device=delta.device)[:, None, None]  # (heads, 1, 1)
         bias = formula(head, *delta.unbind(-1)).expand(*delta.shape[:-4], self.num_heads, *delta.shape[-3:-1])
         if planes is None:
             return bias
@@ -256,7 +256,7 @@ class BiasEncoding(PositionEncoding):
         keys = positions if keys is None else keys
         with full_precision(positions):
             queries = self.locate(positions)
-            bias = self.encode(queries, queries if keys is positions else self.locate(keys))
+            bias = self.encode(queries, queries if keys is positions else self.locate(keys))  # ([B,] heads, Nq, Nk)
         return self.with_prefix(bias.to(positions.coords.dtype), positions.num_prefix_tokens, keys.num_prefix_tokens)
 
     def with_prefix(self, bias: Tensor, queries: int, keys: int) -> Tensor:
@@ -320,7 +320,7 @@ class ContextualBias(BiasEncoding):
             queries = self.locate(positions)
             located = queries if keys is positions else self.locate(keys)
             patches = content[..., positions.num_prefix_tokens :, :].to(positions.coords.dtype)
-            bias = self.encode(queries, located, patches)
+            bias = self.encode(queries, located, patches)  # (B, heads, Nq, Nk)
         return self.with_prefix(bias, positions.num_prefix_tokens, keys.num_prefix_tokens)
 
     def prepare(self, positions: Positions) -> Positions:
@@ -370,7 +370,7 @@ class ConditionalEncoding(PositionEncoding):
     def mix(self, x: Float[Tensor, "b t dim"], positions: Positions) -> Float[Tensor, "b t dim"]:
         """Return what is added to x (B, prefix + N, dim), in x's dtype: zeros for prefix tokens."""
         check_tokens(x, 1, positions, "x")
-        added = self.encode(x[:, positions.num_prefix_tokens :], positions)
+        added = self.encode(x[:, positions.num_prefix_tokens :], positions)  # (B, N, dim)
         return F.pad(added, (0, 0, positions.num_prefix_tokens, 0)).to(x.dtype)
 
     def forward(self, x: Float[Tensor, "b t dim"], positions: Positions) -> Float[Tensor, "b t dim"]:

@@ -89,10 +89,10 @@ class Positions:
         """
         coords = self.coords
         if index.ndim == 1:
-            coords = coords.index_select(-2, index)
+            coords = coords.index_select(-2, index)  # ([B,] K, A)
         else:
-            coords = coords.expand(index.shape[0], -1, -1)
-            coords = coords.gather(1, index.unsqueeze(-1).expand(-1, -1, coords.shape[-1]))
+            coords = coords.expand(index.shape[0], -1, -1)  # (B, N, A)
+            coords = coords.gather(1, index.unsqueeze(-1).expand(-1, -1, coords.shape[-1]))  # (B, K, A)
         return replace(self, coords=coords, is_grid=False)
 
     def windows(self, window_size: tuple[int, int], shift: tuple[int, int] = (0, 0)) -> Positions:
@@ -107,8 +107,8 @@ class Positions:
         """
         if not self.is_grid or len(self.feat_shape) != 2:
             raise ValueError("windows() needs the positions of a whole two-axis grid: Positions.grid((H, W))")
-        coords = self.coords.unflatten(0, self.feat_shape).roll((-shift[0], -shift[1]), (0, 1))
-        coords = window_partition(coords.unsqueeze(0), window_size)
+        coords = self.coords.unflatten(0, self.feat_shape).roll((-shift[0], -shift[1]), (0, 1))  # (H, W, 2)
+        coords = window_partition(coords.unsqueeze(0), window_size)  # (windows, wh * ww, 2)
         return Positions(coords, self.feat_shape)
 
     def rescale(self, feat_shape: tuple[int, ...]) -> Positions:

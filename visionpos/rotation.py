@@ -109,7 +109,7 @@ def map_qk_rows(rows: Tensor, num_heads: int, change: Callable[[Tensor], Tensor]
     """
     heads = 3 * num_heads if fused else num_heads
     require_multiple("rows", rows.shape[0], heads, "query, key and value heads" if fused else "heads")
-    table = rows.reshape(heads, rows.shape[0] // heads, -1)
+    table = rows.reshape(heads, rows.shape[0] // heads, -1)  # (all heads, head_dim, C or 1)
     turned, kept = table.split([2 * num_heads, num_heads] if fused else [num_heads, 0])
     return torch.cat([*map(change, turned.split(num_heads)), kept]).reshape(rows.shape)
 
@@ -148,7 +148,7 @@ def convert_qk_layout(
     def reorder(table: Tensor) -> Tensor:
         head_dim = table.shape[1]
         require_multiple("head_dim", head_dim, block, "channels that turn together")
-        order = torch.arange(head_dim, device=table.device).reshape(-1, block).T.flatten()
+        order = torch.arange(head_dim, device=table.device).reshape(-1, block).T.flatten()  # (head_dim,)
         return table[:, order if target == "half" else order.argsort()]
 
     return map_qk_rows(rows, num_heads, reorder, fused)

@@ -1,4 +1,11 @@
-"""Windows of a grid and their shift mask, as Swin Transformer defines them (Liu et al. 2021, arXiv 2103.14030)."""
+"""Windows of a grid and their shift mask, as Swin Transformer defines them (Liu et al. 2021, arXiv 2103.14030).
+
+Tokens of a grid of 2 x 4, in windows of 2 x 2 without a shift, and with the shift (0, 1), which rolls them to the left:
+
+    0  1  2  3      0 1 | 2 3      0 1 4 5      1 2 | 3 0      1 2 5 6
+    4  5  6  7      4 5 | 6 7      2 3 6 7      5 6 | 7 4      3 0 7 4    3 and 7 must not see 0 and 4
+    grid            cut            windows      rolled, cut    windows
+"""
 
 from __future__ import annotations
 
@@ -47,8 +54,8 @@ def window_order(
     """
     (height, width), (wh, ww) = feat_shape, window_size
     tokens = torch.arange(height * width, device=device).view(height, width).roll((-shift[0], -shift[1]), (0, 1))
-    tokens = F.pad(tokens, (0, -width % ww, 0, -height % wh), value=height * width)
-    order = window_partition(tokens[None, :, :, None], window_size).flatten()
+    tokens = F.pad(tokens, (0, -width % ww, 0, -height % wh), value=height * width)  # multiples of the window
+    order = window_partition(tokens[None, :, :, None], window_size).flatten()  # (windows * N,)
     return order, order.argsort()[: height * width]
 
 
@@ -61,7 +68,7 @@ class TakeTokens(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, order: Tensor, place: Tensor) -> Tensor:
         ctx.save_for_backward(order, place)
-        padded = F.pad(x, (0, 0, 0, 1)) if order.shape[0] > x.shape[1] else x
+        padded = F.pad(x, (0, 0, 0, 1)) if order.shape[0] > x.shape[1] else x  # (B, L or L + 1, C)
         return padded.index_select(1, order)
 
     @staticmethod
@@ -81,7 +88,7 @@ def relative_offsets(window_size: tuple[int, int], device=None) -> tuple[Int[Ten
         raise ValueError(f"window_size must be two positive integers, got {window_size}")
     axes = torch.arange(h, device=device), torch.arange(w, device=device)
     y, x = (axis.flatten() for axis in torch.meshgrid(*axes, indexing="ij"))  # of each token, (N,)
-    return y[:, None] - y[None, :], x[:, None] - x[None, :]
+    return y[:, None] - y[None, :], x[:, None] - x[None, :]  # (N, N) each: row the query, column the key
 
 
 def relative_position_index(window_size: tuple[int, int], device=None) -> Int[Tensor, "n n"]:
@@ -97,7 +104,7 @@ def relative_position_index(window_size: tuple[int, int], device=None) -> Int[Te
         [[1, 0], [2, 1]]
     """
     h, w = window_size
-    dy, dx = relative_offsets(window_size, device)
+    dy, dx = relative_offsets(window_size, device)  # (N, N) each
     return (dy + h - 1) * (2 * w - 1) + (dx + w - 1)
 
 
@@ -135,7 +142,7 @@ def shifted_window_mask(
         length += -length % window
         place = torch.arange(length, device=device)
         region = (place >= length - window).long() + (place >= length - offset).long()
-        labels = labels.unsqueeze(-1) * 3 + region if axis else region
+        labels = labels.unsqueeze(-1) * 3 + region if axis else region  # (H,), then (H, W), padded
     tokens = window_partition(labels[None, :, :, None], window_size).squeeze(-1)  # (windows, N)
-    apart = tokens[:, :, None] != tokens[:, None, :]
+    apart = tokens[:, :, None] != tokens[:, None, :]  # (windows, N, N)
     return torch.zeros(apart.shape, device=device).masked_fill(apart, float("-inf"))

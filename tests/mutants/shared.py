@@ -216,7 +216,7 @@ ATTENTION = mutants_of(
     "hosts/test_swin.py hosts/test_vit.py",
     [
         ("logits not scaled", "(q * scale) @ k", "q @ k"),
-        ("bias twice", "else logits + tensors.bias\n", "else logits + 2 * tensors.bias\n"),
+        ("bias twice", "else logits + tensors.bias  #", "else logits + 2 * tensors.bias  #"),
         ("NaN for a query that sees no key", "logits.masked_fill(fully_masked, 0).softmax", "logits.softmax"),
         ("fused logits not scaled", "dropout_p=p, scale=scale)", "dropout_p=p, scale=1.0)"),
         ("mask of the caller dropped", "tensors.add_bias(_additive(attn_mask, q.dtype))", "pass"),
@@ -230,7 +230,7 @@ ATTENTION = mutants_of(
         ),
         (
             "fused output of encodings dropped",
-            "scale=scale)\n    return out if tensors.output is None else out + tensors.output",
+            "scale=scale)  # (B, heads, T, head_dim)\n    return out if tensors.output is None else out + tensors.output",
             "scale=scale)\n    return out",
         ),
         (

@@ -87,7 +87,7 @@ def encoded(x: Tensor, q: Tensor, k: Tensor, v: Tensor, prepared: Iterable[tuple
 def bias_4d(tensors: AttentionTensors) -> AttentionTensors:
     """Return the tensors with their bias, if any, as (B or 1, heads, T, T): a 3-D one would miss the fused kernels."""
     if tensors.bias is not None and tensors.bias.ndim == 3:
-        tensors.bias = tensors.bias.unsqueeze(0)
+        tensors.bias = tensors.bias.unsqueeze(0)  # (1, heads, T, T)
     return tensors
 
 
@@ -105,18 +105,18 @@ def math_is_faster(x: Tensor, bias: Tensor | None = None) -> bool:
 def attend(tensors: AttentionTensors, scale: float, dropout: nn.Dropout, fused: bool) -> Tensor:
     """Return softmax(q k^T scale + bias) v, (B, heads, T, head_dim), plus what encodings add to the output."""
     p = dropout.p if dropout.training else 0.0
-    q, k, v = tensors.q, tensors.k, tensors.v
+    q, k, v = tensors.q, tensors.k, tensors.v  # (B, heads, T, head_dim) each
     if tensors.formula is not None:
         encoding, positions = tensors.formula
         if tensors.bias is None and not tensors.value_terms and not p:
-            out = coordinate_attention(q, k, v, encoding, positions, scale)
+            out = coordinate_attention(q, k, v, encoding, positions, scale)  # (B, heads, T, head_dim)
             return out if tensors.output is None else out + tensors.output
         tensors.add_bias(encoding.bias(positions))
         bias_4d(tensors)
     tensors.bias = bias = None if tensors.bias is None else tensors.bias.to(q.dtype)  # as torch's fused attention wants
     if not fused or tensors.value_terms or math_is_faster(q, bias):
         return attend_logits(tensors, (q * scale) @ k.transpose(-2, -1), dropout)
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=p, scale=scale)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=p, scale=scale)  # (B, heads, T, head_dim)
     return out if tensors.output is None else out + tensors.output
 
 
@@ -136,10 +136,10 @@ def attend_logits(tensors: AttentionTensors, logits: Tensor, dropout: Callable[[
 
     `dropout` acts on the probabilities.
     """
-    logits = logits if tensors.bias is None else logits + tensors.bias
+    logits = logits if tensors.bias is None else logits + tensors.bias  # (B, heads, T, T)
     probabilities = dropout(softmax_over_keys(logits, tensors.fully_masked)).to(tensors.v.dtype)
     del logits  # their memory is as large as any, and the product can have it
-    out = probabilities @ tensors.v
+    out = probabilities @ tensors.v  # (B, heads, T, head_dim)
     for term in tensors.value_terms:
         out = out + term(probabilities).to(out.dtype)
     return out if tensors.output is None else out + tensors.output
@@ -180,7 +180,7 @@ def split_heads(layer: nn.Module, qkv: Tensor, prepared: Prepared) -> tuple[Tens
     """
     norms = layer._modules.get("q_norm"), layer._modules.get("k_norm")
     if not all(norm is None or (isinstance(norm, nn.Identity) and not norm._forward_hooks) for norm in norms):
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, heads, T, head_dim) each
         return layer.q_norm(q), layer.k_norm(k), v, prepared
     if prepared and isinstance(prepared[0][0], RotaryEncoding) and prepared[0][0].turns_pairs:
         encoding, table = prepared[0]
@@ -217,15 +217,16 @@ def self_attention(
     if attn_mask is not None:
         tensors.add_bias(_additive(attn_mask, q.dtype))
     if is_causal:
-        later = torch.ones(q.shape[-2], q.shape[-2], dtype=torch.bool, device=q.device).triu(1)
+        later = torch.ones(q.shape[-2], q.shape[-2], dtype=torch.bool, device=q.device).triu(1)  # (T, T)
         tensors.add_bias(_additive(~later, q.dtype))
     if attn_mask is not None:  # no encoding, and no window, hides a token from itself
-        tensors.fully_masked = tensors.bias.isneginf().all(dim=-1, keepdim=True)
-    out = attend(tensors, layer.scale, layer.attn_drop, layer.fused_attn).transpose(1, 2).flatten(2)
+        tensors.fully_masked = tensors.bias.isneginf().all(dim=-1, keepdim=True)  # (..., T, 1)
+    out = attend(tensors, layer.scale, layer.attn_drop, layer.fused_attn)  # (B, heads, T, head_dim)
+    out = out.transpose(1, 2).flatten(2)  # (B, T, heads * head_dim)
     norm, gate = layer._modules.get("norm"), layer._modules.get("gate")  # quicker than an attribute that is not there
     out = out if norm is None else norm(out)
     out = out if gate is None else out * gate(x).sigmoid()
-    return layer.proj_drop(layer.proj(out))
+    return layer.proj_drop(layer.proj(out))  # (B, T, C)
 
 
 class Attention(TimmAttention):
@@ -241,5 +242,5 @@ class Attention(TimmAttention):
             attn_mask, is_causal = attn_mask.attn_mask, is_causal or attn_mask.is_causal
         if not prepared and not math_is_faster(x):
             return super().forward(x, attn_mask, is_causal)
-        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))
+        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # (B, T, 3, heads, head_dim)
         return self_attention(self, x, *split_heads(self, qkv, prepared), attn_mask, is_causal)

@@ -48,7 +48,7 @@ def hide_regions(tensors: AttentionTensors, mask: Tensor | None, least: Tensor |
     bias = tensors.bias
     hidden = mask.unsqueeze(1) if least is None else mask.unsqueeze(1).maximum(least)  # (windows, 1 or heads, N, N)
     if bias is None:
-        tensors.bias = hidden.unsqueeze(0)
+        tensors.bias = hidden.unsqueeze(0)  # (1, windows, 1 or heads, N, N)
     else:
         alike = bias.shape[0] == 1  # for all images
         tensors.bias = bias.unflatten(0, (-1, 1 if alike else len(mask))) + hidden
@@ -66,7 +66,7 @@ def attend_windows(layer: nn.Module, tensors: AttentionTensors, fused: bool) -> 
     if fused:
         if bias is not None and bias.ndim == 5:  # torch's fused attention takes four dimensions only
             tensors.bias = bias.expand(q.shape[0] // bias.shape[1], -1, layer.num_heads, -1, -1).flatten(0, 1)
-        out = attend(tensors, 1.0, layer.attn_drop, fused=True)
+        out = attend(tensors, 1.0, layer.attn_drop, fused=True)  # (B * windows, heads, N, head_dim)
     else:
         tensors.bias = None
         out = attend_logits(tensors, window_logits(q, tensors.k, bias), layer.attn_drop)
@@ -76,8 +76,8 @@ def attend_windows(layer: nn.Module, tensors: AttentionTensors, fused: bool) -> 
 def window_logits(q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
     """Return q k^T + bias, (B * windows, heads, N, N), in the wider dtype of both."""
     if bias is None:
-        return q @ k.transpose(-2, -1)
-    windows = bias.shape[-4] if bias.ndim == 5 else q.shape[0]
+        return q @ k.transpose(-2, -1)  # (B * windows, heads, N, N)
+    windows = bias.shape[-4] if bias.ndim == 5 else q.shape[0]  # whose bias repeats
     logits = q.unflatten(0, (-1, windows)) @ k.unflatten(0, (-1, windows)).transpose(-2, -1)
     wider = torch.promote_types(logits.dtype, bias.dtype)
     logits = logits.add_(bias) if logits.dtype == wider else logits + bias  # nobody else needs the product
@@ -96,14 +96,14 @@ def fuse_windows(block: nn.Module, x: Tensor) -> Tensor | None:
     drops = attn.training and attn.attn_drop.p > 0
     if not biases or drops or attn._forward_hooks or attn._forward_pre_hooks:
         return None
-    bias = sum(table for _, table in prepare_windows(attn, x))
+    bias = sum(table for _, table in prepare_windows(attn, x))  # (heads, N, N)
     options = tuple(block.window_size), tuple(block.shift_size), attn.scale
     kind = x.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
     shape = *x.shape[:3], 3, attn.num_heads, x.shape[-1] // attn.num_heads
     if not window_attention.runs(x.new_empty(1, dtype=dtype).expand(shape), bias, *options):
         return None
-    out = window_attention.fused(attn.qkv(x).view(shape), bias, *options)
+    out = window_attention.fused(attn.qkv(x).view(shape), bias, *options)  # (B, H, W, heads, head_dim)
     return attn.proj_drop(attn.proj(out.flatten(3)))
 
 
@@ -113,8 +113,8 @@ class WindowAttention(TimmWindowAttention):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return tokens (B * windows, N, C); `mask` (windows, N, N) is Swin's shift mask, added to the logits."""
-        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))
-        q, k, v, prepared = split_heads(self, qkv, prepare_windows(self, x))
+        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # (B * windows, N, 3, heads, head_dim)
+        q, k, v, prepared = split_heads(self, qkv, prepare_windows(self, x))  # (B * windows, heads, N, head_dim) each
         tensors = encoded(x, q, k, v, prepared)
         tensors.q = tensors.q * self.scale
         hide_regions(tensors, mask)
