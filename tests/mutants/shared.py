@@ -230,8 +230,8 @@ ATTENTION = mutants_of(
         ),
         (
             "fused output of encodings dropped",
-            "scale=scale)  # (B, heads, T, head_dim)\n    return out if tensors.output is None else out + tensors.output",
-            "scale=scale)\n    return out",
+            "head_dim)\n    return out if tensors.output is None else out + tensors.output",
+            "head_dim)\n    return out",
         ),
         (
             "output of encodings dropped",

@@ -16,7 +16,7 @@ from .choose import Kernel, needs_gpu
 MAX_TILE = 64  # tokens of a window, and channels of a head: what one program holds on chip
 
 
-def plain(qkv: Tensor, bias: Tensor, window: tuple[int, int], shift: tuple[int, int], scale: float) -> Tensor:
+def reference(qkv: Tensor, bias: Tensor, window: tuple[int, int], shift: tuple[int, int], scale: float) -> Tensor:
     """Return softmax(scale q k^T + bias + shift mask) v inside every window: (B, H, W, heads, d).
 
     Args:
@@ -45,7 +45,7 @@ def fused(qkv: Tensor, bias: Tensor, window: tuple[int, int], shift: tuple[int, 
     return window_attention(qkv, bias, list(window), list(shift), scale)
 
 
-def unfit(qkv: Tensor, bias: Tensor, window: tuple[int, int], shift: tuple[int, int], scale: float) -> str:
+def why_unsupported(qkv: Tensor, bias: Tensor, window: tuple[int, int], shift: tuple[int, int], scale: float) -> str:
     """Return why the kernel cannot run, or ""."""
     (height, width), (h, w), head_dim = qkv.shape[1:3], window, qkv.shape[-1]
     if height % h or width % w:
@@ -61,7 +61,7 @@ def unfit(qkv: Tensor, bias: Tensor, window: tuple[int, int], shift: tuple[int, 
     return needs_gpu(qkv)
 
 
-def facts(qkv: Tensor, bias: Tensor, window: tuple[int, int], shift: tuple[int, int], scale: float) -> tuple:
+def compile_key(qkv: Tensor, bias: Tensor, window: tuple[int, int], shift: tuple[int, int], scale: float) -> tuple:
     """Return what the kernel is compiled for."""
     return (*window, any(shift), int(qkv.shape[-2]), int(qkv.shape[-1]))
 
@@ -74,4 +74,4 @@ def example(device: torch.device, dtype: torch.dtype, h: int, w: int, shifted: b
     return qkv, bias, (h, w), (h // 2, w // 2) if shifted else (0, 0), head_dim**-0.5
 
 
-window_attention = Kernel("window_attention", plain, fused, unfit, facts, example)
+window_attention = Kernel("window_attention", reference, fused, why_unsupported, compile_key, example)
