@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 
 import visionpos as vp
-from tests.bugs import ENCODINGS, RIGHT_INIT, SIZE, pictures, put_back, vit
+from tests.bugs import ENCODINGS, RIGHT_INIT, SIZE, put_back, vit
+from tests.small import pictures
 from visionpos import places
 from visionpos.encoding import AttentionTensors
 from visionpos.hosts import attention
