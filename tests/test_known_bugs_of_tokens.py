@@ -108,11 +108,21 @@ def test_bug_24_dropped_tokens():
             alone = model.forward_features(x[sample : sample + 1], attn_mask=seen.expand(97, 97))
             assert (dropped[sample] - alone[0, rows]).abs().max() < 1e-5, sample
 
-    right = vp.Positions.keep
+    def of_the_first(right):
+        def wrong(self, *args):  # the index (B, K) is the one tensor of whole numbers
+            indices = [isinstance(each, torch.Tensor) and each.dtype == torch.long for each in args]
+            return right(
+                self, *(a[:1].expand_as(a) if is_index else a for a, is_index in zip(args, indices, strict=True))
+            )
+
+        return wrong
+
+    places = {"rope_axial": (vp.RotaryEncoding, "take_tokens"), "relative_table": (vp.Positions, "keep")}
     for spec in ("rope_axial", "learned+alibi2d", "relative_table"):
         check(spec)
-        if "learned" not in spec:
-            with put_back(vp.Positions, keep=lambda self, index: right(self, index[:1].expand_as(index))):
+        if spec in places:
+            owner, name = places[spec]
+            with put_back(owner, **{name: of_the_first(getattr(owner, name))}):
                 check(spec)
 
 

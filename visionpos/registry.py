@@ -163,7 +163,7 @@ def complete_options(cls: type[PositionEncoding], options: Mapping[str, Any], fa
 
 
 def require_all(cls: type[PositionEncoding], options: dict[str, Any]) -> dict[str, Any]:
-    """Return the options if nothing that the constructor requires is missing.
+    """Return the options, lists as tuples, if nothing that the constructor requires is missing.
 
     Raises:
         ValueError: names what is missing, and what a model could have filled in.
@@ -173,7 +173,7 @@ def require_all(cls: type[PositionEncoding], options: dict[str, Any]) -> dict[st
     if missing:
         unknown = "" if set(missing) <= set(FACTS) else f"; a model fills in only {', '.join(FACTS)}"
         raise ValueError(f"{cls.name} needs {', '.join(missing)}{unknown}")
-    return options
+    return {key: as_tuple(value) for key, value in options.items()}
 
 
 def _hints(cls: type) -> dict[str, Any]:
@@ -246,6 +246,11 @@ def create_encoding(name: str | Mapping[str, Any], **options: Any) -> PositionEn
     cls = get_encoding_class(name)
     check_options(cls, options)
     return cls(**require_all(cls, options))
+
+
+def as_tuple(value: Any) -> Any:
+    """Return a list, as YAML and JSON have it, as the tuple that constructors take; anything else as it is."""
+    return tuple(map(as_tuple, value)) if isinstance(value, list) else value
 
 
 def parse_spec(spec: Spec) -> list[tuple[str, dict[str, Any]] | PositionEncoding]:

@@ -7,7 +7,6 @@ encodings computes what timm's computes, bit for bit.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,7 +25,6 @@ Prepared = tuple[tuple[PositionEncoding, Any], ...]  # encodings and the tables 
 Kept = tuple[Positions, Tensor]  # the positions of all patch tokens, and which of them are left, (B, K)
 
 
-@dataclass(frozen=True, eq=False)
 class AttentionContext:
     """All that attention knows of one forward pass: where the tokens are, and what was computed ahead.
 
@@ -35,13 +33,28 @@ class AttentionContext:
     Where timm's block has an argument that the family needs for nothing else (`attn_mask`, `rope`,
     `shared_rel_pos_bias`), it carries the context; other blocks have one more. Nothing of it is ever stored in the
     model: threads do not meet, and a block that is computed again in the backward pass sees the same positions.
+
+    It is no dataclass, since FSDP looks into those among a block's arguments and casts their tensors to its precision,
+    in which positions and tables must not be.
+
+    Args:
+        positions: of the tokens that the blocks see.
+        prepared: what the encodings that all layers share have prepared.
+        attn_mask: the caller's own mask, where the context stands in the place of timm's.
+        is_causal: the caller's own wish, that tokens see no later ones.
+        kept: all positions, and which of them are left, (B, K), where `positions` are those of a subset.
     """
 
-    positions: Positions
-    prepared: Prepared = ()  # of the encodings that all layers share
-    attn_mask: Tensor | None = None  # the caller's own mask, where the context stands in the place of timm's
-    is_causal: bool = False  # the caller's own wish, that tokens see no later ones
-    kept: Kept | None = None  # where `positions` are those of a subset
+    def __init__(
+        self,
+        positions: Positions,
+        prepared: Prepared = (),
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+        kept: Kept | None = None,
+    ):
+        self.positions, self.prepared, self.kept = positions, prepared, kept
+        self.attn_mask, self.is_causal = attn_mask, is_causal
 
     @classmethod
     def of(

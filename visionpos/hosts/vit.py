@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import ClassVar
 
 from timm.layers import PatchDropout, register_notrace_module
@@ -54,7 +53,8 @@ class EncodedViTMixin(IsotropicForward):
             x, keep = patch_dropout_forward(x, drop.prob, drop.num_prefix_tokens, drop.ordered, drop.training)
         else:
             x = drop(x)
-        context = replace(self.context(positions, keep), attn_mask=attn_mask, is_causal=is_causal)
+        context = self.context(positions, keep)
+        context.attn_mask, context.is_causal = attn_mask, is_causal
         return self.norm_pre(x), context
 
     def forward_features(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
