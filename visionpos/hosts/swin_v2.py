@@ -22,7 +22,7 @@ from .swin import EncodedGridBlock, EncodedSwinMixin, SwinHost
 from .window_attention import attend_windows, hide_regions, prepare_windows, takes_fused_path
 
 # Up to this tau, a key at -100 has less than e^-20 of the probability of a seen one, and -inf gives the same.
-SURELY_HIDDEN = 32
+MAX_TAU_THAT_HIDES = 32
 
 
 def to_length(x: Tensor, length: Tensor | float = 1.0) -> Tensor:
@@ -49,7 +49,7 @@ class CosineWindowAttention(TimmWindowAttention):
         tau = self.logit_scale.clamp(max=math.log(100)).exp()  # (heads, 1, 1)
         tensors = encoded(x, to_length(q), to_length(k, tau), v, prepare_windows(self, x))
         # logits reach from -tau to tau + 16: with a large tau, keys at -100 are seen nevertheless
-        hide_regions(tensors, mask, torch.where(tau > SURELY_HIDDEN, -100.0, -math.inf))
+        hide_regions(tensors, mask, torch.where(tau > MAX_TAU_THAT_HIDES, -100.0, -math.inf))
         return attend_windows(self, tensors, fused)
 
     def set_window_size(self, window_size: tuple[int, int]) -> None:

@@ -26,7 +26,8 @@ def _valid(mode: str, source: str) -> str:
 
 
 _mode = _valid(os.environ.get(VARIABLE, "auto"), f"the environment variable {VARIABLE}")
-EXACT, HALVES = 1e-3, {torch.float16: 5e-3, torch.bfloat16: 3e-2}  # a few times the plain version's own error
+TOLERANCE = 1e-3  # of float32, relative to the largest value: a few times the plain version's own error
+HALF_TOLERANCES = {torch.float16: 5e-3, torch.bfloat16: 3e-2}
 _kernels: dict[str, Kernel] = {}
 _selftests: dict[tuple, str] = {}  # what the first use of a kernel found: "" or what was wrong
 _choices: dict[str, str] = {}
@@ -174,7 +175,7 @@ def selftest(kernel: Kernel, device: torch.device, dtype: torch.dtype, compile_k
                 error = disagreement(kernel, kernel.example(device, dtype, *compile_key))
             wrong = (
                 ""
-                if error <= HALVES.get(dtype, EXACT)
+                if error <= HALF_TOLERANCES.get(dtype, TOLERANCE)
                 else f"it differs from the plain version by {error:.1e} of its largest value"
             )
         except Exception as error:  # of any kind: a compiler or a driver may raise what it likes
