@@ -1,4 +1,4 @@
-"""Which encodings train inside a captured CUDA graph, and in how many milliseconds a step.
+"""Captured CUDA graphs: which encodings train inside one, and in how many milliseconds a step.
 
 Command   python -m benchmarks.capture [--encodings none rope_axial] [--output FILE.json]
 Clock     a step of forward and backward under bf16, replayed (`mode="reduce-overhead"`), batch 128, two layers; on a
@@ -53,6 +53,7 @@ def milliseconds(encoding: str, device: torch.device) -> float:
 
 
 def main() -> None:
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--encodings", nargs="+")
     parser.add_argument("--output", type=Path)

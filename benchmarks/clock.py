@@ -1,4 +1,4 @@
-"""Seconds of steps that take turns: in every round each of them runs once, in random order.
+"""Timing of steps that take turns: in every round each of them runs once, in random order.
 
 A CPU is asked for the CPU time of this process, a CUDA device for the time between two events.
 """
@@ -26,7 +26,7 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # of glibc's malloc.
 
 @dataclass(frozen=True)
 class Ratio:
-    """Time of a step over the time of another: median and quartiles of the ratios of all rounds."""
+    """The time of a step over the time of another: median and quartiles of the ratios of all rounds."""
 
     median: float
     q1: float
@@ -34,7 +34,7 @@ class Ratio:
 
 
 def keep_memory() -> None:
-    """Have this process keep the memory that it frees, as it does on a GPU, where the C library is glibc.
+    """Let this process keep the memory that it frees, as it does on a GPU, where the C library is glibc.
 
     Otherwise it goes back to the kernel whenever the heap happens to end with it, and fresh pages, a microsecond or two
     for each 4 KiB, cost more than what is measured: in some variants and not in others, by accident.
@@ -46,7 +46,7 @@ def keep_memory() -> None:
 
 
 def time_on_cpu(step: Step, repeats: int) -> float:
-    """Seconds of CPU time."""
+    """Return the seconds of CPU time of one step."""
     begin = time.process_time()
     for _ in range(repeats):
         step()
@@ -54,7 +54,7 @@ def time_on_cpu(step: Step, repeats: int) -> float:
 
 
 def time_on_cuda(step: Step, repeats: int) -> float:
-    """Seconds between two events on the current stream."""
+    """Return the seconds between two events on the current stream."""
     begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     torch.cuda.synchronize()
     begin.record()
@@ -66,7 +66,7 @@ def time_on_cuda(step: Step, repeats: int) -> float:
 
 
 def take_turns(steps: dict[str, Step], device: torch.device, rounds: int, least: float = 0.03) -> Times:
-    """Measure steps that have run before.
+    """Measure steps that have run before, and return the seconds of each in every round.
 
     Args:
         steps: by name.
@@ -89,14 +89,14 @@ def take_turns(steps: dict[str, Step], device: torch.device, rounds: int, least:
 
 
 def ratio(times: Times, name: str, over: str) -> Ratio:
-    """Of two steps of the same rounds, two or more."""
+    """Return the ratio of two steps of the same rounds, two or more."""
     values = [mine / other for mine, other in zip(times[name], times[over], strict=True)]
     q1, median, q3 = statistics.quantiles(values, n=4, method="inclusive")
     return Ratio(median, q1, q3)
 
 
 def peak_bytes(step: Step, device: torch.device) -> int:
-    """What a step allocates at its worst moment, beyond what was there before it."""
+    """Return what a step allocates at its worst moment, beyond what was there before it."""
     if device.type == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats(device)

@@ -1,4 +1,4 @@
-"""How fast training batches are made: ours, of pictures that stay in memory, over PIL picture by picture.
+"""Speed of making training batches: ours, of images that stay in memory, over PIL image by image.
 
 Command   python -m benchmarks.data [--rounds 11] [--output FILE.json]
 Hardware  one core: one thread, CPU time; about a minute
@@ -40,7 +40,7 @@ FULL = Augmentation(crop_padding=4, flip=True, auto_augment="trivial", re_prob=0
 
 
 class Pictures:
-    """The same made-up pictures as a tensor and as PIL images, smooth as photographs are, and a batch of them."""
+    """The same made-up images as a tensor and as PIL images, smooth as photographs are, and a batch of them."""
 
     def __init__(self):
         draw = torch.Generator().manual_seed(0)
@@ -53,14 +53,14 @@ class Pictures:
 
 
 def ours(pictures: Pictures, options: Augmentation) -> Callable[[], tuple[torch.Tensor, torch.Tensor]]:
-    """A step that makes a batch as training does."""
+    """Return a step that makes a batch as training does."""
     augment = Augment(pictures.images, pictures.labels, CLASSES, MEAN, STD, options)
     generator = torch.Generator().manual_seed(0)
     return lambda: augment(pictures.rows, generator)
 
 
 def by_pil(pictures: Pictures, transform: Callable, mixup: Mixup | None = None) -> Callable[[], object]:
-    """A step that makes a batch as a loader without workers does."""
+    """Return a step that makes a batch as a loader without workers does."""
 
     def step():
         images = torch.stack([transform(pictures.pil[row]) for row in pictures.rows])
@@ -71,7 +71,7 @@ def by_pil(pictures: Pictures, transform: Callable, mixup: Mixup | None = None) 
 
 
 def torchvision_transform() -> Callable:
-    """Crop, flip and normalise."""
+    """Return the transform that crops, flips and normalises."""
     crop = transforms.RandomCrop(SIDE, padding=4, padding_mode="reflect")
     return transforms.Compose(
         [crop, transforms.RandomHorizontalFlip(), transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
@@ -79,7 +79,7 @@ def torchvision_transform() -> Callable:
 
 
 def timm_transform() -> Callable:
-    """timm's default for training, with RandAugment and random erasing."""
+    """Return timm's default transform for training, with RandAugment and random erasing."""
     return create_transform(
         (3, SIDE, SIDE), is_training=True, auto_augment=RANDAUGMENT, re_prob=0.25, re_mode="pixel", mean=MEAN, std=STD
     )

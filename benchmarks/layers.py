@@ -37,12 +37,12 @@ class Layer(nn.Module):
         self.attn, self.context = model.blocks[0].attn, model.context(positions)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (B, prefix + N, C)."""
+        """Return the attention of tokens x (B, prefix + N, C)."""
         return self.attn(x, self.context)
 
 
 class TimmRope(nn.Module):
-    """timm's rotary layer with the weights of another; a table without parameters is computed once."""
+    """A rotary layer of timm's with the weights of another; a table without parameters is computed once."""
 
     def __init__(self, weights: nn.Module, rope: nn.Module, keep: Tensor | None):
         super().__init__()
@@ -53,18 +53,18 @@ class TimmRope(nn.Module):
         self.fixed = None if isinstance(rope, RotaryEmbeddingMixed) else self.table()
 
     def table(self) -> Tensor:
-        """Sines and cosines, ([B, heads or 1,] N, 2 head_dim)."""
+        """Return sines and cosines, ([B, heads or 1,] N, 2 head_dim)."""
         table = self.rope.get_embed()
         table = table[0] if isinstance(self.rope, RotaryEmbeddingMixed) else table.unsqueeze(0)  # of the first layer
         return table if self.keep is None else apply_keep_indices_nlc(self.keep, table, self.keep)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (B, prefix + N, C)."""
+        """Return the attention of tokens x (B, prefix + N, C)."""
         return self.attn(x, rope=self.table() if self.fixed is None else self.fixed)
 
 
 def timm_peers(layers: dict[str, Layer], grid: tuple[int, int], keep: Tensor | None) -> dict[str, nn.Module]:
-    """timm's own layers with the weights of ours, by the name of ours."""
+    """Return timm's own layers with the weights of ours, by the name of ours."""
     attn = layers["rope_axial"].attn
     shape = {"in_pixels": False, "feat_shape": list(grid), "temperature": 100.0, "grid_indexing": "xy"}
     peers = {"rope_axial": TimmRope(attn, RotaryEmbeddingCat(attn.head_dim, **shape), keep)}
@@ -84,7 +84,10 @@ def timm_peers(layers: dict[str, Layer], grid: tuple[int, int], keep: Tensor | N
 def layer(
     setting: Setting, dim: int, heads: int, grid: tuple[int, int], batch: tuple[int, int], visible: float | None = None
 ) -> Case:
-    """One class token and the tokens of a grid, or the share `visible` of them, other ones in every sample."""
+    """Build the row of one class token and the tokens of a grid, or of their share `visible`.
+
+    Every sample sees other ones.
+    """
     height, width = grid
     plain = timm.create_model(
         "vit_tiny_patch16_224",

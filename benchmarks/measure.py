@@ -1,4 +1,4 @@
-"""One row of the table: modules that do the same work, checked to be equal where they must be, then timed."""
+"""Measurement of one row: modules that do the same work, checked to be equal where they must be, then timed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ AGAIN = " again"  # name of the base's copy: the name of the base, and this
 
 @dataclass(frozen=True)
 class Setting:
-    """How a row is run. bf16 is autocast around float32 weights, as models are trained."""
+    """The way a row is run. bf16 is autocast around float32 weights, as models are trained."""
 
     device: str
     dtype: str  # "float32" or "bf16"
@@ -29,13 +29,13 @@ class Setting:
     backward: bool  # forward and backward in training mode, or forward in eval mode without gradients
 
     def batch(self, on_cpu: int, on_cuda: int) -> int:
-        """A batch that keeps the device busy."""
+        """Return a batch size that keeps the device busy."""
         return on_cuda if torch.device(self.device).type == "cuda" else on_cpu
 
 
 @dataclass
 class Case:
-    """What a row measures.
+    """The modules and inputs that a row measures.
 
     Attributes:
         inputs: of every module.
@@ -50,7 +50,7 @@ class Case:
     depth: int = 1
 
     def tolerance(self, dtype: str) -> float:
-        """Of relative differences, in outputs and in gradients of the inputs."""
+        """Return the tolerance of relative differences, in outputs and in gradients of the inputs."""
         return 1e-5 if dtype == "float32" else 1e-2 * self.depth**0.5
 
 
@@ -66,11 +66,11 @@ class Row:
 
 
 class Unequal(AssertionError):
-    """A module does not compute what its peer does."""
+    """The error of a module that does not compute what its peer does."""
 
 
 def input_sets(inputs: tuple[Tensor, ...], device: torch.device) -> list[tuple[Tensor, ...]]:
-    """The inputs; on CUDA at least three copies in turn, and more than its L2 cache holds."""
+    """Return the inputs; on CUDA at least three copies in turn, and more than its L2 cache holds."""
     if device.type != "cuda" or not inputs:
         return [inputs]
     size = sum(x.numel() * x.element_size() for x in inputs)
@@ -88,7 +88,7 @@ class Runner:
         self.directions: list[Tensor] = []  # gradients of the outputs
 
     def forward(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """The outputs, with gradients where the setting wants them."""
+        """Return the outputs, with gradients where the setting wants them."""
         with (
             torch.set_grad_enabled(self.setting.backward),
             torch.autocast(torch.device(self.setting.device).type, torch.bfloat16, self.setting.dtype == "bf16"),
@@ -97,14 +97,14 @@ class Runner:
         return out if isinstance(out, tuple) else (out,)
 
     def backward(self, outputs: tuple[Tensor, ...], inputs: tuple[Tensor, ...]) -> list[Tensor]:
-        """Gradients of the inputs, and of all parameters, which are thrown away."""
+        """Return gradients of the inputs; those of all parameters are computed too, and thrown away."""
         wanted = [x for x in inputs if x.requires_grad]
         return list(
             torch.autograd.grad(outputs, [*wanted, *self.parameters], self.directions, allow_unused=True)[: len(wanted)]
         )
 
     def first(self) -> list[Tensor]:
-        """The first step, whose results are looked at."""
+        """Return the results of the first step, which are looked at."""
         inputs = next(self.sets)
         outputs = self.forward(inputs)
         if not self.setting.backward:
@@ -121,13 +121,13 @@ class Runner:
 
 
 def relative_difference(a: Tensor, b: Tensor) -> float:
-    """|a - b| / |b|, in double precision."""
+    """Return |a - b| / |b|, in double precision."""
     a, b = a.double(), b.double()
     return ((a - b).norm() / b.norm()).item()
 
 
 def check_equal(case: Case, results: dict[str, list[Tensor]], tolerance: float) -> None:
-    """Every module computes what its peer does.
+    """Check that every module computes what its peer does.
 
     Raises:
         Unequal: one does not.

@@ -37,17 +37,17 @@ class Visible(nn.Module):
         self.model, self.keep = model, keep
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (B, 3, H, W)."""
+        """Return the features of images x (B, 3, H, W)."""
         return self.model.forward_kept(x, self.keep)
 
 
 def pictures(setting: Setting, model: nn.Module, batch: tuple[int, int]) -> tuple[Tensor]:
-    """Random ones."""
+    """Return a batch of random images for a model."""
     return (torch.randn(setting.batch(*batch), 3, *model.patch_embed.img_size),)
 
 
 def vit(setting: Setting, options: dict, batch: tuple[int, int], encodings: Sequence[str] | None = ENCODINGS) -> Case:
-    """A ViT: each encoding (None: all of them) over timm's ViT without any, and the learned table over timm's."""
+    """Build a ViT row: each encoding (None: all) over timm's ViT without any, and the learned table over timm's."""
     native = timm.create_model("vit_tiny_patch16_224", num_classes=10, **options)
     plain = timm.create_model("vit_tiny_patch16_224", num_classes=10, pos_embed="none", **options)
     plain.load_state_dict(native.state_dict(), strict=False)
@@ -60,7 +60,7 @@ def vit(setting: Setting, options: dict, batch: tuple[int, int], encodings: Sequ
 
 
 def host(setting: Setting, name: str, options: dict, batch: tuple[int, int]) -> Case:
-    """timm's model with its own encoding, converted, and as timm has it, over the same without any."""
+    """Build a row of timm's model with its own encoding, converted, and as timm has it, over the same without any."""
     native = timm.create_model(name, num_classes=10, **options)
     for key, parameter in native.named_parameters():
         if key.endswith("relative_position_bias_table"):
@@ -72,7 +72,7 @@ def host(setting: Setting, name: str, options: dict, batch: tuple[int, int]) -> 
 
 
 def masked(setting: Setting, options: dict, batch: tuple[int, int], visible: float = 0.25) -> Case:
-    """The encoder of a masked autoencoder on the visible patches."""
+    """Build a row of the encoder of a masked autoencoder on the visible patches."""
     plain = vp.set_encoding(timm.create_model("vit_tiny_patch16_224", num_classes=0, **options), "none")
     images = pictures(setting, plain, batch)
     patches = plain.patch_embed.num_patches

@@ -1,4 +1,4 @@
-"""Rows of single operations: what must be read and written, copied, is the floor; timm's version stands beside ours."""
+"""Rows of single operations over their floor, a copy of what must be read and written; timm's stand beside ours."""
 
 from __future__ import annotations
 
@@ -17,45 +17,45 @@ from visionpos.kernels import rotate_qkv, window_attention
 
 
 class Copy(nn.Module):
-    """Queries and keys copied, values left where they are: what a rotation must read and write."""
+    """A copy of queries and keys, values left where they are: what a rotation must read and write."""
 
     def forward(self, qkv: Tensor) -> tuple[Tensor, ...]:
-        """qkv (B, N, 3, heads, head_dim) -> q, k, v (B, heads, N, head_dim)."""
+        """Return q, k, v (B, heads, N, head_dim) of qkv (B, N, 3, heads, head_dim)."""
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         return q.clone(), k.clone(), v
 
 
 class Rotation(nn.Module):
-    """Queries and keys rotated by a table that is there already."""
+    """The rotation of queries and keys by a table that is there already."""
 
     def __init__(self, encoding: nn.Module, positions: vp.Positions):
         super().__init__()
         self.table, self.layout = encoding.prepare(positions), encoding.layout
 
     def forward(self, qkv: Tensor) -> tuple[Tensor, ...]:
-        """qkv (B, N, 3, heads, head_dim) -> q, k, v (B, heads, N, head_dim)."""
+        """Return q, k, v (B, heads, N, head_dim) of qkv (B, N, 3, heads, head_dim)."""
         return rotate_qkv(qkv, self.table, self.layout)
 
 
 class TimmRotation(nn.Module):
-    """The same as timm's attention does it."""
+    """The rotation as timm's attention does it."""
 
     def __init__(self, table: Tensor):
         super().__init__()
         self.table = table
 
     def rotate(self, x: Tensor) -> Tensor:
-        """x (B, heads, N, head_dim), the first token a class token."""
+        """Return x (B, heads, N, head_dim) rotated; the first token is a class token."""
         return torch.cat([x[:, :, :1], apply_rot_embed_cat(x[:, :, 1:], self.table)], dim=2).type_as(x)
 
     def forward(self, qkv: Tensor) -> tuple[Tensor, ...]:
-        """qkv (B, N, 3, heads, head_dim) -> q, k, v (B, heads, N, head_dim)."""
+        """Return q, k, v (B, heads, N, head_dim) of qkv (B, N, 3, heads, head_dim)."""
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         return self.rotate(q), self.rotate(k), v
 
 
 def rotation(setting: Setting, heads: int, head_dim: int, grid: tuple[int, int], batch: tuple[int, int]) -> Case:
-    """rope_axial; queries and keys are views of one buffer, as a projection leaves them."""
+    """Build a row of rope_axial; queries and keys are views of one buffer, as a projection leaves them."""
     positions = vp.Positions.grid(grid, num_prefix_tokens=1)
     ours = Rotation(vp.create_encoding("rope_axial", num_heads=heads, head_dim=head_dim), positions)
     shape = {"in_pixels": False, "feat_shape": list(grid), "temperature": 100.0, "grid_indexing": "xy"}
@@ -74,24 +74,24 @@ class Bias(nn.Module):
         self.encoding, self.positions = encoding, positions
 
     def forward(self) -> Tensor:
-        """Computed anew."""
+        """Return the bias, computed anew."""
         return self.encoding.bias(self.positions)
 
 
 class TimmBias(nn.Module):
-    """The same as timm's Swin does it."""
+    """The bias as timm's Swin computes it."""
 
     def __init__(self, attn: WindowAttention):
         super().__init__()
         self.attn = attn
 
     def forward(self) -> Tensor:
-        """Computed anew."""
+        """Return the bias, computed anew."""
         return self.attn._get_rel_pos_bias()[0]
 
 
 def gather(setting: Setting, heads: int, grid: tuple[int, int]) -> Case:
-    """relative_table's bias; the backward pass sums up the gradient of the table."""
+    """Build a row of relative_table's bias; the backward pass sums up the gradient of the table."""
     attn = WindowAttention(32 * heads, heads, window_size=grid)
     encoding = vp.create_encoding("relative_table", num_heads=heads, feat_shape=grid)
     encoding.relative_position_bias_table.data.copy_(attn.relative_position_bias_table.data)
@@ -100,7 +100,7 @@ def gather(setting: Setting, heads: int, grid: tuple[int, int]) -> Case:
 
 
 class Traffic(torch.autograd.Function):
-    """As many bytes read and written as two buffers have, one forward and one backward."""
+    """Function that reads and writes as many bytes as two buffers have, one forward and one backward."""
 
     @staticmethod
     def forward(ctx, qkv: Tensor, forth: Tensor, back: Tensor) -> Tensor:
@@ -122,7 +122,7 @@ class Roofline(nn.Module):
         self.forth, self.back = (qkv.new_empty(int(each * moved / 2)) for moved in (3 + 1, 3 + 1 + 3))
 
     def forward(self, qkv: Tensor) -> Tensor:
-        """qkv is not touched."""
+        """Return the output's traffic; qkv is not touched."""
         return Traffic.apply(qkv, self.forth, self.back)
 
 
@@ -134,16 +134,16 @@ class WindowKernel(nn.Module):
         self.version, self.bias, self.shift = version, nn.Parameter(bias), (3, 3) if shifted else (0, 0)
 
     def forward(self, qkv: Tensor) -> Tensor:
-        """qkv (B, H, W, 3, heads, head_dim)."""
+        """Return the attention of qkv (B, H, W, 3, heads, head_dim)."""
         return self.version(qkv, self.bias, (7, 7), self.shift, qkv.shape[-1] ** -0.5)
 
 
 def window_kernel(setting: Setting, grid: int, heads: int, shifted: bool, batch: tuple[int, int]) -> Case:
-    """The fused kernel over its roofline, measured as a copy of the same bytes, and the plain version."""
+    """Build a row of the fused kernel and the plain version over the roofline, a copy of the same bytes."""
     dtype = torch.bfloat16 if setting.dtype == "bf16" else torch.float32
     qkv = torch.randn(setting.batch(*batch), grid, grid, 3, heads, 32, dtype=dtype, requires_grad=setting.backward)
     bias = torch.randn(heads, 49, 49)
-    versions = {"fused": window_attention, "plain": window_attention.plain}
+    versions = {"fused": window_attention, "plain": window_attention.reference}
     modules = {name: WindowKernel(version, bias.clone(), shifted) for name, version in versions.items()}
     return Case((qkv,), {"roofline": Roofline(qkv.detach()), **modules}, {"fused": "plain"})
 

@@ -1,4 +1,4 @@
-"""What was measured, where and how, as JSON and as a page of Markdown tables."""
+"""Results as JSON and as a page of Markdown tables: what was measured, where and how."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ inputs. Forward is in eval mode without gradients; bf16 is autocast."""
 
 
 def processor() -> str:
-    """The model name of the CPU."""
+    """Return the model name of the CPU."""
     info = Path("/proc/cpuinfo")
     names = info.read_text().splitlines() if info.exists() else []
     named = [line.partition(":")[2].strip() for line in names if line.startswith("model name")]
@@ -38,7 +38,7 @@ def processor() -> str:
 
 
 def facts(device: torch.device, command: str, rounds: int) -> Result:
-    """Date, hardware, versions, command."""
+    """Return date, hardware, versions and command of a measurement."""
     cuda = device.type == "cuda"
     return {
         "date": datetime.date.today().isoformat(),
@@ -59,13 +59,13 @@ def facts(device: torch.device, command: str, rounds: int) -> Result:
 
 
 def cell(found: Result) -> str:
-    """Median, quartiles, and memory where it was measured."""
+    """Return median, quartiles, and memory where it was measured, as text."""
     text = f"{found['median']:.2f} ({found['q1']:.2f}-{found['q3']:.2f})"
     return text if found.get("memory") is None else f"{text}; memory {found['memory']:.2f}"
 
 
 def progress(result: Result) -> str:
-    """One line for a row that has just been measured."""
+    """Return one line for a row that has just been measured."""
     start = f"{result['row']}, {PASSES[result['backward']]}, {result['dtype']} {result['mode']}: "
     if "error" in result:
         return start + result["error"]
@@ -75,13 +75,13 @@ def progress(result: Result) -> str:
 
 
 def table(lines: Iterable[Iterable[str]]) -> str:
-    """Markdown; the first line is the head."""
+    """Return lines of cells as a Markdown table; the first line is the head."""
     head, *body = (f"| {' | '.join(line)} |" for line in lines)
     return "\n".join([head, "|" + " --- |" * (head.count("|") - 1), *body])
 
 
 def target_lines(results: list[Result]) -> Iterator[list[str]]:
-    """Every goal beside what was measured."""
+    """Yield every goal beside what was measured."""
     yield ["row", "ratio", "pass", "run", "target", "measured", ""]
     for result in results:
         for goal in goals(result) if "error" not in result else ():
@@ -94,7 +94,7 @@ def target_lines(results: list[Result]) -> Iterator[list[str]]:
 
 
 def ratio_lines(results: list[Result]) -> Iterator[list[str]]:
-    """All ratios of one dtype and mode, the passes side by side."""
+    """Yield all ratios of one dtype and mode, the passes side by side."""
     yield ["row", "ratio", *PASSES.values()]
     for name in dict.fromkeys(result["row"] for result in results):
         both = {result["backward"]: result for result in results if result["row"] == name}
@@ -114,7 +114,7 @@ def ratio_lines(results: list[Result]) -> Iterator[list[str]]:
 
 
 def page(measured: Result) -> str:
-    """The Markdown page."""
+    """Return the Markdown page."""
     versions = ", ".join(f"{name} {version}" for name, version in measured["versions"].items())
     results = measured["rows"]
     parts = [
@@ -134,7 +134,7 @@ def page(measured: Result) -> str:
 
 
 def write(measured: Result, folder: Path) -> None:
-    """speed.json and speed.md."""
+    """Write speed.json and speed.md."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "speed.json").write_text(json.dumps(measured, indent=1) + "\n")
     (folder / "speed.md").write_text(page(measured))

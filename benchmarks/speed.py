@@ -1,4 +1,4 @@
-"""What an encoding costs: layers, whole models and single operations, over the same without it and over timm's.
+"""Cost of an encoding: layers, whole models and single operations, over the same without it and over timm's.
 
     python -m benchmarks.speed --quick                              the small rows, about 4 minutes on one core
     python -m benchmarks.speed --output docs                        everything, hours on a CPU
@@ -30,7 +30,7 @@ DTYPES, MODES = ("float32", "bf16"), ("eager", "compiled")
 
 
 def choose(rows: list[str] | None, device: str, quick: bool) -> list[Row]:
-    """The rows of some groups, or of some names, that a device can run; None stands for all.
+    """Return the rows of some groups, or of some names, that a device can run; None stands for all.
 
     Raises:
         ValueError: neither a group nor a row, or none that is left.

@@ -1,4 +1,4 @@
-"""CPU seconds until a command has said something: help, a list, and a mistake in a configuration.
+"""Measure the CPU seconds until a command has said something: help, a list, and a mistake in a configuration.
 
 Command   python -m benchmarks.startup [--rounds 5]
 Clock     user and system time of a fresh process with one thread; the median and the extremes of the rounds
@@ -33,6 +33,7 @@ def seconds(arguments: list[str]) -> float:
 
 
 def main() -> None:
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     rounds = parser.parse_args().rounds

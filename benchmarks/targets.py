@@ -1,4 +1,4 @@
-"""What the rows are held to: the largest ratio that meets the goal, forward and forward + backward."""
+"""Goals of the rows: the largest ratio that meets each, forward and forward + backward."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Target:
     of: str = "time"  # or "memory"
 
     def limit(self, result: dict[str, Any]) -> float | None:
-        """The goal for a measured row, if it has one."""
+        """Return the goal for a measured row, if it has one."""
         met = (self.row, self.device) == (result["row"], result["device"])
         met = met and result["dtype"] in self.dtypes and result["mode"] in self.modes
         return (self.both if result["backward"] else self.forward) if met else None
@@ -94,7 +94,7 @@ REASONS = [  # why a goal is missed where it is: mode, row, variant, with backwa
 
 
 def reason(result: dict[str, Any], found: dict[str, Any], limit: float) -> str:
-    """Why this ratio misses its goal, as far as that is known."""
+    """Return why this ratio misses its goal, as far as that is known."""
     if found["q1"] <= limit:
         return "by less than the noise: the lower quartile meets it"
     for mode, row, variant, backward, text in REASONS:
@@ -105,12 +105,12 @@ def reason(result: dict[str, Any], found: dict[str, Any], limit: float) -> str:
 
 
 def is_timms(name: str) -> bool:
-    """Whether a variant is timm's own."""
+    """Return whether a variant is timm's own."""
     return name.startswith("timm")
 
 
 def goals(result: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The goals of a measured row: variant, over, of, limit, measured, met.
+    """Yield the goals of a measured row: variant, over, of, limit, measured, met.
 
     Compiled, nothing is slower than timm's.
 

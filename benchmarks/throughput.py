@@ -47,13 +47,13 @@ Step = Callable[[int], object]  # trains that many steps, and waits for the devi
 
 
 def made_up(count: int) -> Pictures:
-    """Random pictures of 32 x 32 pixels and labels."""
+    """Return random images of 32 x 32 pixels and labels."""
     images = torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     return Pictures(images, torch.arange(count) % CLASSES, tuple(map(str, range(CLASSES))))
 
 
 def ours(model: dict, encoding: str, pictures: Pictures, batch: int, device: torch.device) -> Step:
-    """Our trainer with the full augmentation policy."""
+    """Return the step of our trainer with the full augmentation policy."""
     recipe = Recipe(**read_yaml(CONFIGS / "recipe" / "cifar_200_epochs.yaml") | {"batch_size": batch})
     config = Config(Model(**model), Data("cifar10"), recipe, encoding)
     source = PictureSource(pictures, pictures, "test", recipe, 0, device)
@@ -63,7 +63,7 @@ def ours(model: dict, encoding: str, pictures: Pictures, batch: int, device: tor
 
 
 class PilPictures(Dataset):
-    """Pictures as a folder of decoded files would give them."""
+    """A data set of images as a folder of decoded files would give them."""
 
     def __init__(self, pictures: Pictures):
         self.images = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in pictures.images]
@@ -78,7 +78,7 @@ class PilPictures(Dataset):
 
 
 def timms(model: dict, pictures: Pictures, batch: int, device: torch.device) -> Step:
-    """timm's model, loader, mixup, optimiser and averaged weights."""
+    """Return the step of timm's model, loader, mixup, optimiser and averaged weights."""
     host = timm.create_model(model["name"], **model["options"], img_size=32, num_classes=CLASSES).to(device).train()
     gpu = device.type == "cuda"
     loader = create_loader(
@@ -112,7 +112,7 @@ def timms(model: dict, pictures: Pictures, batch: int, device: torch.device) -> 
 
 
 def measure(name: str, batch: int, steps: int, rounds: int, device: torch.device) -> dict:
-    """Images per second of both, with one model."""
+    """Return the images per second of both, with one model."""
     model, pictures = read_yaml(CONFIGS / "model" / f"{name}.yaml"), made_up(max(4 * batch, 2048))
     sides = {"ours": ours(model, OWN[name], pictures, batch, device), "timm": timms(model, pictures, batch, device)}
     rates: dict[str, list[float]] = {side: [] for side in sides}
@@ -128,6 +128,7 @@ def measure(name: str, batch: int, steps: int, rounds: int, device: torch.device
 
 
 def main() -> None:
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=list(OWN), default=list(OWN))
     parser.add_argument("--batch", type=int, default=512)

@@ -16,27 +16,27 @@ V1, V2 = "swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256"
 
 
 class Attention(nn.Module):
-    """A block's window attention, with the block's shift mask."""
+    """The window attention of a block, with the block's shift mask."""
 
     def __init__(self, block: nn.Module):
         super().__init__()
         self.attn, self.mask = block.attn, block.attn_mask
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (B * windows, N, C)."""
+        """Return the attention of windows x (B * windows, N, C)."""
         return self.attn(x, mask=self.mask)
 
 
 class PassOn(nn.Module):
-    """In place of window attention: its input."""
+    """Stand-in for window attention that returns its input."""
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """x (B * windows, N, C)."""
+        """Return windows x (B * windows, N, C) as they are."""
         return x
 
 
 class Partition(nn.Module):
-    """A block's way to windows and back: shift, partition, reverse."""
+    """The way of a block to windows and back: shift, partition, reverse."""
 
     def __init__(self, block: nn.Module):
         super().__init__()
@@ -44,12 +44,12 @@ class Partition(nn.Module):
         self.block.attn = PassOn()
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (B, H, W, C)."""
+        """Return tokens x (B, H, W, C) after the way to windows and back."""
         return self.block._attn(x)
 
 
 def variants(native: nn.Module, encodings: tuple[str, ...]) -> dict[str, nn.Module]:
-    """timm's Swin, the same converted, and with other encodings."""
+    """Return timm's Swin, the same converted, and with other encodings."""
     converted = copy.deepcopy(native)
     vp.get_encoding(converted)  # prepares the model for encodings, and leaves it its own
     others = {encoding: vp.set_encoding(copy.deepcopy(native), encoding) for encoding in encodings}
@@ -57,12 +57,15 @@ def variants(native: nn.Module, encodings: tuple[str, ...]) -> dict[str, nn.Modu
 
 
 def peers(setting: Setting) -> dict[str, str]:
-    """What must equal timm's; in bf16, torch's fused attention rounds elsewhere."""
+    """Return which variants must equal timm's; in bf16, torch's fused attention rounds elsewhere."""
     return {"visionpos": "timm"} | ({"visionpos, fused": "timm"} if setting.dtype == "float32" else {})
 
 
 def with_fused(modules: dict[str, nn.Module]) -> dict[str, nn.Module]:
-    """And the converted one with torch's fused attention, as TIMM_FUSED_ATTN=2 has it: not with timm's bits."""
+    """Return the modules and the converted one with torch's fused attention, which has not timm's bits.
+
+    So TIMM_FUSED_ATTN=2 has it.
+    """
     fused = copy.deepcopy(modules["visionpos"])
     for module in fused.modules():
         if hasattr(module, "fused_attn"):
@@ -71,7 +74,7 @@ def with_fused(modules: dict[str, nn.Module]) -> dict[str, nn.Module]:
 
 
 def swin(setting: Setting, name: str, batch: tuple[int, int], **options) -> Case:
-    """A whole Swin; options are timm's."""
+    """Build the row of a whole Swin; options are timm's."""
     native = timm.create_model(name, num_classes=10, drop_path_rate=0.0, **options)
     images = torch.randn(setting.batch(*batch), 3, *native.patch_embed.img_size)
     modules = with_fused(variants(native, ("none", "rope_axial")))
@@ -79,7 +82,7 @@ def swin(setting: Setting, name: str, batch: tuple[int, int], **options) -> Case
 
 
 def blocks(name: str, stage: int, shifted: bool, encodings: tuple[str, ...], options: dict) -> dict[str, nn.Module]:
-    """One block of a stage; of each stage the second is shifted."""
+    """Return one block of a stage for each variant; of each stage the second is shifted."""
     native = timm.create_model(name, **{"depths": (2, 2, 2, 2), "drop_path_rate": 0.0, **options})
     for module in native.modules():
         if isinstance(module, nn.Linear):
@@ -89,7 +92,7 @@ def blocks(name: str, stage: int, shifted: bool, encodings: tuple[str, ...], opt
 
 
 def attention(setting: Setting, name: str, stage: int, shifted: bool, batch: tuple[int, int], **options) -> Case:
-    """Window attention on tokens that are cut into windows."""
+    """Build a row of window attention on tokens that are cut into windows."""
     found = blocks(name, stage, shifted, ("none",), options)
     (height, width), area, dim = (getattr(found["timm"], fact) for fact in ("input_resolution", "window_area", "dim"))
     windows = setting.batch(*batch) * height * width // area
@@ -101,7 +104,7 @@ def attention(setting: Setting, name: str, stage: int, shifted: bool, batch: tup
 
 
 def partition(setting: Setting, name: str, stage: int, shifted: bool, batch: tuple[int, int], **options) -> Case:
-    """Shift, partition and reverse, without the attention between."""
+    """Build a row of shift, partition and reverse, without the attention between."""
     found = blocks(name, stage, shifted, (), options)
     height, width = found["timm"].input_resolution
     x = torch.randn(setting.batch(*batch), height, width, found["timm"].dim, requires_grad=setting.backward)

@@ -4,11 +4,12 @@ import contextlib
 import datetime
 
 import pytest
-import timm
 import torch
 
 import visionpos as vp
-from visionpos.frequencies import geometric_frequencies, wide
+from tests import small
+from tests.small import pictures
+from visionpos.frequencies import geometric_frequencies, to_float64
 from visionpos.rotary.rope_axial import RopeAxial
 from visionpos.rotation import mixed_angles
 
@@ -27,30 +28,8 @@ def put_back(owner, notices=AssertionError, **wrong):
 
 
 def vit(**options):
-    """A ViT of 8 x 12 patches and a class token, with one block; all patches count in the end."""
-    torch.manual_seed(0)
-    options = {
-        "img_size": SIZE,
-        "patch_size": 4,
-        "num_classes": 5,
-        "embed_dim": 48,
-        "depth": 1,
-        "num_heads": 3,
-        "global_pool": "avg",
-    } | options
-    return timm.create_model("vit_tiny_patch16_224", **options).eval()
-
-
-def swin(**options):
-    """A Swin of 16 x 24 and 8 x 12 patches in windows of 4 x 4."""
-    torch.manual_seed(0)
-    options = {"img_size": (64, 96), "window_size": 4, "num_classes": 5, "embed_dim": 32, "depths": (2, 2)} | options
-    return timm.create_model("swin_tiny_patch4_window7_224", num_heads=(2, 4), **options).eval()
-
-
-def pictures(size=SIZE, batch=2):
-    """The same pictures every time."""
-    return torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(1))
+    """A ViT with one block, in which all patches count in the end."""
+    return small.vit(**{"depth": 1, "global_pool": "avg", **options})
 
 
 RIGHT_INIT = RopeAxial.__init__
@@ -64,7 +43,7 @@ def with_buffer(self, *args, **options):
 
 def from_buffer(self, positions):
     """RoPE's angles from that buffer."""
-    return (wide(positions.coords)[..., None] * wide(self.theta)).flip(-2).flatten(-2).unsqueeze(-3)
+    return (to_float64(positions.coords)[..., None] * to_float64(self.theta)).flip(-2).flatten(-2).unsqueeze(-3)
 
 
 def cached_tensor(self, positions):

@@ -71,8 +71,8 @@ class SaysAnotherFormula(Distance):
 
 
 class HidesAParameter(Distance):
-    def __init__(self, num_heads, **frame):
-        super().__init__(num_heads, **frame)
+    def __init__(self, num_heads, **grid_options):
+        super().__init__(num_heads, **grid_options)
         self.scale = torch.nn.Parameter(torch.ones(()))
 
     def encode(self, queries, keys):
@@ -80,14 +80,14 @@ class HidesAParameter(Distance):
 
 
 class SavesItsBuffer(Distance):
-    def __init__(self, num_heads, **frame):
-        super().__init__(num_heads, **frame)
+    def __init__(self, num_heads, **grid_options):
+        super().__init__(num_heads, **grid_options)
         self.register_buffer("one", torch.ones(()))
 
 
 class HalvesItsFrequencies(Distance):
-    def __init__(self, num_heads, **frame):
-        super().__init__(num_heads, **frame)
+    def __init__(self, num_heads, **grid_options):
+        super().__init__(num_heads, **grid_options)
         self.register_buffer("slope", torch.tensor(0.3), persistent=False)
 
     def reinit_buffers(self):
@@ -111,8 +111,8 @@ class DoublesItsOption(Distance):
 class TakesItselfForAnother(Distance):
     """Its own heads are not those that it was built with: a model would refuse what it has itself."""
 
-    def __init__(self, num_heads, **frame):
-        super().__init__(num_heads, **frame)
+    def __init__(self, num_heads, **grid_options):
+        super().__init__(num_heads, **grid_options)
         self.heads, self.num_heads = num_heads, num_heads - 1
 
     def encode(self, queries, keys):
@@ -127,8 +127,8 @@ class KeepsAValueToItself(Distance):
 
     built = 0
 
-    def __init__(self, num_heads, **frame):
-        super().__init__(num_heads, **frame)
+    def __init__(self, num_heads, **grid_options):
+        super().__init__(num_heads, **grid_options)
         type(self).built += 1
         self.slope = 1 + 0.1 * type(self).built
 

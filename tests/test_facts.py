@@ -24,8 +24,8 @@ class Slope(vp.BiasEncoding):
 
     learnable = translation_invariant = True
 
-    def __init__(self, num_heads: int, layer: int = 7, depth: int = 2, **frame):
-        super().__init__(num_heads, **frame)
+    def __init__(self, num_heads: int, layer: int = 7, depth: int = 2, **grid_options):
+        super().__init__(num_heads, **grid_options)
         self.layer, self.depth = layer, depth
         self.w = torch.nn.Parameter(torch.ones(num_heads))
 
@@ -45,8 +45,8 @@ class Fixed(Slope):
 
     learnable = False
 
-    def __init__(self, num_heads: int, **frame):
-        super().__init__(num_heads, **frame)
+    def __init__(self, num_heads: int, **grid_options):
+        super().__init__(num_heads, **grid_options)
         del self.w
         self.w = torch.ones(num_heads)
 

@@ -26,13 +26,12 @@ from tests.bugs import (
     from_buffer,
     loss_of,
     parallel_model,
-    pictures,
     put_back,
-    swin,
     train_in_parallel,
     vit,
     with_buffer,
 )
+from tests.small import pictures, swin
 from visionpos import places
 from visionpos.bias.relative_table import RelativeTable
 from visionpos.probe import GRID, output, raw, small_encoding

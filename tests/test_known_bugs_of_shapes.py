@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from timm.layers import resample_abs_pos_embed
 
 import visionpos as vp
-from tests.bugs import SIZE, pictures, put_back, swin, vit
+from tests.bugs import SIZE, put_back, vit
+from tests.small import pictures, swin
 from visionpos import resize, windows
 from visionpos.hosts import window_attention
 from visionpos.input import learned

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 
 import visionpos as vp
-from tests.bugs import ENCODINGS, RIGHT_INIT, SIZE, pictures, put_back, vit
+from tests.bugs import ENCODINGS, RIGHT_INIT, SIZE, put_back, vit
+from tests.small import pictures
 from visionpos import places
 from visionpos.encoding import AttentionTensors
 from visionpos.hosts import attention
@@ -38,7 +39,7 @@ def test_bug_21_query_that_sees_no_key(fused):
                 assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
     check()
-    with put_back(attention, softmax_over_keys=lambda logits, blind: logits.softmax(-1)):
+    with put_back(attention, softmax_over_keys=lambda logits, fully_masked: logits.softmax(-1)):
         check()
 
 

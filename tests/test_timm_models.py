@@ -11,7 +11,8 @@ from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3, ParseKwargs
 
 import visionpos as vp
-from tests.tiny_timm_models import SMALL, SWIN, VIT, pictures, randomised, small
+from tests.small import pictures, randomised
+from tests.tiny_timm_models import SMALL, SWIN, VIT, small
 
 NAMES = [
     "visionpos_swin_tiny_patch4_window7_224",

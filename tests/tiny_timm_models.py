@@ -11,15 +11,3 @@ VIT, SWIN = "visionpos_vit_xs_patch4_32", "visionpos_swin_xs_patch2_window4_32"
 def small(name=VIT, **options):
     torch.manual_seed(0)
     return timm.create_model(name, **{**(SMALL_SWIN if "swin" in name else SMALL), **options}).eval()
-
-
-def pictures(size=(32, 48), channels=3):
-    return torch.randn(2, channels, *size, generator=torch.Generator().manual_seed(1))
-
-
-def randomised(model):
-    """Every parameter away from its initial value, so that nothing that is lost goes unnoticed."""
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2)))
-    return model

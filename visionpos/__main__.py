@@ -16,7 +16,7 @@ BASELINE = "sinusoidal"
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """One subcommand for each question."""
+    """Return the parser of the command line, with one subcommand for each question."""
     parser = argparse.ArgumentParser(
         prog="visionpos", description="Position encodings: what there is and what it does."
     )
@@ -53,7 +53,11 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def run(flags: argparse.Namespace) -> None:
-    """Answer one command; mistakes are ValueError."""
+    """Answer one command and print the answer.
+
+    Raises:
+        ValueError: a mistake in the command.
+    """
     for module in flags.modules:
         importlib.import_module(module)
     if flags.command == "list":
@@ -73,7 +77,7 @@ def run(flags: argparse.Namespace) -> None:
 
 
 def measured(flags: argparse.Namespace) -> None:
-    """The commands that build encodings."""
+    """Answer one of the commands that build encodings: check, plot or compare."""
     grid, options = tuple(flags.grid), report.parse_options(flags.option)
     if min(grid) < 1:
         raise ValueError(f"--grid must be two positive numbers, got {grid}")
@@ -94,7 +98,11 @@ def measured(flags: argparse.Namespace) -> None:
 
 
 def shared(name: str, options: dict, names: Sequence[str]) -> dict:
-    """Those of the options that an encoding has; ValueError for one that none of `names` has."""
+    """Return those of the options that an encoding has.
+
+    Raises:
+        ValueError: an option that none of `names` has.
+    """
     accepted = {each: {*encoding_info(each)["options"], *encoding_info(each)["required"]} for each in names}
     for key in options:
         if not any(key in keys for keys in accepted.values()):
@@ -103,7 +111,10 @@ def shared(name: str, options: dict, names: Sequence[str]) -> dict:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0, 1 for an encoding that breaks the contract, 2 for a mistake, which is one line on stderr."""
+    """Run one command and return its exit status.
+
+    0 is success, 1 an encoding that breaks the contract, 2 a mistake, which is told in one line on stderr.
+    """
     flags = make_parser().parse_args(argv)
     try:
         run(flags)

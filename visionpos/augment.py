@@ -24,6 +24,13 @@ class CoordinateAugmentation:
 
     Raises:
         ValueError: a negative shift, or a jitter or rescale below 1.
+
+    Example:
+        >>> model = vp.create_model("vit_tiny_patch16_224", "rope_axial", img_size=(32, 48), depth=1)
+        >>> model.coordinate_augmentation = vp.CoordinateAugmentation(rescale=2.0)  # from now on, while training
+        >>> positions = vp.Positions.grid((2, 3))
+        >>> model.coordinate_augmentation(positions).feat_shape
+        (2, 3)
     """
 
     shift: float = 0.0
@@ -38,7 +45,7 @@ class CoordinateAugmentation:
                 raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
 
     def __call__(self, positions: Positions, generator: torch.Generator | None = None) -> Positions:
-        """The same tokens at other coordinates; drawn on the coordinates' device, without waiting for it."""
+        """Return the same tokens at other coordinates, drawn on the coordinates' device, without waiting for it."""
         coords = positions.coords
         draws = torch.rand(5, device=coords.device, dtype=coords.dtype, generator=generator) * 2 - 1  # U[-1, 1]
         shift = self.shift * draws[:2]

@@ -1,4 +1,4 @@
-"""timm models with a chosen encoding: `create_model`, `set_encoding`, `get_encoding`.
+"""Conversion of timm models to a chosen encoding: `create_model`, `set_encoding`, `get_encoding`.
 
 A conversion is written down where timm writes the arguments that it built a model with, so that a model that was saved
 by `timm.models.save_for_hf(model, directory)` comes back with its encoding: every encoding with every option that it
@@ -31,7 +31,7 @@ Layers = list[list[PositionEncoding]]
 
 
 def create_model(name: str, encoding: Spec | None = None, **kwargs: Any) -> nn.Module:
-    """`timm.create_model`, then `set_encoding`.
+    """Build a timm model by name and convert it: `timm.create_model`, then `set_encoding`.
 
     Args:
         name: a timm model name.
@@ -40,6 +40,11 @@ def create_model(name: str, encoding: Spec | None = None, **kwargs: Any) -> nn.M
 
     Raises:
         ValueError: an unknown encoding or option, or a model that is no host. Checked before the model is built.
+
+    Example:
+        >>> model = vp.create_model("vit_tiny_patch16_224", encoding="rope_axial", img_size=(32, 48), depth=2)
+        >>> model(torch.randn(1, 3, 32, 48)).shape
+        torch.Size([1, 1000])
     """
     spec = None if encoding is None else parse_spec(encoding)
     model = timm.create_model(name, **kwargs)
@@ -66,17 +71,28 @@ def set_encoding(model: nn.Module, encoding: Spec) -> nn.Module:
     Raises:
         ValueError: an unknown encoding or option, one that does not fit the model or is there twice, or a model that is
             no host. The model is unchanged then.
+
+    Example:
+        >>> model = timm.create_model("vit_tiny_patch16_224", depth=2)
+        >>> model = vp.set_encoding(model, ["learned", {"name": "rope_axial", "temperature": 100.0}])
+        >>> [encoding.name for encoding in vp.get_encoding(model)]
+        ['learned', 'rope_axial']
     """
     return _set_encoding(model, parse_spec(encoding))
 
 
 def get_encoding(model: nn.Module) -> list[PositionEncoding]:
-    """What encodes position in a model: input encodings first, then those of the attention layers in order.
+    """Return the encodings of a model: input encodings first, then those of the attention layers in order.
 
     A model that was not converted yet is prepared for encodings, which changes neither its output nor its names.
 
     Raises:
         ValueError: the model is no host.
+
+    Example:
+        >>> swin = timm.create_model("swin_tiny_patch4_window7_224", depths=(1, 2), num_heads=(3, 6))
+        >>> [(encoding.name, encoding.num_heads) for encoding in vp.get_encoding(swin)]
+        [('relative_table', 3), ('relative_table', 6), ('relative_table', 6)]
     """
     _, inputs, layers = _converted(model)
     return _distinct(inputs, layers)

@@ -1,4 +1,4 @@
-"""The contract: what a position encoding is. The base class of each of the four places is in `places.py`.
+"""The contract of a position encoding. The base class of each of the four places is in `places.py`.
 
 The author of an encoding writes a single method, `encode`, on positions; the base class of the place adds what is
 the same for all: coordinates carried to the grid that was trained on, full precision under autocast, prefix tokens,
@@ -33,7 +33,7 @@ Shape = tuple[int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class LayerFacts:
-    """What a model knows of one of its layers, or of its stem, where input encodings act. Built by its host.
+    """The facts that a model knows of one of its layers, or of its stem, where input encodings act. Built by its host.
 
     A constructor parameter of an encoding that has the name of a field is filled in from here if it has no default, or
     if the class names it in `from_model`. None stands for what this model does not know, such as the heads of a stem.
@@ -60,25 +60,27 @@ class LayerFacts:
 
 @dataclass(eq=False)
 class AttentionTensors:
-    """One attention layer's tensors before the softmax. Encodings change what they need, one after the other."""
+    """The tensors of one attention layer before the softmax. Encodings change what they need, one after the other."""
 
     x: Tensor  # (B, T, C) the layer's input, T = prefix + N
     q: Tensor  # (B, heads, T, head_dim), not scaled
     k: Tensor  # (B, heads, T, head_dim)
     v: Tensor  # (B, heads, T, head_dim)
     bias: Tensor | None = None  # ([B,] heads, T, T), added to the scaled logits
-    blind: Tensor | None = None  # ([B, heads,] T, 1), queries that a caller's mask lets see no key, if there is a mask
+    fully_masked: Tensor | None = None  # ([B, heads,] T, 1), queries that a caller's mask lets see no key
     formula: tuple[PositionEncoding, Positions] | None = None  # a bias that attention computes from coordinates
     output: Tensor | None = None  # (B, heads, T, head_dim), added to what attention returns
     value_terms: list[Callable[[Tensor], Tensor]] = field(default_factory=list)  # probabilities -> more output
 
     def add_bias(self, bias: Tensor) -> None:
-        """Add to the logits."""
+        """Add a bias, ([B,] heads or 1, T, T), to what will be added to the logits."""
         self.bias = bias if self.bias is None else self.bias + bias
 
 
 class PositionEncoding(nn.Module):
-    """One layer's position encoding. Claims are class attributes, and `check_encoding` holds every class to them.
+    """The position encoding of one layer: base class of the four places, one `torch.nn.Module` per encoding.
+
+    Claims are class attributes, and `check_encoding` holds every class to them.
 
     A model fills in the constructor parameters that have no default and the name of a field of `LayerFacts`, and those
     with a default that `from_model` names. One module serves all layers if it has no parameters and is built alike in
@@ -88,6 +90,11 @@ class PositionEncoding(nn.Module):
         reference_shape: the grid that was trained on. Positions on another grid are interpolated into it, end to end
             (`Positions.rescale`). None: coordinates are taken as they are.
         extrapolate: let coordinates run on beyond `reference_shape` instead of interpolating them.
+
+    Example:
+        >>> encoding = vp.create_encoding("alibi2d", num_heads=4)
+        >>> isinstance(encoding, vp.PositionEncoding), encoding.place, encoding.translation_invariant
+        (True, 'bias', True)
     """
 
     name: ClassVar[str] = ""  # the registry's key
@@ -108,31 +115,34 @@ class PositionEncoding(nn.Module):
         self.extrapolate = extrapolate
 
     def encode(self, positions: Positions) -> Tensor:
-        """The one method of an encoding. Written by its author; called through the public method of the place."""
+        """Return the encoding of tokens at `positions`: the one method that an author writes.
+
+        It works on coordinates alone and is called through the public method of the place.
+        """
         raise TypeError(f"{type(self).__name__} must define encode()")
 
     def locate(self, positions: Positions) -> Positions:
-        """The positions in the coordinates of the grid that was trained on."""
+        """Return the positions in the coordinates of the grid that was trained on."""
         if self.reference_shape is None or self.extrapolate:
             return positions
         return positions.rescale(self.reference_shape)
 
     def prepare(self, positions: Positions) -> Any:
-        """What `forward` adds or `modify_attention` needs, computed once for a forward pass."""
+        """Return what `forward` adds or `modify_attention` needs, computed once for a forward pass."""
         raise TypeError(f"{type(self).__name__} must define prepare()")
 
     def set_feat_shape(self, feat_shape: tuple[int, int]) -> None:
-        """The model works on another grid from now on. Learned tables are resized for good, formulas need nothing."""
+        """Work on another grid from now on: learned tables are resized for good, formulas need nothing."""
 
     def reinit_buffers(self) -> None:
         """Compute every non-persistent buffer again, for use after meta-device initialisation."""
 
     def init_non_persistent_buffers(self) -> None:
-        """timm's name for `reinit_buffers`."""
+        """Compute non-persistent buffers again: timm's name for `reinit_buffers`."""
         self.reinit_buffers()
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the parameters, in `owner`, that weight decay must not touch: all of them."""
+        """Return the names of the parameters, in `owner`, that weight decay must not touch: all of them."""
         owner, names, _ = self.__dict__.get("_bound", (self, (), None))
         return {name for name, _ in owner.named_parameters() if owner is self or name.split(".")[0] in names}
 
@@ -142,7 +152,7 @@ class PositionEncoding(nn.Module):
 
     @property
     def owner(self) -> nn.Module:
-        """The module that has the parameters: the encoding itself, or a part of its model."""
+        """Return the module that has the parameters: the encoding itself, or a part of its model."""
         return self.__dict__.get("_bound", (self,))[0]
 
     def set_parameter(self, name: str, value: Tensor) -> None:
@@ -163,7 +173,7 @@ class PositionEncoding(nn.Module):
 
 
 def check_tokens(x: Tensor, axis: int, positions: Positions, what: str) -> None:
-    """One clear line where tokens and positions do not fit.
+    """Check that tokens and positions fit, and say in one clear line where they do not.
 
     Raises:
         ValueError: another number of tokens, or of samples.
@@ -178,5 +188,5 @@ def check_tokens(x: Tensor, axis: int, positions: Positions, what: str) -> None:
 
 
 def full_precision(positions: Positions) -> torch.autocast:
-    """Positions are computed in float32 or better, whatever autocast says."""
+    """Return a context in which positions are computed in float32 or better, whatever autocast says."""
     return torch.autocast(positions.coords.device.type, enabled=False)

@@ -1,4 +1,4 @@
-"""What differs between eager mode and traced graphs: which of them runs, and tables that graphs write to memory.
+"""Differences between eager mode and traced graphs: which of them runs, and tables that graphs write to memory.
 
 A compiler repeats the computation of a table, such as the gather of a bias, for every element that reads it: in windows
 as often as there are windows.

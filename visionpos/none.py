@@ -1,4 +1,4 @@
-"""No position at all."""
+"""The control of every comparison: no position at all."""
 
 from __future__ import annotations
 
@@ -20,5 +20,5 @@ class NoEncoding(PositionEncoding):
         super().__init__()
 
     def forward(self, x: Tensor, positions: Positions) -> Tensor:
-        """x, as it is."""
+        """Return x as it is."""
         return x

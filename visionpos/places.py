@@ -18,41 +18,48 @@ from .rotation import Layout, rotate
 
 
 class InputEncoding(PositionEncoding):
-    """Adds a vector to each token before the first block.
+    """Base class of encodings that add a vector to each token before the first block.
 
     Args:
         dim: channels of a token.
+
+    Example:
+        >>> class RowNumber(vp.InputEncoding):
+        ...     def encode(self, positions):  # (N, dim)
+        ...         return positions.coords[..., :1].repeat_interleave(self.dim, dim=-1)
+        >>> RowNumber(dim=4)(torch.zeros(1, 6, 4), vp.Positions.grid((2, 3)))[0, :, 0].tolist()
+        [0.0, 0.0, 0.0, 1.0, 1.0, 1.0]
     """
 
     place = "input"
 
-    def __init__(self, dim: int, **frame):
-        super().__init__(**frame)
+    def __init__(self, dim: int, **grid_options):
+        super().__init__(**grid_options)
         require_multiple("dim", dim, 1, "the channels of a token")
         self.dim = dim
 
     def embed(self, positions: Positions) -> Float[Tensor, "*batch n dim"]:
-        """The vectors of the patch tokens: (N, dim), or (B, N, dim) for batched coordinates."""
+        """Return the vectors of the patch tokens: (N, dim), or (B, N, dim) for batched coordinates."""
         with full_precision(positions):
             return self.encode(self.locate(positions)).to(positions.coords.dtype)
 
     def embed_prefix(self, num_prefix_tokens: int) -> Tensor | None:
-        """The vectors of the prefix tokens, (P, dim); None means zeros, as in MAE."""
+        """Return the vectors of the prefix tokens, (P, dim); None means zeros, as in MAE."""
         return None
 
     def prepare(self, positions: Positions) -> Tensor:
-        """The vectors of all tokens, ([B,] prefix + N, dim)."""
-        table = self.embed(positions)
+        """Return the vectors of all tokens, ([B,] prefix + N, dim)."""
+        table = self.embed(positions)  # ([B,] N, dim)
         if positions.num_prefix_tokens:
-            prefix = self.embed_prefix(positions.num_prefix_tokens)
+            prefix = self.embed_prefix(positions.num_prefix_tokens)  # (P, dim)
             if prefix is None:
                 table = F.pad(table, (0, 0, positions.num_prefix_tokens, 0))
             else:
-                table = torch.cat([prefix.expand(*table.shape[:-2], -1, -1), table], dim=-2)
+                table = torch.cat([prefix.expand(*table.shape[:-2], -1, -1), table], dim=-2)  # ([B,] P + N, dim)
         return table
 
     def forward(self, x: Float[Tensor, "b t dim"], positions: Positions) -> Float[Tensor, "b t dim"]:
-        """x (B, prefix + N, dim) plus the encoding, in x's dtype.
+        """Return x (B, prefix + N, dim) plus the encoding, in x's dtype.
 
         Raises:
             ValueError: another number of tokens or channels than the positions and the encoding have.
@@ -64,7 +71,7 @@ class InputEncoding(PositionEncoding):
 
 
 def take_tokens(table: Tensor, index: Tensor, num_prefix_tokens: int) -> Tensor:
-    """The rows of the prefix tokens and of the patch tokens index (B, K), other ones for every sample.
+    """Return the rows of the prefix tokens and of the patch tokens index (B, K), other ones for every sample.
 
     Args:
         table: (..., heads, prefix + N, X).
@@ -75,23 +82,32 @@ def take_tokens(table: Tensor, index: Tensor, num_prefix_tokens: int) -> Tensor:
         (..., B, heads, prefix + K, X).
     """
     prefix = torch.arange(num_prefix_tokens, device=index.device).expand(len(index), -1)
-    rows = torch.cat([prefix, index + num_prefix_tokens], dim=1)
+    rows = torch.cat([prefix, index + num_prefix_tokens], dim=1)  # (B, prefix + K)
     return materialize(table.index_select(-2, rows.flatten())).unflatten(-2, rows.shape).movedim(-3, -4)
 
 
 class RotaryEncoding(PositionEncoding):
-    """Rotates the channel pairs of queries and keys by angles that depend on the token's position.
+    """Base class of encodings that rotate channel pairs of queries and keys by angles that depend on the position.
 
     Args:
         num_heads: attention heads.
         head_dim: channels of a head, even.
         layout: which channels form a pair: "interleaved" (2i, 2i + 1) or "half" (i, i + head_dim / 2).
+
+    Example:
+        >>> class Column(vp.RotaryEncoding):
+        ...     def encode(self, positions):  # (heads or 1, N, head_dim / 2): an angle of x radians
+        ...         return positions.coords[..., None, :, 1:].expand(-1, -1, self.num_angles)
+        >>> x = torch.tensor([1.0, 0.0]).expand(1, 1, 3, 2)
+        >>> q, k = Column(num_heads=1, head_dim=2)(x, x, vp.Positions.grid((1, 3)))
+        >>> torch.allclose((q @ k.mT)[0, 0, 0], torch.tensor([0.0, 1.0, 2.0]).cos())
+        True
     """
 
     place = "rotary"
 
-    def __init__(self, num_heads: int, head_dim: int, layout: Layout = "interleaved", **frame):
-        super().__init__(**frame)
+    def __init__(self, num_heads: int, head_dim: int, layout: Layout = "interleaved", **grid_options):
+        super().__init__(**grid_options)
         require_multiple("head_dim", head_dim, 2, "channels are rotated in pairs")
         if layout not in ("interleaved", "half"):
             raise ValueError(f"layout must be 'interleaved' or 'half', got {layout!r}")
@@ -99,16 +115,16 @@ class RotaryEncoding(PositionEncoding):
 
     @property
     def num_angles(self) -> int:
-        """Angles per token and head: one for each pair of channels."""
+        """Return the number of angles per token and head: one for each pair of channels."""
         return self.head_dim // 2
 
     def angles(self, positions: Positions) -> Float[Tensor, "*batch heads n pairs"]:
-        """Angles of the patch tokens in radians: (heads or 1, N, head_dim / 2), float32."""
+        """Return the angles of the patch tokens in radians: (heads or 1, N, head_dim / 2), float32."""
         with full_precision(positions):
             return self.encode(self.locate(positions)).to(positions.coords.dtype)
 
     def prepare(self, positions: Positions) -> Tensor:
-        """Cosines and sines, (2, [B,] heads or 1, prefix + N, head_dim / 2); prefix tokens get the identity."""
+        """Return cosines and sines, (2, [B,] heads or 1, prefix + N, head_dim / 2); prefix tokens get the identity."""
         with full_precision(positions):
             angles = F.pad(self.encode(self.locate(positions)), (0, 0, positions.num_prefix_tokens, 0))
             return torch.stack([angles.cos(), angles.sin()]).to(positions.coords.dtype)
@@ -121,22 +137,27 @@ class RotaryEncoding(PositionEncoding):
         return take_tokens(prepared, index, num_prefix_tokens)
 
     def rotate(self, x: Tensor, prepared: Tensor) -> Tensor:
-        """x (B, heads, prefix + N, head_dim) turned by what `prepare` returned."""
-        cos, sin = prepared.unbind(0)
+        """Return x (B, heads, prefix + N, head_dim) turned by what `prepare` returned."""
+        cos, sin = prepared.unbind(0)  # ([B,] heads or 1, prefix + N, head_dim / 2) each
         return rotate(x, cos, sin, self.layout)
 
     @property
     def turns_pairs(self) -> bool:
-        """Whether `prepare` gives cosines and sines and nothing else happens to q and k: no subclass says otherwise."""
+        """Return whether cosines and sines of `prepare` turn q and k, and nothing else happens to them.
+
+        So it is unless a subclass says otherwise.
+        """
         own, base = type(self), RotaryEncoding
         return own.rotate is base.rotate and own.modify_attention is base.modify_attention
 
     def modify_attention(self, tensors: AttentionTensors, prepared: Tensor) -> None:
-        """Turn queries and keys of an attention layer."""
+        """Turn the queries and keys of an attention layer."""
         tensors.q, tensors.k = self.rotate(tensors.q, prepared), self.rotate(tensors.k, prepared)
 
     def forward(self, q: Float[Tensor, "b heads t d"], k: Float[Tensor, "b heads t d"], positions: Positions):
-        """q and k (B, heads, prefix + N, head_dim), rotated, in their own dtype. Prefix tokens stay as they are.
+        """Return q and k (B, heads, prefix + N, head_dim), rotated, in their own dtype.
+
+        Prefix tokens stay as they are, bit for bit.
 
         Raises:
             ValueError: another number of tokens, heads or channels than the positions and the encoding have.
@@ -157,10 +178,17 @@ BORDER = 1e-3  # of a grid step: coordinates that were rescaled onto the border 
 
 
 class BiasEncoding(PositionEncoding):
-    """Adds a number to each attention logit, after the scaling by 1 / sqrt(head_dim).
+    """Base class of encodings that add a number to each attention logit, after the scaling by 1 / sqrt(head_dim).
 
     Args:
         num_heads: attention heads.
+
+    Example:
+        >>> class Rows(vp.BiasEncoding):
+        ...     def formula(self, positions):
+        ...         return lambda head, dy, dx: (head + 1) * (1 - dy.abs())
+        >>> Rows(num_heads=2).bias(vp.Positions.grid((3, 1)))[1].tolist()
+        [[2.0, 0.0, -2.0], [0.0, 2.0, 0.0], [-2.0, 0.0, 2.0]]
     """
 
     place = "bias"
@@ -173,13 +201,13 @@ class BiasEncoding(PositionEncoding):
         if any(getattr(cls, name) is not getattr(author, name) for name in computes):
             cls.formula = BiasEncoding.formula
 
-    def __init__(self, num_heads: int, **frame):
-        super().__init__(**frame)
+    def __init__(self, num_heads: int, **grid_options):
+        super().__init__(**grid_options)
         require_multiple("num_heads", num_heads, 1, "attention heads")
         self.num_heads = num_heads
 
     def encode(self, queries: Positions, keys: Positions) -> Tensor:
-        """The bias between patch tokens, (heads, Nq, Nk), or (B, heads, Nq, Nk).
+        """Return the bias between patch tokens, (heads, Nq, Nk), or (B, heads, Nq, Nk).
 
         An author who gives a `formula` need not write it: this is the formula of every pair.
         """
@@ -187,7 +215,7 @@ class BiasEncoding(PositionEncoding):
         if formula is None:
             raise TypeError(f"{type(self).__name__} must define encode() or formula()")
         delta = (queries.coords[..., :, None, :] - keys.coords[..., None, :, :]).unsqueeze(-4)  # ([B,] 1, Nq, Nk, 2)
-        head = torch.arange(self.num_heads, device=delta.device)[:, None, None]
+        head = torch.arange(self.num_heads, device=delta.device)[:, None, None]  # (heads, 1, 1)
         bias = formula(head, *delta.unbind(-1)).expand(*delta.shape[:-4], self.num_heads, *delta.shape[-3:-1])
         if planes is None:
             return bias
@@ -219,22 +247,24 @@ class BiasEncoding(PositionEncoding):
         return None
 
     def bias(self, positions: Positions, keys: Positions | None = None) -> Float[Tensor, "*batch heads q k"]:
-        """The bias of queries at `positions` and keys at `keys` (by default the same): (heads, prefix + N, prefix + N).
+        """Return the bias of queries at `positions` and keys at `keys` (by default the same).
+
+        Its shape is (heads, prefix + N, prefix + N), with a leading B for batched coordinates.
 
         Rows and columns of prefix tokens are zero. Float32, and added after the scaling of the logits.
         """
         keys = positions if keys is None else keys
         with full_precision(positions):
             queries = self.locate(positions)
-            bias = self.encode(queries, queries if keys is positions else self.locate(keys))
+            bias = self.encode(queries, queries if keys is positions else self.locate(keys))  # ([B,] heads, Nq, Nk)
         return self.with_prefix(bias.to(positions.coords.dtype), positions.num_prefix_tokens, keys.num_prefix_tokens)
 
     def with_prefix(self, bias: Tensor, queries: int, keys: int) -> Tensor:
-        """(..., Nq, Nk) -> (..., queries + Nq, keys + Nk): rows and columns of prefix tokens, here zeros."""
+        """Return (..., queries + Nq, keys + Nk): a bias (..., Nq, Nk) with rows and columns of prefix tokens: zeros."""
         return F.pad(bias, (keys, 0, queries, 0)) if queries or keys else bias
 
     def prepare(self, positions: Positions) -> Tensor:
-        """The bias."""
+        """Return the bias of all tokens."""
         return self.bias(positions)
 
     def modify_attention(self, tensors: AttentionTensors, prepared: Tensor | Positions) -> None:
@@ -247,30 +277,37 @@ class BiasEncoding(PositionEncoding):
         tensors.add_bias(prepared)
 
     def forward(self, logits: Float[Tensor, "b heads q k"], positions: Positions, keys: Positions | None = None):
-        """Scaled logits (B, heads, prefix + N, prefix + N) plus the bias, in the logits' dtype."""
+        """Return scaled logits (B, heads, prefix + N, prefix + N) plus the bias, in the logits' dtype."""
         check_tokens(logits, 2, positions, "logits")
         check_tokens(logits, 3, positions if keys is None else keys, "logits")
         return logits + self.bias(positions, keys).to(logits.dtype)
 
 
 class ContextualBias(BiasEncoding):
-    """A bias that depends on the content of the query: `encode(queries, keys, content)`.
+    """Base class of biases that depend on the content of the query: `encode(queries, keys, content)`.
 
     `content` holds the patch tokens only: with `content_source` "q" their query vectors (B, heads, Nq, head_dim),
     before scaling and before any rotation that comes later; with "x" the layer's input (B, Nq, C).
+
+    Example:
+        >>> class Below(vp.ContextualBias):
+        ...     def encode(self, queries, keys, content):  # (B, heads, Nq, Nk) of the queries (B, heads, Nq, head_dim)
+        ...         return content.mean(-1, keepdim=True) * keys.coords[..., None, :, 0]
+        >>> Below(num_heads=1).bias(vp.Positions.grid((2, 1)), content=torch.ones(1, 1, 2, 4)).tolist()
+        [[[[0.0, 1.0], [0.0, 1.0]]]]
     """
 
     content_dependent = True
     content_source: ClassVar[Literal["q", "x"]] = "q"
 
     def encode(self, queries: Positions, keys: Positions, content: Tensor) -> Tensor:
-        """The bias between patch tokens, (B, heads, Nq, Nk), in float32 or better."""
+        """Return the bias between patch tokens, (B, heads, Nq, Nk), in float32 or better."""
         raise TypeError(f"{type(self).__name__} must define encode()")
 
     def bias(
         self, positions: Positions, keys: Positions | None = None, content: Tensor | None = None
     ) -> Float[Tensor, "b heads q k"]:
-        """The bias of queries with `content` (prefix tokens included): (B, heads, prefix + N, prefix + N).
+        """Return the bias of queries with `content` (prefix tokens included): (B, heads, prefix + N, prefix + N).
 
         Raises:
             ValueError: no content, or content of another number of tokens.
@@ -283,11 +320,11 @@ class ContextualBias(BiasEncoding):
             queries = self.locate(positions)
             located = queries if keys is positions else self.locate(keys)
             patches = content[..., positions.num_prefix_tokens :, :].to(positions.coords.dtype)
-            bias = self.encode(queries, located, patches)
+            bias = self.encode(queries, located, patches)  # (B, heads, Nq, Nk)
         return self.with_prefix(bias, positions.num_prefix_tokens, keys.num_prefix_tokens)
 
     def prepare(self, positions: Positions) -> Positions:
-        """Nothing to compute ahead: the positions themselves."""
+        """Return the positions themselves: there is nothing to compute ahead."""
         return positions
 
     def modify_attention(self, tensors: AttentionTensors, prepared: Positions) -> None:
@@ -295,17 +332,24 @@ class ContextualBias(BiasEncoding):
         tensors.add_bias(self.bias(prepared, content=getattr(tensors, self.content_source)))
 
     def forward(self, logits: Tensor, positions: Positions, keys: Positions | None = None, content=None) -> Tensor:
-        """Scaled logits (B, heads, prefix + N, prefix + N) plus the bias, in the logits' dtype."""
+        """Return scaled logits (B, heads, prefix + N, prefix + N) plus the bias, in the logits' dtype."""
         check_tokens(logits, 2, positions, "logits")
         check_tokens(logits, 3, positions if keys is None else keys, "logits")
         return logits + self.bias(positions, keys, content).to(logits.dtype)
 
 
 class ConditionalEncoding(PositionEncoding):
-    """Mixes neighbouring tokens; where the neighbours end tells the position.
+    """Base class of encodings that mix neighbouring tokens; where the neighbours end tells the position.
 
     Args:
         dim: channels of a token.
+
+    Example:
+        >>> class Mean(vp.ConditionalEncoding):
+        ...     def encode(self, x, positions):  # (B, N, dim), added to the patch tokens x
+        ...         return x.mean(dim=1, keepdim=True).expand_as(x)
+        >>> Mean(dim=1)(torch.tensor([[[1.0], [3.0]]]), vp.Positions.grid((1, 2))).tolist()
+        [[[3.0], [5.0]]]
     """
 
     place = "conditional"
@@ -314,27 +358,27 @@ class ConditionalEncoding(PositionEncoding):
     content_dependent = True
     site: ClassVar[Literal["tokens", "values"]] = "tokens"  # between blocks, or on the values inside attention
 
-    def __init__(self, dim: int, **frame):
-        super().__init__(**frame)
+    def __init__(self, dim: int, **grid_options):
+        super().__init__(**grid_options)
         require_multiple("dim", dim, 1, "the channels of a token")
         self.dim = dim
 
     def encode(self, x: Tensor, positions: Positions) -> Tensor:
-        """What is added to the patch tokens x (B, N, dim): (B, N, dim)."""
+        """Return what is added to the patch tokens x (B, N, dim): (B, N, dim)."""
         raise TypeError(f"{type(self).__name__} must define encode()")
 
     def mix(self, x: Float[Tensor, "b t dim"], positions: Positions) -> Float[Tensor, "b t dim"]:
-        """What is added to x (B, prefix + N, dim), in x's dtype: zeros for prefix tokens."""
+        """Return what is added to x (B, prefix + N, dim), in x's dtype: zeros for prefix tokens."""
         check_tokens(x, 1, positions, "x")
-        added = self.encode(x[:, positions.num_prefix_tokens :], positions)
+        added = self.encode(x[:, positions.num_prefix_tokens :], positions)  # (B, N, dim)
         return F.pad(added, (0, 0, positions.num_prefix_tokens, 0)).to(x.dtype)
 
     def forward(self, x: Float[Tensor, "b t dim"], positions: Positions) -> Float[Tensor, "b t dim"]:
-        """x (B, prefix + N, dim) with its patch tokens mixed."""
+        """Return x (B, prefix + N, dim) with its patch tokens mixed."""
         return x + self.mix(x, positions)
 
     def prepare(self, positions: Positions) -> Positions:
-        """Nothing to compute ahead: the positions themselves."""
+        """Return the positions themselves: there is nothing to compute ahead."""
         return positions
 
     def modify_attention(self, tensors: AttentionTensors, prepared: Positions) -> None:

@@ -1,4 +1,4 @@
-"""Where the tokens are: points on the image plane, not indices in a sequence."""
+"""Positions of tokens: points on the image plane, not indices in a sequence."""
 
 from __future__ import annotations
 
@@ -33,6 +33,13 @@ class Positions:
 
     Raises:
         ValueError: coordinates of another rank or number of axes, or an empty grid.
+
+    Example:
+        >>> positions = vp.Positions.grid((2, 3), num_prefix_tokens=1)
+        >>> positions.num_tokens, positions.coords[4].tolist()
+        (7, [1.0, 1.0])
+        >>> positions.keep(torch.tensor([5, 0])).coords.tolist()
+        [[1.0, 2.0], [0.0, 0.0]]
     """
 
     coords: Num[Tensor, "*batch n axes"]
@@ -53,7 +60,7 @@ class Positions:
     def grid(
         cls, feat_shape: tuple[int, ...], num_prefix_tokens: int = 0, device: torch.device | str | None = None
     ) -> Positions:
-        """All cells of a grid in row-major order; the cell in row y and column x has the coordinates (y, x)."""
+        """Return the positions of all cells of a grid in row-major order: that of row y and column x is (y, x)."""
         feat_shape = _check_shape("feat_shape", feat_shape, len(feat_shape))
         axes = [torch.arange(size, dtype=torch.float32, device=device) for size in feat_shape]
         coords = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, -2)  # (N, A)
@@ -61,35 +68,35 @@ class Positions:
 
     @property
     def num_patches(self) -> int:
-        """N, the number of patch tokens of one sample."""
+        """Return N, the number of patch tokens of one sample."""
         return self.coords.shape[-2]
 
     @property
     def num_tokens(self) -> int:
-        """Prefix and patch tokens of one sample."""
+        """Return the number of prefix and patch tokens of one sample."""
         return self.num_prefix_tokens + self.num_patches
 
     @property
     def is_batched(self) -> bool:
-        """Whether every sample has its own coordinates."""
+        """Return whether every sample has its own coordinates."""
         return self.coords.ndim == 3
 
     def keep(self, index: Int[Tensor, "*batch k"]) -> Positions:
-        """The positions of a subset of the patch tokens: masked autoencoders, patch dropout.
+        """Return the positions of a subset of the patch tokens: masked autoencoders, patch dropout.
 
         Args:
             index: (B, K) or (K,) indices into the patch tokens (prefix tokens not counted), in any order.
         """
         coords = self.coords
         if index.ndim == 1:
-            coords = coords.index_select(-2, index)
+            coords = coords.index_select(-2, index)  # ([B,] K, A)
         else:
-            coords = coords.expand(index.shape[0], -1, -1)
-            coords = coords.gather(1, index.unsqueeze(-1).expand(-1, -1, coords.shape[-1]))
+            coords = coords.expand(index.shape[0], -1, -1)  # (B, N, A)
+            coords = coords.gather(1, index.unsqueeze(-1).expand(-1, -1, coords.shape[-1]))  # (B, K, A)
         return replace(self, coords=coords, is_grid=False)
 
     def windows(self, window_size: tuple[int, int], shift: tuple[int, int] = (0, 0)) -> Positions:
-        """Partitioned exactly as Swin partitions tokens: rolled up and left by `shift`, then cut into windows.
+        """Return the positions cut into windows exactly as Swin cuts tokens: rolled up and left by `shift`, then cut.
 
         Returns:
             Positions with coords (windows, wh * ww, 2), windows and the tokens of a window in row-major order, in the
@@ -100,12 +107,14 @@ class Positions:
         """
         if not self.is_grid or len(self.feat_shape) != 2:
             raise ValueError("windows() needs the positions of a whole two-axis grid: Positions.grid((H, W))")
-        coords = self.coords.unflatten(0, self.feat_shape).roll((-shift[0], -shift[1]), (0, 1))
-        coords = window_partition(coords.unsqueeze(0), window_size)
+        coords = self.coords.unflatten(0, self.feat_shape).roll((-shift[0], -shift[1]), (0, 1))  # (H, W, 2)
+        coords = window_partition(coords.unsqueeze(0), window_size)  # (windows, wh * ww, 2)
         return Positions(coords, self.feat_shape)
 
     def rescale(self, feat_shape: tuple[int, ...]) -> Positions:
-        """The same tokens in the coordinates of another grid, end to end: coords * (new - 1) / (old - 1) per axis.
+        """Return the same tokens in the coordinates of another grid, end to end.
+
+        Each axis: coords * (new - 1) / (old - 1), with the numbers of cells of both grids.
 
         The corner tokens of a whole grid keep their places at the corners, so a larger grid stays inside the
         coordinates of the smaller one. An axis of one cell has only the coordinate 0.
@@ -118,5 +127,5 @@ class Positions:
         return replace(self, coords=coords, feat_shape=feat_shape, is_grid=False)
 
     def to(self, device: torch.device | str) -> Positions:
-        """On another device."""
+        """Return the same positions on another device."""
         return replace(self, coords=self.coords.to(device))

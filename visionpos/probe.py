@@ -1,4 +1,4 @@
-"""Any encoding, built small and called with content that says nothing: shared by the contract test and its users."""
+"""Small encodings, called with content that says nothing: shared by the contract test and its users."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def small_encoding(
 
 
 def content(encoding: PositionEncoding, positions: Positions, dtype=torch.float32) -> Tensor:
-    """Tokens or queries that are the same everywhere: only positions tell them apart. (B, [heads,] T, channels)."""
+    """Return tokens or queries that are the same everywhere, (B, [heads,] T, channels): positions alone differ."""
     batch = positions.coords.shape[0] if positions.is_batched else BATCH
     generator = torch.Generator().manual_seed(1)
     if encoding.place == "rotary" or getattr(encoding, "content_source", "x") == "q":
@@ -40,7 +40,7 @@ def content(encoding: PositionEncoding, positions: Positions, dtype=torch.float3
 
 
 def output(encoding: PositionEncoding, positions: Positions, dtype=torch.float32) -> Tensor:
-    """What a layer sees of an encoding: tokens plus embedding, q . k logits after rotation, or logits plus bias."""
+    """Return what a layer sees: tokens plus embedding, q . k logits after rotation, or logits plus bias."""
     tokens = content(encoding, positions, dtype)
     if encoding.place == "rotary":
         q, k = encoding(tokens, tokens.flip(-1), positions)
@@ -52,7 +52,7 @@ def output(encoding: PositionEncoding, positions: Positions, dtype=torch.float32
 
 
 def raw(encoding: PositionEncoding, positions: Positions) -> Tensor:
-    """The encoding alone, for patch tokens: embedding, angles, bias or what is mixed in."""
+    """Return the encoding alone, for patch tokens: embedding, angles, bias or what is mixed in."""
     if encoding.place == "input":
         return encoding.embed(positions)
     if encoding.place == "rotary":

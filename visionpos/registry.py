@@ -1,4 +1,4 @@
-"""Names to encodings: registration, specs, and errors that say what would have been right."""
+"""The registry of encodings by name, their specs, and errors that say what would have been right."""
 
 from __future__ import annotations
 
@@ -25,11 +25,19 @@ _REGISTRY: dict[str, type[PositionEncoding]] = {}
 
 
 def register_encoding(name: str) -> Callable[[type[PositionEncoding]], type[PositionEncoding]]:
-    """Class decorator: from now on `name` works in `create_encoding`, `create_model`, configs and the command line.
+    """Register a class: as its decorator, makes `name` work in `create_encoding`, `create_model`, configs and commands.
 
     Raises:
         ValueError: another class has the name already, or the class does not say its place, or its `from_model` names
             what no model knows.
+
+    Example:
+        >>> @vp.register_encoding("uphill")
+        ... class Uphill(vp.BiasEncoding):
+        ...     def formula(self, positions):  # higher for keys further up
+        ...         return lambda head, dy, dx: dy
+        >>> vp.create_model("vit_tiny_patch16_224", encoding="uphill", depth=1).blocks[0].attn.num_heads
+        3
     """
 
     def register(cls: type[PositionEncoding]) -> type[PositionEncoding]:
@@ -55,17 +63,23 @@ def discover(package: types.ModuleType) -> None:
 
 
 def closest(word: str, valid: Iterable[str]) -> str:
-    """The hint of an error message: a similar valid word, or nothing."""
+    """Return the hint of an error message: a similar valid word, or nothing."""
     match = difflib.get_close_matches(word, list(valid), n=1, cutoff=0.5)
     return f"; did you mean {match[0]!r}?" if match else "."
 
 
 def list_encodings(pattern: str = "*", *, place: str | None = None) -> list[str]:
-    """Names of the encodings, sorted by place and name.
+    """Return the names of the encodings, sorted by place and name.
 
     Args:
         pattern: shell-style filter, such as "rope*".
         place: only those of "input", "rotary", "bias", "conditional" or "none".
+
+    Example:
+        >>> vp.list_encodings("alibi*")
+        ['alibi', 'alibi2d']
+        >>> vp.list_encodings(place="conditional")
+        ['lepe', 'peg']
     """
     if place is not None and place not in PLACES:
         raise ValueError(f"place must be one of {', '.join(PLACES)}, got {place!r}{closest(place, PLACES)}")
@@ -74,7 +88,7 @@ def list_encodings(pattern: str = "*", *, place: str | None = None) -> list[str]
 
 
 def get_encoding_class(name: str) -> type[PositionEncoding]:
-    """The class of a name.
+    """Return the class of a registered name.
 
     Raises:
         ValueError: no encoding has it; lists the valid names.
@@ -90,7 +104,7 @@ def is_registered(cls: type[PositionEncoding]) -> bool:
 
 
 def constructor_parameters(cls: type) -> dict[str, inspect.Parameter]:
-    """The named constructor parameters of a class, those that it passes on to its bases included."""
+    """Return the named constructor parameters of a class, with those that it passes on to its bases."""
     found: dict[str, inspect.Parameter] = {}
     for base in cls.__mro__:
         if "__init__" not in vars(base):
@@ -196,7 +210,7 @@ def _describe(hint: Any) -> str:
 
 
 def check_options(cls: type[PositionEncoding], options: Mapping[str, Any]) -> None:
-    """Every option exists and has a value of its type.
+    """Check that every option exists and has a value of its type.
 
     Raises:
         ValueError: one line that names the option, what was given and what is accepted.
@@ -220,6 +234,11 @@ def create_encoding(name: str | Mapping[str, Any], **options: Any) -> PositionEn
 
     Raises:
         ValueError: an unknown name or option, a wrong or a missing value. Lists what is valid.
+
+    Example:
+        >>> encoding = vp.create_encoding("sincos2d", dim=192, preset="timm")
+        >>> encoding.embed(vp.Positions.grid((14, 10))).shape
+        torch.Size([140, 192])
     """
     if isinstance(name, Mapping):
         ((name, given),) = parse_spec(name)
@@ -235,7 +254,7 @@ def as_tuple(value: Any) -> Any:
 
 
 def parse_spec(spec: Spec) -> list[tuple[str, dict[str, Any]] | PositionEncoding]:
-    """A spec as a flat list of (name, options) and encoding instances. Names and options are checked.
+    """Return a spec as a flat list of (name, options) and encoding instances; names and options are checked.
 
     Args:
         spec: a name, names joined by "+", a dict {"name": ..., **options}, an encoding, or a list of those. A dict may
@@ -266,12 +285,17 @@ def parse_spec(spec: Spec) -> list[tuple[str, dict[str, Any]] | PositionEncoding
 
 
 def encoding_info(name: str) -> dict[str, Any]:
-    """What is known of an encoding without building it.
+    """Return what is known of an encoding without building it, as a dict.
 
     Returns:
         name, place, paper, summary, formula and shapes (`doc`), `required` and `options` with their defaults,
         `from_model` (those of both that a model fills in), `shared` (whether one module serves all layers), and the
         declared claims under their names.
+
+    Example:
+        >>> info = vp.encoding_info("rope_axial")
+        >>> info["place"], info["required"], info["options"]["temperature"]
+        ('rotary', ['num_heads', 'head_dim'], 100.0)
     """
     cls = get_encoding_class(name)
     parameters = constructor_parameters(cls).values()

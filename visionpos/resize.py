@@ -1,4 +1,4 @@
-"""Learned tables carried to another grid or window, by one small matrix per axis.
+"""Resizing of learned tables to another grid or window, by one small matrix per axis.
 
 Resampling is linear and separable: new = A_h table A_w^T. The matrices are built in float64 and equal
 `torch.nn.functional.interpolate` (align_corners=False) for every size, including outputs one cell wide.
@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .frequencies import wide
+from .frequencies import to_float64
 from .materialize import is_plain_eager
 from .windows import same_grid
 
@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 
 
 def _once_per_size(build: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """`build(new, old, ..., device)` remembered: nothing but whole numbers, options and the device decide on a matrix.
+    """Remember what `build(new, old, ..., device)` returns: sizes, options and device alone decide on a matrix.
 
     In a traced graph, where sizes may be symbols, it is built in place.
     """
@@ -37,7 +37,7 @@ def _once_per_size(build: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _kernel(x: Tensor, mode: str, a: float) -> Tensor:
-    """Weight of a cell at distance x: Keys' cubic convolution with parameter a, or the triangle."""
+    """Return the weight of a cell at distance x: Keys' cubic convolution with parameter a, or the triangle."""
     x = x.abs()
     if mode == "bilinear":
         return (1 - x).clamp(min=0)
@@ -50,7 +50,7 @@ def _kernel(x: Tensor, mode: str, a: float) -> Tensor:
 def resize_matrix(
     new: int, old: int, mode: Mode = "bicubic", antialias: bool = True, device: torch.device = CPU
 ) -> Float[Tensor, "new old"]:
-    """The matrix that resamples `old` cells to `new`, in float64; the identity where they are equal.
+    """Return the matrix that resamples `old` cells to `new`, in float64; the identity where they are equal.
 
     Cells have their centres at i + 0.5. With antialias the kernel is stretched when shrinking, cut at the border and
     normalised; without, the border is repeated. torch's two cubic kernels: a = -0.5 with antialias (Pillow's), -0.75
@@ -60,8 +60,8 @@ def resize_matrix(
         raise ValueError(f"mode must be 'bicubic' or 'bilinear', got {mode!r}")
     if new < 1 or old < 1:
         raise ValueError(f"sizes must be positive, got {old} -> {new}")
-    scale, cells = old / new, wide(torch.arange(old, device=device))
-    centre = (wide(torch.arange(new, device=device)) + 0.5) * scale - 0.5  # in old cells
+    scale, cells = old / new, to_float64(torch.arange(old, device=device))
+    centre = (to_float64(torch.arange(new, device=device)) + 0.5) * scale - 0.5  # in old cells
     if antialias:
         stretch = torch.sym_max(scale, 1.0)
         weights = _kernel((cells - centre[:, None]) / stretch, mode, -0.5)
@@ -75,9 +75,9 @@ def resize_matrix(
 
 
 def _resample(grid: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """(h, w, C) -> (H, W, C), in float64, returned in the dtype of `grid`."""
+    """Return a grid (h, w, C) resampled to (H, W, C), computed in float64, in the dtype of `grid`."""
     with torch.autocast(grid.device.type, enabled=False):
-        return torch.einsum("Hh,hwc,Ww->HWc", rows, wide(grid), columns).to(grid.dtype)
+        return torch.einsum("Hh,hwc,Ww->HWc", rows, to_float64(grid), columns).to(grid.dtype)
 
 
 def resize_position_table(
@@ -88,7 +88,7 @@ def resize_position_table(
     mode: Mode = "bicubic",
     antialias: bool = True,
 ) -> Float[Tensor, "*one m dim"]:
-    """A learned position table on another grid; rows of prefix tokens are copied.
+    """Return a learned position table resized to another grid; rows of prefix tokens are copied.
 
     Args:
         table: (1, P + h * w, dim) or (P + h * w, dim), patch rows in row-major order.
@@ -103,6 +103,11 @@ def resize_position_table(
 
     Raises:
         ValueError: the table has another number of rows than P + h * w.
+
+    Example:
+        >>> table = torch.tensor([[0.0], [1.0]])
+        >>> vp.resize_position_table(table, new_size=(1, 4), old_size=(1, 2), mode="bilinear").flatten().tolist()
+        [0.0, 0.25, 0.75, 1.0]
     """
     (h, w), (height, width) = old_size, new_size
     if table.shape[-2] != num_prefix_tokens + h * w:
@@ -121,7 +126,7 @@ def resize_position_table(
 
 @lru_cache(maxsize=64)
 def _geometric_ratio(old: int, new: int) -> float:
-    """q with 1 + q + ... + q^(old // 2 - 1) = new // 2: offsets 1, q, q^2 ... apart reach the new border."""
+    """Return q with 1 + q + ... + q^(old // 2 - 1) = new // 2: steps of 1, q, q^2 ... reach the new border."""
     low, high, reach = 1.01, 1.5, new // 2
     while high - low > 1e-6:
         q = (low + high) / 2
@@ -131,7 +136,7 @@ def _geometric_ratio(old: int, new: int) -> float:
 
 @_once_per_size
 def _geometric_matrix(new: int, old: int, device: torch.device = CPU) -> Tensor:
-    """Linear interpolation from old offsets at 0, +-1, +-(1 + q), ... to the integer offsets of the new window."""
+    """Return the matrix of linear interpolation from old offsets 0, +-1, +-(1 + q), ... to the new integer offsets."""
     if new == old or old == 1:
         return resize_matrix(new, old, "bilinear", antialias=False, device=device)
     q = _geometric_ratio(old, new)
@@ -144,7 +149,7 @@ def _geometric_matrix(new: int, old: int, device: torch.device = CPU) -> Tensor:
     matrix = torch.zeros(new, old, dtype=torch.float64)
     matrix[row, right - 1] = 1 - share
     matrix[row, right] = share
-    return wide(matrix.to(device))
+    return to_float64(matrix.to(device))
 
 
 def resize_relative_table(
@@ -153,7 +158,7 @@ def resize_relative_table(
     old_window: tuple[int, int],
     mode: Literal["bicubic", "geometric"] = "bicubic",
 ) -> Float[Tensor, "u heads"]:
-    """A relative position bias table for another window.
+    """Return a relative position bias table resized to another window.
 
     Args:
         table: ((2h - 1)(2w - 1), heads).
@@ -167,6 +172,11 @@ def resize_relative_table(
 
     Raises:
         ValueError: another number of rows than the old window has offsets, or an unknown mode.
+
+    Example:
+        >>> table = torch.randn(3 * 5, 4)  # offsets of a window of 2 x 3 tokens, 4 heads
+        >>> vp.resize_relative_table(table, new_window=(3, 4), old_window=(2, 3)).shape
+        torch.Size([35, 4])
     """
     (h, w), (height, width) = ([2 * size - 1 for size in window] for window in (old_window, new_window))
     if mode not in ("bicubic", "geometric"):
@@ -184,7 +194,7 @@ def resize_relative_table(
 
 
 def sample_table(table: Float[Tensor, "h w c"], coords: Float[Tensor, "*batch 2"]) -> Float[Tensor, "*batch c"]:
-    """Bilinear lookup of a table (h, w, C) at real (y, x) coordinates; beyond the border the border is read.
+    """Return the rows of a table (h, w, C) at real (y, x) coordinates, bilinear; beyond the border the border is read.
 
     Exact at integer coordinates. `index_select` keeps the gradient of the table deterministic on the CPU.
     """

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .frequencies import require_multiple, wide
+from .frequencies import require_multiple, to_float64
 
 Layout = Literal["interleaved", "half"]
 
@@ -70,6 +70,11 @@ def apply_rotary(
 
     Raises:
         ValueError: another number of tokens or pairs, or an unknown layout.
+
+    Example:
+        >>> x = torch.tensor([[1.0, 0.0, 0.0, 1.0]])  # one token, pairs (1, 0) and (0, 1)
+        >>> vp.apply_rotary(x, torch.full((1, 2), torch.pi / 2)).round().int().tolist()
+        [[0, 1, -1, 0]]
     """
     if layout not in ("interleaved", "half"):
         raise ValueError(f"layout must be 'interleaved' or 'half', got {layout!r}")
@@ -84,9 +89,9 @@ def apply_rotary(
 def mixed_angles(
     coords: Float[Tensor, "*batch n 2"], freqs: Float[Tensor, "2 heads pairs"]
 ) -> Float[Tensor, "*batch heads n pairs"]:
-    """Return x freqs[0] + y freqs[1] for coordinates (y, x), in float64: each pair turns along its own direction."""
-    y, x = wide(coords)[..., None, :, :, None].unbind(-2)  # (..., 1, N, 1)
-    along_x, along_y = wide(freqs).unsqueeze(-2)  # (heads, 1, pairs)
+    """Return the angles x freqs[0] + y freqs[1] of coordinates (y, x), in float64: each pair has its own direction."""
+    y, x = to_float64(coords)[..., None, :, :, None].unbind(-2)  # (..., 1, N, 1)
+    along_x, along_y = to_float64(freqs).unsqueeze(-2)  # (heads, 1, pairs)
     return x * along_x + y * along_y
 
 
@@ -104,7 +109,7 @@ def map_qk_rows(rows: Tensor, num_heads: int, change: Callable[[Tensor], Tensor]
     """
     heads = 3 * num_heads if fused else num_heads
     require_multiple("rows", rows.shape[0], heads, "query, key and value heads" if fused else "heads")
-    table = rows.reshape(heads, rows.shape[0] // heads, -1)
+    table = rows.reshape(heads, rows.shape[0] // heads, -1)  # (all heads, head_dim, C or 1)
     turned, kept = table.split([2 * num_heads, num_heads] if fused else [num_heads, 0])
     return torch.cat([*map(change, turned.split(num_heads)), kept]).reshape(rows.shape)
 
@@ -128,6 +133,11 @@ def convert_qk_layout(
 
     Raises:
         ValueError: an unknown layout, or rows that do not divide into heads and blocks.
+
+    Example:
+        >>> bias = torch.tensor([0.0, 1.0, 2.0, 3.0])  # of the queries of one head, channels in pairs (0, 1), (2, 3)
+        >>> vp.convert_qk_layout(bias, num_heads=1, source="interleaved", target="half", fused=False).tolist()
+        [0.0, 2.0, 1.0, 3.0]
     """
     for layout in (source, target):
         if layout not in ("interleaved", "half"):
@@ -138,7 +148,7 @@ def convert_qk_layout(
     def reorder(table: Tensor) -> Tensor:
         head_dim = table.shape[1]
         require_multiple("head_dim", head_dim, block, "channels that turn together")
-        order = torch.arange(head_dim, device=table.device).reshape(-1, block).T.flatten()
+        order = torch.arange(head_dim, device=table.device).reshape(-1, block).T.flatten()  # (head_dim,)
         return table[:, order if target == "half" else order.argsort()]
 
     return map_qk_rows(rows, num_heads, reorder, fused)

@@ -45,7 +45,7 @@ def _close(got: Tensor, want: Tensor, what: str, tolerance: float = 1e-5) -> Non
 
 @_check
 def check_shapes(cls: type[PositionEncoding]) -> None:
-    """Documented shapes and dtypes, also on grids of one row or column."""
+    """Check the documented shapes and dtypes, also on grids of one row or column."""
     for grid in (GRID, (1, 6), (6, 1), (1, 1)):
         count = grid[0] * grid[1]
         encoding = small_encoding(cls, grid)
@@ -64,7 +64,7 @@ def check_shapes(cls: type[PositionEncoding]) -> None:
 
 @_check
 def check_prefix_tokens(cls: type[PositionEncoding]) -> None:
-    """The result for patch tokens does not depend on the prefix tokens; q and k of prefix tokens stay bit-equal."""
+    """Check that patch tokens do not depend on prefix tokens, whose q and k stay bit-equal."""
     bare = output(small_encoding(cls), Positions.grid(GRID))
     for prefix in PREFIXES:
         positions = Positions.grid(GRID, num_prefix_tokens=prefix)
@@ -80,7 +80,7 @@ def check_prefix_tokens(cls: type[PositionEncoding]) -> None:
 
 @_check
 def check_kept_tokens(cls: type[PositionEncoding]) -> None:
-    """Encode then keep equals keep then encode, per sample, in any order; a shared index too.
+    """Check that encode then keep equals keep then encode, per sample, in any order; a shared index too.
 
     Not for conditional encodings: a token whose neighbours were dropped is another token.
     """
@@ -103,7 +103,7 @@ def check_kept_tokens(cls: type[PositionEncoding]) -> None:
 
 @_check
 def check_batched_coordinates(cls: type[PositionEncoding]) -> None:
-    """Coordinates (B, N, A) give what each sample's own coordinates give."""
+    """Check that coordinates (B, N, A) give what each sample's own coordinates give."""
     encoding, coords = small_encoding(cls), Positions.grid(GRID).coords
     batched = raw(encoding, Positions(torch.stack([coords, coords.roll(4, 0)]), GRID))
     for sample, own in zip(batched, (coords, coords.roll(4, 0)), strict=True):
@@ -113,7 +113,7 @@ def check_batched_coordinates(cls: type[PositionEncoding]) -> None:
 
 @_check
 def check_positions_matter(cls: type[PositionEncoding]) -> None:
-    """Permuting the coordinates changes the output: the encoding is not a no-op."""
+    """Check that permuting the coordinates changes the output: the encoding is not a no-op."""
     encoding, positions = small_encoding(cls), Positions.grid(GRID)
     order = torch.randperm(15, generator=torch.Generator().manual_seed(3))
     moved = (output(encoding, positions.keep(order)) - output(encoding, positions)).abs().max()
@@ -122,7 +122,7 @@ def check_positions_matter(cls: type[PositionEncoding]) -> None:
 
 @_check
 def check_dtypes(cls: type[PositionEncoding]) -> None:
-    """Output dtype is input dtype; numbers survive .half() and .bfloat16(), and autocast changes no bit of them."""
+    """Check that output dtype is input dtype, and that .half(), .bfloat16() and autocast change no numbers."""
     positions = Positions.grid((24, 40), num_prefix_tokens=1)
     exact = raw(small_encoding(cls, (24, 40)), positions)
     for dtype in HALVES:
@@ -137,7 +137,7 @@ def check_dtypes(cls: type[PositionEncoding]) -> None:
 
 @_check
 def check_state(cls: type[PositionEncoding]) -> None:
-    """deepcopy, pickle and state dict keep it; buffers stay out of the state dict; backward leaves nothing behind."""
+    """Check that deepcopy, pickle and state dict keep it, without buffers, and that backward leaves nothing behind."""
     encoding, positions = small_encoding(cls), Positions.grid(GRID)
     want = output(encoding, positions)
     if cls.learnable:
@@ -157,7 +157,7 @@ def check_state(cls: type[PositionEncoding]) -> None:
 
 @_check
 def check_meta_device(cls: type[PositionEncoding]) -> None:
-    """Built on the meta device, given poisoned memory, loaded, buffers computed again: as good as new."""
+    """Check that one built on the meta device, loaded, its buffers computed again, is as good as new."""
     encoding, positions = small_encoding(cls), Positions.grid(GRID)
     with torch.device("meta"):
         other = small_encoding(cls)
@@ -172,7 +172,7 @@ def check_meta_device(cls: type[PositionEncoding]) -> None:
 
 @_check
 def check_gradients(cls: type[PositionEncoding]) -> None:
-    """Every parameter gets a gradient that is finite and not zero; without parameters `learnable` is False."""
+    """Check that every parameter gets a gradient, finite and not zero; without parameters `learnable` is False."""
     encoding, positions = small_encoding(cls), Positions.grid(GRID)
     parameters = dict(encoding.named_parameters())
     assert bool(parameters) == cls.learnable, f"learnable is {cls.learnable}, parameters: {list(parameters)}"
@@ -186,7 +186,7 @@ def check_gradients(cls: type[PositionEncoding]) -> None:
 
 @_check
 def check_translation(cls: type[PositionEncoding]) -> None:
-    """The claim `translation_invariant`: shifted coordinates leave logits unchanged, or must change them."""
+    """Check the claim `translation_invariant`: shifted coordinates leave logits unchanged, or must change them."""
     encoding, positions = small_encoding(cls), Positions.grid(GRID)
     shifted = Positions(positions.coords + torch.tensor([1.0, 2.0]), GRID)
     if cls.extrapolation != "formula" and not cls.translation_invariant:
@@ -207,7 +207,7 @@ def check_translation(cls: type[PositionEncoding]) -> None:
 
 @_check
 def check_formula(cls: type[PositionEncoding]) -> None:
-    """A bias that gives its formula, for kernels, gives that of `encode`: on grids, at real coordinates, per sample."""
+    """Check that a bias's formula, for kernels, gives what `encode` does: on grids, at real coordinates, per sample."""
     if cls.place != "bias":
         return
     encoding, coords = small_encoding(cls), Positions.grid(GRID).coords
@@ -221,7 +221,7 @@ def check_formula(cls: type[PositionEncoding]) -> None:
 
 @_check
 def check_resolution(cls: type[PositionEncoding]) -> None:
-    """Another grid: a formula interpolates into `reference_shape` or runs on; a table is resized."""
+    """Check other grids: a formula interpolates into `reference_shape` or runs on; a table is resized."""
     other = Positions.grid((5, 9))
     if cls.extrapolation == "error":
         return
@@ -245,7 +245,7 @@ def check_resolution(cls: type[PositionEncoding]) -> None:
 
 @_check
 def check_errors(cls: type[PositionEncoding]) -> None:
-    """Tokens that do not fit the positions are one clear ValueError."""
+    """Check that tokens that do not fit the positions are one clear ValueError."""
     encoding, wrong = small_encoding(cls), Positions.grid((2, 5), num_prefix_tokens=1)
     right = Positions.grid(GRID)
     message = ""
@@ -273,7 +273,7 @@ MODELS = {
 
 @_check
 def check_layers(cls: type[PositionEncoding]) -> None:
-    """In a ViT and a Swin every layer has it, a module of its own where it learns, built for that layer."""
+    """Check that every layer of a ViT and a Swin has it, a module of its own where it learns, built for that layer."""
     for name, options in MODELS.items():
         model = create_model(name, encoding=cls.name, **options)
         host = find_host(model)
@@ -294,7 +294,7 @@ def check_layers(cls: type[PositionEncoding]) -> None:
 
 @_check
 def check_round_trips(cls: type[PositionEncoding]) -> None:
-    """A ViT and a Swin with it stay what they are when given what they have, and when saved and loaded."""
+    """Check that a ViT and a Swin stay what they are when given what they have, and when saved and loaded."""
     for name, options in MODELS.items():
         torch.manual_seed(0)
         model = create_model(name, encoding=cls.name, **options).eval()
@@ -325,6 +325,10 @@ def check_encoding(name_or_class: str | type[PositionEncoding]) -> list[str]:
 
     Raises:
         AssertionError: one line that names the encoding, the check and what was found.
+
+    Example:
+        >>> vp.check_encoding("peg")[:3]
+        ['shapes', 'prefix_tokens', 'kept_tokens']
     """
     cls = get_encoding_class(name_or_class if isinstance(name_or_class, str) else name_or_class.name)
     if cls.place == "none":

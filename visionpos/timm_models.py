@@ -47,7 +47,7 @@ default_cfgs = generate_default_cfgs(
 def _build(
     host: str, encoding: Spec | None, encoded_size: Sequence[int] | None, img_size=None, **kwargs: Any
 ) -> nn.Module:
-    """The converted model, without weights. Encodings are made for `encoded_size` and carried to `img_size`."""
+    """Return the converted model, without weights; encodings are made for `encoded_size` and carried to `img_size`."""
     size, built_size = (given and to_2tuple(given) for given in (img_size, encoded_size or img_size))
     model = create_model(host, encoding=encoding, img_size=built_size, **kwargs)
     if size and size != built_size:
@@ -88,7 +88,7 @@ def _swin(variant: str, pretrained: bool, depths: Sequence[int], **kwargs: Any) 
 
 @register_model
 def visionpos(pretrained: bool = False, *, host: str, pretrained_cfg: Any = None, **kwargs: Any) -> nn.Module:
-    """Any timm model that takes encodings, by its name as `host`. Saved conversions come back through it.
+    """Build any timm model that takes encodings, by its name as `host`. Saved conversions come back through it.
 
     Raises:
         ValueError: the model is no host, or an unknown encoding.
@@ -102,14 +102,14 @@ def visionpos(pretrained: bool = False, *, host: str, pretrained_cfg: Any = None
 
 @register_model
 def visionpos_vit_tiny_patch4_32(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """ViT-Ti for 32 x 32 pictures: 64 tokens of 4 x 4 pixels and a class token; 5.4M parameters."""
+    """Build ViT-Ti for images of 32 x 32: 64 tokens of 4 x 4 pixels and a class token; 5.4M parameters."""
     options = {"patch_size": 4, "embed_dim": 192, "depth": 12, "num_heads": 3}
     return _vit("visionpos_vit_tiny_patch4_32", pretrained, **{**options, **kwargs})
 
 
 @register_model
 def visionpos_vit_small_patch4_32(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """The ViT of the CIFAR recipe: 64 tokens, 6 heads of 32 channels, mean of the tokens; 2.7M parameters."""
+    """Build the ViT of the CIFAR recipe: 64 tokens, 6 heads of 32 channels, mean of the tokens; 2.7M parameters."""
     options = {"patch_size": 4, "embed_dim": 192, "depth": 9, "num_heads": 6, "mlp_ratio": 2.0}
     options |= {"class_token": False, "global_pool": "avg"}
     return _vit("visionpos_vit_small_patch4_32", pretrained, **{**options, **kwargs})
@@ -117,7 +117,7 @@ def visionpos_vit_small_patch4_32(pretrained: bool = False, **kwargs: Any) -> nn
 
 @register_model
 def visionpos_vit_xs_patch4_32(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """The small one of the CIFAR recipe: 64 tokens, 4 heads of 32 channels, mean of the tokens; 0.8M parameters."""
+    """Build the small ViT of the CIFAR recipe: 64 tokens, 4 heads of 32, mean of the tokens; 0.8M parameters."""
     options = {"patch_size": 4, "embed_dim": 128, "depth": 6, "num_heads": 4, "mlp_ratio": 2.0}
     options |= {"class_token": False, "global_pool": "avg"}
     return _vit("visionpos_vit_xs_patch4_32", pretrained, **{**options, **kwargs})
@@ -125,20 +125,20 @@ def visionpos_vit_xs_patch4_32(pretrained: bool = False, **kwargs: Any) -> nn.Mo
 
 @register_model
 def visionpos_swin_xs_patch2_window4_32(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Swin for 32 x 32 pictures: grids of 16, 8 and 4 tokens a side, windows of 4; 7.1M parameters."""
+    """Build a Swin for images of 32 x 32: grids of 16, 8 and 4 tokens a side, windows of 4; 7.1M parameters."""
     options = {"patch_size": 2, "window_size": 4, "embed_dim": 96, "depths": (2, 6, 4), "num_heads": (3, 6, 12)}
     return _swin("visionpos_swin_xs_patch2_window4_32", pretrained, **{**options, "mlp_ratio": 2.0, **kwargs})
 
 
 @register_model
 def visionpos_vit_tiny_patch16_224(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """timm's vit_tiny_patch16_224 with its pretrained weights."""
+    """Build timm's vit_tiny_patch16_224 with its pretrained weights."""
     options = {"patch_size": 16, "embed_dim": 192, "depth": 12, "num_heads": 3}
     return _vit("visionpos_vit_tiny_patch16_224", pretrained, **{**options, **kwargs})
 
 
 @register_model
 def visionpos_swin_tiny_patch4_window7_224(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """timm's swin_tiny_patch4_window7_224 with its pretrained weights."""
+    """Build timm's swin_tiny_patch4_window7_224 with its pretrained weights."""
     options = {"patch_size": 4, "window_size": 7, "embed_dim": 96, "depths": (2, 2, 6, 2), "num_heads": (3, 6, 12, 24)}
     return _swin("visionpos_swin_tiny_patch4_window7_224", pretrained, **{**options, **kwargs})

@@ -1,4 +1,11 @@
-"""Windows of a grid and their shift mask, as Swin Transformer defines them (Liu et al. 2021, arXiv 2103.14030)."""
+"""Windows of a grid and their shift mask, as Swin Transformer defines them (Liu et al. 2021, arXiv 2103.14030).
+
+Tokens of a grid of 2 x 4, in windows of 2 x 2 without a shift, and with the shift (0, 1), which rolls them to the left:
+
+    0  1  2  3      0 1 | 2 3      0 1 4 5      1 2 | 3 0      1 2 5 6
+    4  5  6  7      4 5 | 6 7      2 3 6 7      5 6 | 7 4      3 0 7 4    3 and 7 must not see 0 and 4
+    grid            cut            windows      rolled, cut    windows
+"""
 
 from __future__ import annotations
 
@@ -12,12 +19,12 @@ from torch import Tensor
 
 
 def same_grid(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
-    """Whether two grids are known to be equal; a size that is a symbol of an exported graph equals no number."""
+    """Return whether two grids are known to be equal; a size that is a symbol of an exported graph equals no number."""
     return all(type(x) is type(y) and x == y for x, y in zip(a, b, strict=True))
 
 
 def window_partition(x: Tensor, window_size: tuple[int, int]) -> Tensor:
-    """(B, H, W, C) -> (B * windows, wh * ww, C); windows and the tokens of a window in row-major order.
+    """Return tokens (B, H, W, C) cut into windows, (B * windows, wh * ww, C), both in row-major order.
 
     Raises:
         ValueError: H or W is not a multiple of the window.
@@ -29,7 +36,7 @@ def window_partition(x: Tensor, window_size: tuple[int, int]) -> Tensor:
 
 
 def window_reverse(windows: Tensor, window_size: tuple[int, int], feat_shape: tuple[int, int]) -> Tensor:
-    """(B * windows, wh * ww, C) -> (B, H, W, C), the inverse of `window_partition`."""
+    """Return windows (B * windows, wh * ww, C) put together as (B, H, W, C): the inverse of `window_partition`."""
     (wh, ww), (height, width) = window_size, feat_shape
     return rearrange(windows, "(b i j) (wh ww) c -> b (i wh) (j ww) c", wh=wh, ww=ww, i=height // wh, j=width // ww)
 
@@ -39,7 +46,7 @@ def window_reverse(windows: Tensor, window_size: tuple[int, int], feat_shape: tu
 def window_order(
     feat_shape: tuple[int, int], window_size: tuple[int, int], shift: tuple[int, int], device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """The way of the tokens of a grid into windows and back: rolled by -shift, padded at the end, cut into windows.
+    """Return the way of a grid's tokens into windows and back: rolled by -shift, padded at the end, cut.
 
     Returns:
         order (windows * N,): the token, in row-major order, at each place in the windows; H * W at a padded place.
@@ -47,13 +54,13 @@ def window_order(
     """
     (height, width), (wh, ww) = feat_shape, window_size
     tokens = torch.arange(height * width, device=device).view(height, width).roll((-shift[0], -shift[1]), (0, 1))
-    tokens = F.pad(tokens, (0, -width % ww, 0, -height % wh), value=height * width)
-    order = window_partition(tokens[None, :, :, None], window_size).flatten()
+    tokens = F.pad(tokens, (0, -width % ww, 0, -height % wh), value=height * width)  # multiples of the window
+    order = window_partition(tokens[None, :, :, None], window_size).flatten()  # (windows * N,)
     return order, order.argsort()[: height * width]
 
 
 class TakeTokens(torch.autograd.Function):
-    """x (B, L, C) -> x[:, order], zeros where the order says L; `place` is the way back, which gradients take.
+    """Function x (B, L, C) -> x[:, order], zeros where the order says L; `place` is the way back, for gradients.
 
     Both ways are a gather. Autograd would add gradients up by index, which is slower, though no token occurs twice.
     """
@@ -61,7 +68,7 @@ class TakeTokens(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, order: Tensor, place: Tensor) -> Tensor:
         ctx.save_for_backward(order, place)
-        padded = F.pad(x, (0, 0, 0, 1)) if order.shape[0] > x.shape[1] else x
+        padded = F.pad(x, (0, 0, 0, 1)) if order.shape[0] > x.shape[1] else x  # (B, L or L + 1, C)
         return padded.index_select(1, order)
 
     @staticmethod
@@ -81,24 +88,30 @@ def relative_offsets(window_size: tuple[int, int], device=None) -> tuple[Int[Ten
         raise ValueError(f"window_size must be two positive integers, got {window_size}")
     axes = torch.arange(h, device=device), torch.arange(w, device=device)
     y, x = (axis.flatten() for axis in torch.meshgrid(*axes, indexing="ij"))  # of each token, (N,)
-    return y[:, None] - y[None, :], x[:, None] - x[None, :]
+    return y[:, None] - y[None, :], x[:, None] - x[None, :]  # (N, N) each: row the query, column the key
 
 
 def relative_position_index(window_size: tuple[int, int], device=None) -> Int[Tensor, "n n"]:
-    """Row of the bias table for each (query, key) pair of a window: (N, N) int64, N = h * w in row-major order.
+    """Return the row of the bias table for each (query, key) pair of a window.
+
+    The result is (N, N) int64, N = h * w in row-major order.
 
     index = (dy + h - 1) * (2 w - 1) + (dx + w - 1) with (dy, dx) = query minus key, Swin's convention.
     Source: Liu et al. 2021 (arXiv 2103.14030).
+
+    Example:
+        >>> vp.relative_position_index((1, 2)).tolist()  # offsets -1, 0 and 1 are rows 0, 1 and 2
+        [[1, 0], [2, 1]]
     """
     h, w = window_size
-    dy, dx = relative_offsets(window_size, device)
+    dy, dx = relative_offsets(window_size, device)  # (N, N) each
     return (dy + h - 1) * (2 * w - 1) + (dx + w - 1)
 
 
 def shifted_window_mask(
     feat_shape: tuple[int, int], window_size: tuple[int, int], shift: tuple[int, int], device=None
 ) -> Float[Tensor, "windows n n"]:
-    """Additive mask of shifted windows: 0 where two tokens may see each other, -inf where the shift joined them.
+    """Return the additive mask of shifted windows: 0 where tokens see each other, -inf where the shift joined them.
 
     After the grid is rolled by -shift, the last window of an axis holds tokens of both borders. Tokens see each other
     only if they were neighbours before the roll: the same one of the three regions [0, L - w), [L - w, L - s),
@@ -108,12 +121,17 @@ def shifted_window_mask(
         feat_shape: (H, W) of the grid.
         window_size: (h, w).
         shift: (sy, sx), each in [0, window).
+        device: of the mask; by default torch's default device.
 
     Returns:
         (windows, N, N) float32, N = h * w.
 
     Raises:
         ValueError: a window larger than the grid, or a shift outside [0, window).
+
+    Example:
+        >>> vp.shifted_window_mask((1, 4), (1, 2), (0, 1)).tolist()  # the second window holds both ends of the row
+        [[[0.0, 0.0], [0.0, 0.0]], [[0.0, -inf], [-inf, 0.0]]]
     """
     labels = torch.zeros((), dtype=torch.long, device=device)
     for axis, (length, window, offset) in enumerate(zip(feat_shape, window_size, shift, strict=True)):
@@ -124,7 +142,7 @@ def shifted_window_mask(
         length += -length % window
         place = torch.arange(length, device=device)
         region = (place >= length - window).long() + (place >= length - offset).long()
-        labels = labels.unsqueeze(-1) * 3 + region if axis else region
+        labels = labels.unsqueeze(-1) * 3 + region if axis else region  # (H,), then (H, W), padded
     tokens = window_partition(labels[None, :, :, None], window_size).squeeze(-1)  # (windows, N)
-    apart = tokens[:, :, None] != tokens[:, None, :]
+    apart = tokens[:, :, None] != tokens[:, None, :]  # (windows, N, N)
     return torch.zeros(apart.shape, device=device).masked_fill(apart, float("-inf"))

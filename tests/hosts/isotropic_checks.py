@@ -9,25 +9,16 @@ from timm.optim import param_groups_weight_decay
 from timm.utils import ModelEmaV3
 
 import visionpos as vp
+from tests.small import VIT, pictures, randomised
 
 ENCODINGS = [name for name in vp.list_encodings() if name != "none"]
 SIZE, OTHER = (32, 48), (40, 24)
-SMALL = {"img_size": SIZE, "patch_size": 4, "num_classes": 5, "embed_dim": 48, "depth": 2, "num_heads": 3}
 
 
 def build(cls, **options):
     """A model whose every weight matters, unlike timm's at the start."""
     torch.manual_seed(0)
-    model = cls(**(SMALL | options)).eval()
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
-    return model
-
-
-def pictures(size=SIZE, seed=1):
-    return torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(seed))
+    return randomised(cls(**(VIT | options)), scale=0.2)
 
 
 def moved(x):

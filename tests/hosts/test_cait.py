@@ -10,7 +10,8 @@ from timm.models.cait import Cait, ClassAttn
 
 import visionpos as vp
 from tests.hosts import isotropic_checks as checks
-from tests.hosts.isotropic_checks import ENCODINGS, OTHER, SIZE, pictures
+from tests.hosts.isotropic_checks import ENCODINGS, OTHER, SIZE
+from tests.small import pictures
 from visionpos.hosts.attention import encoded, prepare_encodings
 
 GRID = (8, 12)

@@ -15,7 +15,8 @@ from timm.models.eva import Eva
 
 import visionpos as vp
 from tests.hosts import isotropic_checks as checks
-from tests.hosts.isotropic_checks import ENCODINGS, OTHER, SIZE, pictures
+from tests.hosts.isotropic_checks import ENCODINGS, OTHER, SIZE
+from tests.small import pictures
 
 
 def eva(**options):

@@ -15,6 +15,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
 )
 
 import visionpos as vp
+from tests.small import randomised
 from visionpos.analysis.hosts import ZOO, build
 
 OWN, ALL_PLACES = "own", "sincos2d+rope_axial+alibi2d+peg"
@@ -28,11 +29,7 @@ def converted(family, spec):
     any_size = {} if family in ONE_SIZE else ANY_SIZE.get(family, {"dynamic_img_size": True})
     model, size = build(family, **depth, **any_size)
     vp.get_encoding(model) if spec == OWN else vp.set_encoding(model, spec)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
-    return model.eval(), size
+    return randomised(model), size
 
 
 def inputs(family, size):

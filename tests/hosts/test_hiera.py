@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 import visionpos as vp
+from tests.small import pictures
 
 OUTPUT = ["lepe"]  # adds to the output of each token, and pooled queries have fewer
 ENCODINGS = [name for name in vp.list_encodings() if name not in ("none", *OUTPUT)]
@@ -22,10 +23,6 @@ def hiera(**options):
     model = timm.create_model("hiera_tiny_224", **{**STAGES, **options}).eval()
     torch.nn.init.normal_(model.head.fc.weight)  # timm begins with zeros
     return model
-
-
-def pictures(seed=1):
-    return torch.randn(2, 3, *SIZE, generator=torch.Generator().manual_seed(seed))
 
 
 def some_units():
@@ -44,7 +41,7 @@ OWN = {
 def test_converting_to_what_the_host_has_changes_nothing(name, options):
     plain, model = hiera(**options), vp.set_encoding(hiera(**options), name)
     for mask in (None, some_units()):
-        want, got = plain(pictures(), mask), model(pictures(), mask)
+        want, got = plain(pictures(SIZE), mask), model(pictures(SIZE), mask)
         # timm resizes by interpolate in float32, ours are float64 matrices: the last bit of the table differs
         assert (got - want).abs().max() < 1e-5 if options.get("global_pos_size") == (5, 7) else torch.equal(got, want)
     assert isinstance(model, type(plain))
@@ -69,20 +66,20 @@ def test_every_encoding_trains(name):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     for step in range(2):
         optimizer.zero_grad()
-        F.cross_entropy(model(pictures(step)), torch.tensor([1, 3])).backward()
+        F.cross_entropy(model(pictures(SIZE, seed=step)), torch.tensor([1, 3])).backward()
         optimizer.step()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
     assert {encoding.name for encoding in vp.get_encoding(model)} == {name}
-    assert model(pictures(), some_units()).isfinite().all()
+    assert model(pictures(SIZE), some_units()).isfinite().all()
 
 
 @pytest.mark.parametrize("spec", ["lepe", {"name": "shaw", "values": True}, {"name": "irpe", "values": True}])
 def test_outputs_of_pooled_queries_are_refused(spec):
     model = hiera()
-    before = model(pictures())
+    before = model(pictures(SIZE))
     with pytest.raises(ValueError, match=r"blocks.1 of Hiera pools its queries"):
         vp.set_encoding(model, spec)
-    assert torch.equal(model(pictures()), before)
+    assert torch.equal(model(pictures(SIZE)), before)
 
 
 def test_video_is_refused():
@@ -104,7 +101,7 @@ def test_coordinates_are_those_of_the_tokens():
     model, seen = vp.set_encoding(hiera(), "none"), []
     for block in model.blocks:
         block.register_forward_pre_hook(lambda module, args: seen.append(module.pooled(args[1]).positions))
-    model(pictures())
+    model(pictures(SIZE))
     for level, block in enumerate((0, 2, 3)):
         positions = seen[block]  # after it, as timm's `reroll` takes the tokens
         assert positions.feat_shape == (8 // 2**level, 16 // 2**level)
@@ -119,7 +116,7 @@ def test_pooled_queries_against_the_formula(block, masked):
     model = vp.set_encoding(hiera(), "rope_axial+alibi2d").double()
     attn, seen = model.blocks[block].attn, {}
     attn.register_forward_hook(lambda module, args, out: seen.update(x=args[0], out=out, keys=args[1].positions))
-    model(pictures().double(), some_units() if masked else None)
+    model(pictures(SIZE).double(), some_units() if masked else None)
     x, keys, rope, alibi = seen["x"], seen["keys"], *attn.encodings
     units = 1 if block == 3 else 3 if masked else 8
     assert keys.feat_shape == ((4, 8) if block == 3 else (4, 4))
@@ -138,17 +135,17 @@ def test_pooled_queries_against_the_formula(block, masked):
 def test_a_masked_model_sees_the_tokens_where_they_are():
     """Without units to keep apart: dropping every mask unit but some equals a batch of one sample each."""
     model = vp.set_encoding(hiera(), "rope_axial+relative_table+learned")
-    together = model(pictures(), some_units())
-    alone = torch.cat([model(pictures()[i : i + 1], some_units()[i : i + 1]) for i in range(2)])
+    together = model(pictures(SIZE), some_units())
+    alone = torch.cat([model(pictures(SIZE)[i : i + 1], some_units()[i : i + 1]) for i in range(2)])
     assert (together - alone).abs().max() < 1e-5
-    everything = model(pictures(), torch.ones(2, 8).bool())
-    assert (everything - model.forward_features(pictures())).abs().max() < 1e-5
+    everything = model(pictures(SIZE), torch.ones(2, 8).bool())
+    assert (everything - model.forward_features(pictures(SIZE))).abs().max() < 1e-5
 
 
 def test_none_removes_every_position():
     """Global attention only, and mask units moved as a whole: pooling sees no borders."""
     model = hiera(patch_kernel=(4, 4), patch_padding=(0, 0), mask_unit_attn=(False, False, False))
-    x = pictures()
+    x = pictures(SIZE)
     moved = torch.cat([x[..., 16:], x[..., :16]], -1)
     assert (model(moved) - model(x)).abs().max() > 1e-4
     vp.set_encoding(model, "none")
@@ -166,14 +163,14 @@ def test_mask_units_have_their_own_grid_and_global_layers_the_stage():
 
 def test_copies_are_independent():
     model = vp.set_encoding(hiera(abs_win_pos_embed=True), "abs_win+relative_table")
-    want = model(pictures())
+    want = model(pictures(SIZE))
     want.sum().backward()
     for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert torch.equal(copied(pictures()), want)
+        assert torch.equal(copied(pictures(SIZE)), want)
         with torch.no_grad():
             copied.pos_embed_win.normal_()
-        assert not torch.equal(copied(pictures()), want)
-    assert torch.equal(model(pictures()), want)
+        assert not torch.equal(copied(pictures(SIZE)), want)
+    assert torch.equal(model(pictures(SIZE)), want)
 
 
 def test_gradient_checkpointing_with_two_masks_in_one_backward():
@@ -182,7 +179,7 @@ def test_gradient_checkpointing_with_two_masks_in_one_backward():
     def gradients():
         model.zero_grad()
         first, second = some_units(), some_units().flip(0)
-        (model(pictures(), first).square().sum() + model(pictures(2), second).square().sum()).backward()
+        (model(pictures(SIZE), first).square().sum() + model(pictures(SIZE, seed=2), second).square().sum()).backward()
         return [p.grad.clone() for n, p in model.named_parameters() if not n.startswith("head")]
 
     plain = gradients()
@@ -192,12 +189,15 @@ def test_gradient_checkpointing_with_two_masks_in_one_backward():
 
 def test_forward_intermediates():
     plain, model = hiera(), vp.set_encoding(hiera(), "learned")
-    wanted, got = plain.forward_intermediates(pictures())[1], model.forward_intermediates(pictures())[1]
+    wanted, got = (
+        plain.forward_intermediates(pictures(SIZE))[1],
+        model.forward_intermediates(pictures(SIZE))[1],
+    )
     assert all(torch.equal(a, b) for a, b in zip(wanted, got, strict=True))
     vp.set_encoding(model, "rope_axial+sincos2d")
-    last, taken = model.forward_intermediates(pictures())
+    last, taken = model.forward_intermediates(pictures(SIZE))
     assert [tuple(t.shape) for t in taken] == [(2, 16, 8, 16), (2, 32, 4, 8), (2, 64, 2, 4)]
-    assert torch.equal(last, model.forward_features(pictures()))
+    assert torch.equal(last, model.forward_features(pictures(SIZE)))
 
 
 def test_a_block_alone_says_what_is_missing():
@@ -208,4 +208,4 @@ def test_a_block_alone_says_what_is_missing():
 
 def test_patch_drop():
     model = vp.set_encoding(hiera(patch_drop_rate=0.5), "learned+rope_axial").train()
-    assert model.forward_features(pictures()).shape == (2, 4, 64)
+    assert model.forward_features(pictures(SIZE)).shape == (2, 4, 64)

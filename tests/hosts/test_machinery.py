@@ -6,6 +6,7 @@ import torch
 from timm.layers import create_feature_extractor
 
 import visionpos as vp
+from tests.small import pictures, randomised
 from visionpos.analysis.hosts import build
 
 pytestmark = pytest.mark.unhooked
@@ -25,15 +26,7 @@ def converted(family, spec, **options):
     """
     model, size = build(family, **options)
     vp.get_encoding(model) if spec is None else vp.set_encoding(model, spec)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
-    return model.eval(), size
-
-
-def pictures(size, batch=2):
-    return torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(1))
+    return randomised(model), size
 
 
 def close(a, b, tolerance):

@@ -9,6 +9,7 @@ from timm.layers import create_feature_extractor
 from timm.models import save_for_hf
 
 import visionpos as vp
+from tests.small import pictures, randomised
 from visionpos.analysis.hosts import ZOO, build
 from visionpos.convert import find_host
 from visionpos.hosts.parameters import bind_parameters, copy_encoding, release_parameters
@@ -29,11 +30,7 @@ def model_of(family, spec=None, seed=0):
     depth = {"stages": (1, 2), "q_pool": 1} if family == "Hiera" else depth
     model, size = build(family, **depth)
     vp.get_encoding(model) if spec is None else vp.set_encoding(model, spec)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
-    return model.eval(), torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
+    return randomised(model, scale=0.2, seed=seed), pictures(size)
 
 
 def state(model):

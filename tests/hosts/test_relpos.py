@@ -9,7 +9,8 @@ from timm.models.vision_transformer_relpos import ResPostRelPosBlock, VisionTran
 
 import visionpos as vp
 from tests.hosts import isotropic_checks as checks
-from tests.hosts.isotropic_checks import ENCODINGS, OTHER, SIZE, pictures
+from tests.hosts.isotropic_checks import ENCODINGS, OTHER, SIZE
+from tests.small import pictures
 
 
 def relpos(**options):

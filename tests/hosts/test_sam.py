@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 import visionpos as vp
+from tests.small import pictures
 
 ENCODINGS = [name for name in vp.list_encodings() if name != "none"]
 SIZE = (24, 40)  # 6 x 10 tokens; windows of 4 x 4 need padding
@@ -24,10 +25,6 @@ def sam(**options):
             if "pos" in name:
                 parameter.normal_()
     return model
-
-
-def pictures(size=SIZE):
-    return torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
 
 
 def attentions(model):
@@ -59,7 +56,7 @@ def test_other_encoders(options):
     vp.get_encoding(model)
     for attn in [*attentions(plain), *attentions(model)]:
         attn.fused_attn = False
-    assert torch.equal(model(pictures()), plain(pictures()))
+    assert torch.equal(model(pictures(SIZE)), plain(pictures(SIZE)))
 
 
 def test_weight_decay_spares_what_timm_forgets():
@@ -80,7 +77,7 @@ def test_every_encoding_trains(name):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     for _ in range(2):
         optimizer.zero_grad()
-        F.cross_entropy(model(pictures()), torch.tensor([1, 3])).backward()
+        F.cross_entropy(model(pictures(SIZE)), torch.tensor([1, 3])).backward()
         optimizer.step()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
     assert {encoding.name for encoding in vp.get_encoding(model)} == {name}
@@ -89,7 +86,7 @@ def test_every_encoding_trains(name):
 
 def test_none_removes_every_position():
     model = sam(neck_chans=0, global_attn_indexes=[0, 1])
-    x = pictures()
+    x = pictures(SIZE)
     moved = torch.cat([x[..., 16:], x[..., :16]], -1)
     assert (model(moved) - model(x)).abs().max() > 1e-4
     vp.set_encoding(model, "none")
@@ -113,14 +110,14 @@ def test_a_table_that_timm_would_read_otherwise_lives_elsewhere(options):
 
 def test_copies_are_independent():
     model = vp.set_encoding(sam(), OWN + "+sincos2d")
-    want = model(pictures())
+    want = model(pictures(SIZE))
     want.sum().backward()
     for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert torch.equal(copied(pictures()), want)
+        assert torch.equal(copied(pictures(SIZE)), want)
         with torch.no_grad():
             copied.blocks[0].attn.rel_pos_h.normal_()
-        assert not torch.equal(copied(pictures()), want)
-    assert torch.equal(model(pictures()), want)
+        assert not torch.equal(copied(pictures(SIZE)), want)
+    assert torch.equal(model(pictures(SIZE)), want)
 
 
 def test_gradient_checkpointing_with_two_sizes_in_one_backward():
@@ -128,7 +125,7 @@ def test_gradient_checkpointing_with_two_sizes_in_one_backward():
 
     def gradients():
         model.zero_grad()
-        (model(pictures()).square().sum() + model(pictures((32, 28))).square().sum()).backward()
+        (model(pictures(SIZE)).square().sum() + model(pictures((32, 28))).square().sum()).backward()
         return [parameter.grad.clone() for parameter in model.parameters()]
 
     plain = gradients()
@@ -140,7 +137,10 @@ def test_forward_intermediates():
     plain, model = sam(), vp.set_encoding(sam(), OWN)
     for attn in [*attentions(plain), *attentions(model)]:
         attn.fused_attn = False
-    wanted, got = plain.forward_intermediates(pictures())[1], model.forward_intermediates(pictures())[1]
+    wanted, got = (
+        plain.forward_intermediates(pictures(SIZE))[1],
+        model.forward_intermediates(pictures(SIZE))[1],
+    )
     assert all(torch.equal(a, b) for a, b in zip(wanted, got, strict=True))
-    last, _ = vp.set_encoding(model, "sincos2d+alibi2d").forward_intermediates(pictures())
-    assert torch.equal(last, model.forward_features(pictures()))
+    last, _ = vp.set_encoding(model, "sincos2d+alibi2d").forward_intermediates(pictures(SIZE))
+    assert torch.equal(last, model.forward_features(pictures(SIZE)))

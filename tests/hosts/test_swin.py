@@ -4,23 +4,13 @@ import copy
 import pickle
 
 import pytest
-import timm
 import torch
 
 import visionpos as vp
+from tests.small import pictures, swin
 
 IN_WINDOWS = [name for name in vp.list_encodings() if vp.encoding_info(name)["place"] in ("rotary", "bias")]
 SIZE = (64, 96)
-
-
-def swin(**options):
-    torch.manual_seed(0)
-    options = {"img_size": SIZE, "window_size": 4, "num_classes": 5, "embed_dim": 32, "depths": (2, 2)} | options
-    return timm.create_model("swin_tiny_patch4_window7_224", num_heads=(2, 4), **options).eval()
-
-
-def pictures(size=SIZE):
-    return torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.mark.parametrize("fused", [False, True])
@@ -31,7 +21,7 @@ def test_converting_to_what_the_host_has_changes_nothing(window, fused):
     for module in [*plain.modules(), *model.modules()]:
         if hasattr(module, "fused_attn"):
             module.fused_attn = fused
-    difference = (model(pictures()) - plain(pictures())).abs().max()
+    difference = (model(pictures(SIZE)) - plain(pictures(SIZE))).abs().max()
     assert difference < 1e-6 if fused else difference == 0
     assert isinstance(model, type(plain))
     assert list(model.state_dict()) == list(plain.state_dict())
@@ -42,7 +32,7 @@ def test_converting_to_what_the_host_has_changes_nothing(window, fused):
 
 def test_a_training_step_of_the_converted_model_is_timms():
     def step(model):
-        out = model(pictures())
+        out = model(pictures(SIZE))
         return out, torch.autograd.grad(out.square().sum(), model.parameters())
 
     plain, model = swin(drop_path_rate=0.0).train(), vp.set_encoding(swin(drop_path_rate=0.0), "relative_table").train()
@@ -75,7 +65,7 @@ def test_every_encoding_trains(name):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     for _ in range(3):
         optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(model(pictures()), torch.tensor([1, 3])).backward()
+        torch.nn.functional.cross_entropy(model(pictures(SIZE)), torch.tensor([1, 3])).backward()
         optimizer.step()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
     assert {encoding.name for encoding in vp.get_encoding(model)} == {name}
@@ -121,15 +111,15 @@ def test_window_larger_than_the_grid_is_cut_by_timm_and_followed():
 
 def test_copies_are_independent():
     model = vp.set_encoding(swin(), "learned+relative_table")
-    want = model(pictures())
+    want = model(pictures(SIZE))
     want.sum().backward()
     for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert torch.equal(copied(pictures()), want)
+        assert torch.equal(copied(pictures(SIZE)), want)
         with torch.no_grad():
             copied.pos_embed_input[0].pos_embed.normal_()
             copied.layers[0].blocks[0].attn.relative_position_bias_table.normal_()
-        assert not torch.equal(copied(pictures()), want)
-    assert torch.equal(model(pictures()), want)
+        assert not torch.equal(copied(pictures(SIZE)), want)
+    assert torch.equal(model(pictures(SIZE)), want)
 
 
 def test_table_is_drawn_anew_only_with_options():
@@ -152,7 +142,7 @@ def test_meta_initialisation():
     for module in model.modules():
         if hasattr(module, "init_non_persistent_buffers"):
             module.init_non_persistent_buffers()
-    assert torch.equal(model(pictures()), source(pictures()))
+    assert torch.equal(model(pictures(SIZE)), source(pictures(SIZE)))
 
 
 def test_gradient_checkpointing():
@@ -160,7 +150,7 @@ def test_gradient_checkpointing():
 
     def gradients():
         model.zero_grad()
-        model(pictures()).square().sum().backward()
+        model(pictures(SIZE)).square().sum().backward()
         return [parameter.grad.clone() for parameter in model.parameters()]
 
     plain = gradients()

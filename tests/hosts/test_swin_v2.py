@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 import visionpos as vp
+from tests.small import pictures
 from visionpos.hosts.swin_v2 import CosineWindowAttention
 
 ENCODINGS = [name for name in vp.list_encodings() if name != "none"]
@@ -27,10 +28,6 @@ def swin(lively=False, **options):
             if lively and "cpb_mlp" in name:
                 parameter.mul_(10)
     return model
-
-
-def pictures(size=SIZE):
-    return torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
 
 
 def close(got, want):

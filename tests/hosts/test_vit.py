@@ -10,26 +10,10 @@ from timm.optim import param_groups_weight_decay
 from timm.utils import ModelEmaV3
 
 import visionpos as vp
+from tests.small import pictures, vit
 
 ENCODINGS = [name for name in vp.list_encodings() if name != "none"]
 SIZE = (32, 48)
-
-
-def vit(name="vit_tiny_patch16_224", **options):
-    torch.manual_seed(0)
-    options = {
-        "img_size": SIZE,
-        "patch_size": 4,
-        "num_classes": 5,
-        "embed_dim": 48,
-        "depth": 2,
-        "num_heads": 3,
-    } | options
-    return timm.create_model(name, **options).eval()
-
-
-def pictures(size=SIZE, seed=1):
-    return torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(seed))
 
 
 def same(a, b):

@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def _as_before(monkeypatch):
-    monkeypatch.setattr(choose, "_trials", {})
+    monkeypatch.setattr(choose, "_selftests", {})
     monkeypatch.setattr(choose, "_choices", {})
     monkeypatch.setattr(choose, "_kernels", dict(choose._kernels))
     with kernels.use("auto"):
@@ -35,10 +35,10 @@ def doubler(fused, **options):
     """The operation 2 x, of x with a gradient."""
     return choose.Kernel(
         "doubler",
-        plain=lambda x: 2 * x,
+        reference=lambda x: 2 * x,
         fused=fused,
-        unfit=lambda x: "",
-        facts=lambda x: (x.shape[-1],),
+        why_unsupported=lambda x: "",
+        compile_key=lambda x: (x.shape[-1],),
         example=lambda device, dtype, size: (torch.ones(3, size, device=device, dtype=dtype).requires_grad_(),),
         **options,
     )
@@ -92,7 +92,7 @@ def test_a_kernel_that_agrees_is_used():
     kernel = doubler(lambda x: x + x)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert choose.trial(kernel, CPU, torch.float32, (4,)) == ""
+        assert choose.selftest(kernel, CPU, torch.float32, (4,)) == ""
 
 
 def wrong_gradient(x):
@@ -116,23 +116,23 @@ def test_a_kernel_that_is_wrong_warns_once_and_is_not_used(fused, message):
     calls = []
     kernel = doubler(lambda x: calls.append(x) or fused(x))
     with torch.inference_mode(), pytest.warns(UserWarning, match=message) as caught:
-        assert choose.trial(kernel, CPU, torch.float32, (4,))
+        assert choose.selftest(kernel, CPU, torch.float32, (4,))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert choose.trial(kernel, CPU, torch.float32, (4,))
+        assert choose.selftest(kernel, CPU, torch.float32, (4,))
     assert (len(caught), len(calls)) == (1, 1)
     assert "the fused kernel doubler (cpu, torch.float32, (4,)) is not used" in str(caught[0].message)
     assert "\n" not in str(caught[0].message)
 
 
-def test_auto_goes_by_the_trial(monkeypatch):
+def test_auto_goes_by_the_selftest(monkeypatch):
     """With the CPU in place of a GPU."""
     monkeypatch.setattr(choose, "considered", lambda x: True)
     state = torch.get_rng_state()
     good, x = doubler(lambda x: x + x), torch.ones(2, 4)
     assert good.runs(x)
     bad = doubler(wrong_gradient)
-    assert good.runs(x)  # one trial for a name and its facts
+    assert good.runs(x)  # one selftest for a name and its compile_key
     with pytest.warns(UserWarning, match="doubler"):
         assert not bad.runs(torch.ones(2, 5))
     assert torch.equal(bad(torch.ones(2, 5)), torch.full((2, 5), 2.0))
@@ -141,7 +141,7 @@ def test_auto_goes_by_the_trial(monkeypatch):
 
 
 @pytest.mark.unhooked
-def test_a_trial_while_a_graph_is_traced(monkeypatch):
+def test_a_selftest_while_a_graph_is_traced(monkeypatch):
     monkeypatch.setattr(choose, "considered", lambda x: True)
     kernel = doubler(lambda x: x + x + 1)
     compiled = torch.compile(lambda x: kernel(x), fullgraph=True, backend="eager")
@@ -166,7 +166,7 @@ def test_a_kernel_that_compiles_is_not_tried_while_a_graph_is_traced(monkeypatch
 
 
 @pytest.mark.unhooked
-def test_what_a_trial_found_holds_in_a_trace(monkeypatch):
+def test_what_a_selftest_found_holds_in_a_trace(monkeypatch):
     monkeypatch.setattr(choose, "considered", lambda x: True)
     kernel, x = doubler(lambda x: x + x + 1, compiles=True), torch.ones(2, 4)
     with pytest.warns(UserWarning, match="doubler"):
@@ -189,7 +189,7 @@ def test_how_far_a_kernel_may_be_off(dtype, error, used):
     kernel = doubler(lambda x: (2 + 2 * error) * x)
     with warnings.catch_warnings():
         warnings.simplefilter("error" if used else "ignore")
-        assert (choose.trial(kernel, CPU, dtype, (4,)) == "") is used
+        assert (choose.selftest(kernel, CPU, dtype, (4,)) == "") is used
 
 
 @pytest.mark.unhooked

@@ -201,7 +201,7 @@ def test_flex_attention_takes_any_formula(name, batched, ring):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it is not compiled
         got = flex_attention(q, k, v, score_mod=score_mod, block_mask=blocks, scale=0.3)
-    assert (got - coordinates.plain(q, k, v, encoding, positions, 0.3)).abs().max() < 1e-5
+    assert (got - coordinates.reference(q, k, v, encoding, positions, 0.3)).abs().max() < 1e-5
 
 
 def test_a_model_with_a_formula_of_ones_own_hands_it_on(ring, monkeypatch):
@@ -214,7 +214,7 @@ def test_a_model_with_a_formula_of_ones_own_hands_it_on(ring, monkeypatch):
 
     def plain(*args):
         calls.append(args[3].name)
-        return coordinates.plain(*args)
+        return coordinates.reference(*args)
 
     monkeypatch.setattr(attention, "takes_coordinates", coordinates.has_formula)
     monkeypatch.setattr(attention, "coordinate_attention", plain)
@@ -258,7 +258,7 @@ def test_compiled(name, batched):
 def test_many_tokens_on_a_gpu_are_traced_with_flex_attention(name, ring, monkeypatch):
     """With stand-in tensors: Dynamo takes the whole model with the formula and the blocks in it, as one graph."""
     monkeypatch.setattr(choose, "missing_triton", lambda: "")
-    monkeypatch.setattr(choose, "trial", lambda *args: 1 / 0)  # FlexAttention compiles: not in a trace
+    monkeypatch.setattr(choose, "selftest", lambda *args: 1 / 0)  # FlexAttention compiles: not in a trace
     torch._dynamo.reset()
     options = {"img_size": (96, 112), "patch_size": 4, "embed_dim": 48, "depth": 1, "num_heads": 3, "num_classes": 5}
     model, graphs = vp.create_model("vit_tiny_patch16_224", encoding=name, **options), []

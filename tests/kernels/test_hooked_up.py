@@ -51,7 +51,7 @@ def test_a_formula_goes_to_the_kernel_where_it_runs(encoding, images, monkeypatc
 
         def plain(q, k, v, encoding, positions, scale):
             calls.append(encoding.name)
-            return kernels.coordinates.plain(q, k, v, encoding, positions, scale)
+            return kernels.coordinates.reference(q, k, v, encoding, positions, scale)
 
         monkeypatch.setattr(attention, "coordinate_attention", plain)
         assert torch.allclose(model(images), expected, atol=1e-6)
@@ -103,7 +103,7 @@ def test_windows_go_to_the_kernel_where_it_runs(encoding, monkeypatch):
                 calls.append((tuple(qkv.shape), window, shift))
                 return True
 
-            fused = staticmethod(kernels.window.plain)
+            fused = staticmethod(kernels.window.reference)
 
         monkeypatch.setattr(window_attention, "considered", lambda x: True)
         monkeypatch.setattr(window_attention, "window_attention", Fused)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import visionpos as vp
+from tests.small import pictures, randomised
 from visionpos.analysis.hosts import ZOO, build
 from visionpos.hosts.attention import encoded
 from visionpos.hosts.isotropic import keep_tokens
@@ -14,22 +15,9 @@ GRID, PREFIX = (4, 6), 3  # a class token and two registers
 FAMILIES = ["DeiT, distilled", "DeiT-III", "EVA-02", "DINOv3", "RoPE-ViT, mixed", "BEiT", "ViT, relative bias"]
 
 
-def randomised(model):
-    """Every weight matters, also of tables that begin at zero."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
-    return model.eval()
-
-
 def vit(spec):
     model, _ = build("ViT, class token", depth=2, reg_tokens=2)
     return randomised(vp.set_encoding(model, spec))
-
-
-def pictures(batch=3):
-    return torch.randn(batch, 3, 16, 24, generator=torch.Generator().manual_seed(1))
 
 
 def mask(batch=3, ratio=0.6):
@@ -75,9 +63,9 @@ def attended(hidden):
 def test_kept_patches_are_the_full_run_with_the_others_masked_out(name):
     model, (keep, _, hidden) = vit(name), mask()
     with torch.no_grad():
-        got = model.forward_kept(pictures(), keep)
-        full = model.forward_features(pictures(), attn_mask=attended(hidden))
-        free = model.forward_features(pictures())
+        got = model.forward_kept(pictures((16, 24), 3), keep)
+        full = model.forward_features(pictures((16, 24), 3), attn_mask=attended(hidden))
+        free = model.forward_features(pictures((16, 24), 3))
     assert got.shape == (3, PREFIX + keep.shape[1], 48)
     assert (got - keep_tokens(full, keep, PREFIX)).abs().max() < 1e-5
     assert (got - keep_tokens(free, keep, PREFIX)).abs().max() > 1e-2
@@ -89,7 +77,7 @@ def test_without_position_the_order_of_the_patches_is_all_that_changes():
     for name in ("none", "sincos2d", "rope_axial", "alibi2d"):
         model = vit(name)
         with torch.no_grad():
-            once, flipped = (model.forward_kept(pictures(), index) for index in (keep, keep.flip(1)))
+            once, flipped = (model.forward_kept(pictures((16, 24), 3), index) for index in (keep, keep.flip(1)))
         assert (once[:, PREFIX:].flip(1) - flipped[:, PREFIX:]).abs().max() < 1e-5
         assert (once[:, :PREFIX] - flipped[:, :PREFIX]).abs().max() < 1e-5
 
@@ -100,12 +88,12 @@ def test_a_conditional_encoding_takes_zeros_for_the_patches_that_are_not_there(n
     model, (keep, _, hidden) = vit(name), mask()
     visible = ~hidden.unsqueeze(-1)
     with torch.no_grad():
-        got = model.forward_kept(pictures(), keep)
-        ignored = model.forward_features(pictures(), attn_mask=attended(hidden))
+        got = model.forward_kept(pictures((16, 24), 3), keep)
+        ignored = model.forward_features(pictures((16, 24), 3), attn_mask=attended(hidden))
         for encoding in vp.get_encoding(model):
             encode = encoding.encode
             encoding.encode = lambda x, positions, encode=encode: encode(x * visible, positions)
-        full = model.forward_features(pictures(), attn_mask=attended(hidden))
+        full = model.forward_features(pictures((16, 24), 3), attn_mask=attended(hidden))
     assert (got - keep_tokens(full, keep, PREFIX)).abs().max() < 1e-5
     assert (got - keep_tokens(ignored, keep, PREFIX)).abs().max() > 1e-2
 
@@ -139,11 +127,11 @@ def test_other_hosts(family, spec):
     randomised(model)
     keep, _, hidden = mask()
     with torch.no_grad():
-        got = model.forward_kept(pictures(), keep)
-        free = model.forward_features(pictures())
+        got = model.forward_kept(pictures((16, 24), 3), keep)
+        free = model.forward_features(pictures((16, 24), 3))
         for block in model.blocks:
             block.attn.encodings.append(Hide(3, hidden))
-        full = model.forward_features(pictures())
+        full = model.forward_features(pictures((16, 24), 3))
     assert (got - keep_tokens(full, keep, model.num_prefix_tokens)).abs().max() < 1e-5
     assert (got - keep_tokens(free, keep, model.num_prefix_tokens)).abs().max() > 1e-3
 
@@ -154,10 +142,10 @@ def test_a_network_for_relative_positions_and_timms_table():
         vp.get_encoding(model)
         keep, _, hidden = mask()
         with torch.no_grad():
-            got = randomised(model).forward_kept(pictures(), keep)
+            got = randomised(model).forward_kept(pictures((16, 24), 3), keep)
             for block in model.blocks:
                 block.attn.encodings.append(Hide(3, hidden))
-            full = model.forward_features(pictures())
+            full = model.forward_features(pictures((16, 24), 3))
         assert (got - keep_tokens(full, keep, model.num_prefix_tokens)).abs().max() < 1e-5
 
 

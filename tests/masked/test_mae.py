@@ -11,7 +11,8 @@ from timm.layers import HybridEmbed
 from timm.optim import param_groups_layer_decay
 
 import visionpos as vp
-from tests.masked.tiny_mae import OTHER, SIZE, autoencoder, drawn, pictures, vit
+from tests.masked.tiny_mae import OTHER, SIZE, autoencoder, drawn, vit
+from tests.small import pictures
 from visionpos.analysis.hosts import build
 
 ENCODERS = {
@@ -44,7 +45,7 @@ def check_gradients(mae, images):
 @pytest.mark.parametrize("spec", ["sincos2d", "learned", "rope_mixed", "relative_table"])
 @pytest.mark.parametrize("options", ENCODERS.values(), ids=list(ENCODERS))
 def test_prefix_tokens(options, spec):
-    mae, images = autoencoder(vit(spec, **options), spec), pictures()
+    mae, images = autoencoder(vit(spec, **options), spec), pictures(SIZE)
     assert mae(images).prediction.shape == (2, 24, 48)
     features = mae.encode(images, drawn(mae, images).keep)
     assert features.shape == (2, mae.encoder.num_prefix_tokens + 6, 48)
@@ -54,7 +55,7 @@ def test_prefix_tokens(options, spec):
 
 @pytest.mark.parametrize("spec", vp.list_encodings())
 def test_every_encoding_in_encoder_and_decoder(spec):
-    check_gradients(autoencoder(vit(spec, depth=1), spec), pictures())
+    check_gradients(autoencoder(vit(spec, depth=1), spec), pictures(SIZE))
 
 
 @pytest.mark.parametrize("family", ["DeiT, distilled", "EVA-02", "DINOv3", "BEiT", "ViT, relative bias"])
@@ -69,18 +70,18 @@ def test_other_hosts_with_their_own_positions(family):
 @pytest.mark.parametrize("spec", ["none", "learned", "sincos2d", "rope_mixed+alibi2d", "relative_table+peg"])
 def test_the_encoder_is_the_timm_model_that_was_given(spec, tmp_path):
     mae = autoencoder(vit(spec))
-    mae(pictures()).loss.backward()
+    mae(pictures(SIZE)).loss.backward()
     torch.optim.SGD(mae.parameters(), lr=0.1).step()
     plain = vit(spec).eval()
     assert isinstance(mae.encoder, timm.models.vision_transformer.VisionTransformer)
     assert list(mae.encoder.state_dict()) == list(plain.state_dict())
     plain.load_state_dict(mae.encoder.state_dict(), strict=True)
-    assert torch.equal(plain(pictures()), mae.encoder.eval()(pictures()))
+    assert torch.equal(plain(pictures(SIZE)), mae.encoder.eval()(pictures(SIZE)))
     size = {"img_size": SIZE, "patch_size": 4, "embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 5}
     arguments = {"encoding": spec, "host": "vit_tiny_patch16_224", **size}
     timm.models.save_for_hf(mae.encoder, tmp_path, model_args=arguments)
     loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
-    assert torch.equal(loaded(pictures()), mae.encoder(pictures()))
+    assert torch.equal(loaded(pictures(SIZE)), mae.encoder(pictures(SIZE)))
 
 
 def test_layer_decay_of_the_encoder():
@@ -98,7 +99,7 @@ def test_layer_decay_of_the_encoder():
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda mae: pickle.loads(pickle.dumps(mae))], ids=["deep", "pickle"])
 @pytest.mark.parametrize("spec", ["sincos2d", "learned+rope_mixed", "relative_table+peg"])
 def test_copies(spec, copied):
-    mae, images = autoencoder(vit(spec), spec), pictures()
+    mae, images = autoencoder(vit(spec), spec), pictures(SIZE)
     mask = drawn(mae, images)
     want = mae(images, mask)
     want.loss.backward()
@@ -149,12 +150,12 @@ def test_set_input_size(spec):
     mask = drawn(mae, images)
     assert (mae(images, mask).prediction - dynamic(images, mask).prediction).abs().max() < 1e-5
     with pytest.raises(ValueError, match="pictures of \\(16, 24\\) pixels, but the encoder takes \\(24, 32\\)"):
-        mae(pictures())
+        mae(pictures(SIZE))
 
 
 @pytest.mark.parametrize("spec", ["sincos2d", "learned+rope_axial", "relative_table+lepe"])
 def test_bfloat16(spec):
-    mae, images = autoencoder(vit(spec), spec), pictures()
+    mae, images = autoencoder(vit(spec), spec), pictures(SIZE)
     mask = drawn(mae, images)
     want = mae(images, mask)
     with torch.autocast("cpu", torch.bfloat16):
@@ -172,7 +173,7 @@ def test_bfloat16(spec):
 @pytest.mark.parametrize("spec", ["sincos2d", "learned+rope_mixed+relative_table"])
 def test_compiled(spec):
     torch._dynamo.reset()
-    mae, images = autoencoder(vit(spec, depth=1), spec), pictures()
+    mae, images = autoencoder(vit(spec, depth=1), spec), pictures(SIZE)
     mask = drawn(mae, images)
     compiled = torch.compile(mae, fullgraph=True, backend="aot_eager")
     want, got = mae(images, mask), compiled(images, mask)
@@ -186,7 +187,7 @@ def test_compiled(spec):
 
 @pytest.mark.parametrize("norm_pix_loss", [True, False])
 def test_reconstruct_and_visible(norm_pix_loss):
-    mae, images = autoencoder(norm_pix_loss=norm_pix_loss), pictures()
+    mae, images = autoencoder(norm_pix_loss=norm_pix_loss), pictures(SIZE)
     result = mae(images)
     seen = ~result.mask.hidden.unflatten(1, (4, 6)).repeat_interleave(4, 1).repeat_interleave(4, 2)[:, None]
     seen = seen.expand_as(images)
@@ -229,7 +230,7 @@ WRONG = [
     ),
     (lambda: autoencoder()(torch.randn(2, 1, 16, 24)), "pictures (B, 3, H, W) are needed, got (2, 1, 16, 24)"),
     (
-        lambda: autoencoder()(pictures(), vp.draw_mask((6, 4), 3)),
+        lambda: autoencoder()(pictures(SIZE), vp.draw_mask((6, 4), 3)),
         "a mask of (3, 24) patches for 2 pictures of 4 x 6 patches",
     ),
 ]

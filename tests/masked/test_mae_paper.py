@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from tests.masked import mae_reference
-from tests.masked.tiny_mae import autoencoder, drawn, pictures, vit
+from tests.masked.tiny_mae import SIZE, autoencoder, drawn, vit
+from tests.small import pictures
 
 
 @pytest.mark.parametrize("norm_pix_loss", [True, False])
@@ -30,7 +31,7 @@ def test_it_computes_what_the_paper_says(size, norm_pix_loss):
 
 
 def test_hidden_pixels_are_the_target_and_nothing_else():
-    mae, images = autoencoder(norm_pix_loss=False).eval(), pictures()
+    mae, images = autoencoder(norm_pix_loss=False).eval(), pictures(SIZE)
     mask = drawn(mae, images)
     result, other = mae(images, mask), mae(images + (images - mae.visible(images, mask)), mask)  # hidden ones doubled
     assert torch.equal(result.prediction, other.prediction)
@@ -42,7 +43,7 @@ def test_hidden_pixels_are_the_target_and_nothing_else():
 
 def test_nothing_hidden():
     mae = autoencoder(mask_ratio=0.0)
-    result = mae(pictures())
+    result = mae(pictures(SIZE))
     assert result.loss == 0
     assert not result.mask.hidden.any()
     assert result.prediction.shape == (2, 24, 48)

@@ -5,7 +5,8 @@ import torch
 
 import visionpos as vp
 from tests.masked.mae_reference import sincos_table
-from tests.weights.tiny_weights import DEPTH, DIM, GRID, PLAIN, block, checkpoint, drawn, pictures, vit
+from tests.small import pictures, vit
+from tests.weights.tiny_weights import DEPTH, DIM, GRID, PLAIN, block, checkpoint, drawn
 
 OPTIONS = {"decoder_dim": 16, "decoder_depth": 1, "decoder_num_heads": 2}
 DECODER_BLOCK = {name: tuple(size * 16 // DIM for size in shape) for name, shape in block(gates=()).items()}

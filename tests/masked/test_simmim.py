@@ -8,6 +8,8 @@ import timm
 import torch
 
 import visionpos as vp
+from tests import small
+from tests.small import pictures
 from visionpos.analysis.hosts import build
 
 SIZE, GRID = (32, 64), (4, 8)  # two stages of patches of 4: units of 8 pixels
@@ -15,9 +17,7 @@ VERSIONS = ["swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256"]
 
 
 def swin(name=VERSIONS[0], spec=None, **options):
-    torch.manual_seed(0)
-    shape = {"img_size": SIZE, "window_size": 4, "embed_dim": 24, "depths": (2, 1), "num_heads": (2, 4)}
-    return vp.create_model(name, encoding=spec, **{**shape, "num_classes": 5, **options})
+    return small.swin(spec, name=name, **{"img_size": SIZE, "embed_dim": 24, "depths": (2, 1), **options})
 
 
 def simmim(name=VERSIONS[0], spec=None, *, mask_ratio=0.6, norm_pix_loss=False, masking="random", **options):
@@ -26,10 +26,6 @@ def simmim(name=VERSIONS[0], spec=None, *, mask_ratio=0.6, norm_pix_loss=False, 
         for index, parameter in enumerate(model.parameters()):
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(index)))
     return model.eval()
-
-
-def pictures(size=SIZE, seed=1):
-    return torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(seed))
 
 
 def drawn(model, images, seed=2):
@@ -46,7 +42,7 @@ def pixels(hidden, grid=GRID, unit=8):
 def test_the_unit_is_what_a_token_of_the_last_stage_stands_for(name, depths, unit):
     model = simmim(name, depths=depths, num_heads=(2, 4, 4)[: len(depths)])
     assert model.patch_size == (unit, unit)
-    result = model(pictures())
+    result = model(pictures(SIZE))
     patches = SIZE[0] * SIZE[1] // unit**2
     assert result.prediction.shape == (2, patches, 3 * unit**2)
     assert result.mask.hidden.sum() == 2 * (patches - int(patches * 0.4 + 1e-6))
@@ -55,12 +51,12 @@ def test_the_unit_is_what_a_token_of_the_last_stage_stands_for(name, depths, uni
 @pytest.mark.parametrize("spec", [None, "learned+rope_axial", "sincos2d+alibi2d", "peg", "none"])
 @pytest.mark.parametrize("name", VERSIONS)
 def test_hidden_pixels_are_the_target_and_nothing_else(name, spec):
-    model, images = simmim(name, spec), pictures()
+    model, images = simmim(name, spec), pictures(SIZE)
     mask = drawn(model, images)
     hidden = pixels(mask.hidden).expand_as(images)
     with torch.no_grad():
-        result, other = model(images, mask), model(torch.where(hidden, pictures(seed=5), images), mask)
-        moved = model(torch.where(hidden, images, pictures(seed=5)), mask)
+        result, other = model(images, mask), model(torch.where(hidden, pictures(SIZE, seed=5), images), mask)
+        moved = model(torch.where(hidden, images, pictures(SIZE, seed=5)), mask)
         again = model(images, generator=torch.Generator().manual_seed(2))
     assert torch.equal(result.prediction, other.prediction)
     assert (result.loss - other.loss).abs() > 1e-3
@@ -70,7 +66,7 @@ def test_hidden_pixels_are_the_target_and_nothing_else(name, spec):
 
 @pytest.mark.parametrize("norm_pix_loss", [False, True])
 def test_the_loss_is_the_mean_absolute_error_of_hidden_pixels(norm_pix_loss):
-    model, images = simmim(norm_pix_loss=norm_pix_loss).double(), pictures().double()
+    model, images = simmim(norm_pix_loss=norm_pix_loss).double(), pictures(SIZE).double()
     loss, prediction, mask = model(images)
     total, count = 0.0, 0
     for sample in range(2):
@@ -86,7 +82,7 @@ def test_the_loss_is_the_mean_absolute_error_of_hidden_pixels(norm_pix_loss):
 @pytest.mark.parametrize("name", VERSIONS)
 def test_the_mask_token_takes_the_place_of_patches_before_positions_are_added(name):
     """The same by other means: a stem that gives out mask tokens, in the model as timm runs it."""
-    model, images = simmim(name, "learned+relative_table"), pictures()
+    model, images = simmim(name, "learned+relative_table"), pictures(SIZE)
     mask = drawn(model, images)
     hidden = pixels(mask.hidden, unit=2).movedim(1, -1)
     stem, token = model.encoder.patch_embed, model.mask_token
@@ -104,7 +100,7 @@ def test_the_mask_token_takes_the_place_of_patches_before_positions_are_added(na
 
 @pytest.mark.parametrize("name", VERSIONS)
 def test_without_a_mask_it_is_the_encoder(name):
-    model, images = simmim(name, "sincos2d+rope_axial", mask_ratio=0.0), pictures()
+    model, images = simmim(name, "sincos2d+rope_axial", mask_ratio=0.0), pictures(SIZE)
     result = model(images)
     assert result.loss == 0
     assert torch.equal(result.prediction, model.pred(model.encoder.forward_features(images).flatten(1, 2)))
@@ -117,7 +113,7 @@ SPECS = ["learned+relative_table", "sincos2d+rope_mixed", "log_cpb", "peg+lepe",
 @pytest.mark.parametrize("name", VERSIONS)
 def test_every_parameter_learns(name, spec):
     model = simmim(name, spec, drop_path_rate=0.0).train()
-    model(pictures()).loss.backward()
+    model(pictures(SIZE)).loss.backward()
     for key, parameter in model.named_parameters():
         assert (parameter.grad is None) == key.startswith("encoder.head"), key
         assert parameter.grad is None or parameter.grad.isfinite().all()
@@ -131,16 +127,16 @@ def test_every_parameter_learns(name, spec):
 def test_the_encoder_is_the_timm_model_that_was_given(name):
     shape = {"img_size": SIZE, "window_size": 4, "embed_dim": 24, "depths": (2, 1), "num_heads": (2, 4)}
     model, plain = simmim(name), timm.create_model(name, **shape, num_classes=5)
-    model(pictures()).loss.backward()
+    model(pictures(SIZE)).loss.backward()
     torch.optim.SGD(model.parameters(), lr=0.1).step()
     assert isinstance(model.encoder, type(plain))
     plain.load_state_dict(model.encoder.state_dict(), strict=True)
-    assert (plain.eval()(pictures()) - model.encoder.eval()(pictures())).abs().max() < 1e-5
+    assert (plain.eval()(pictures(SIZE)) - model.encoder.eval()(pictures(SIZE))).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deep", "pickle"])
 def test_copies(copied):
-    model, images = simmim(spec="learned+rope_mixed"), pictures()
+    model, images = simmim(spec="learned+rope_mixed"), pictures(SIZE)
     mask = drawn(model, images)
     want = model(images, mask).prediction
     other = copied(model)
@@ -155,11 +151,11 @@ def test_copies(copied):
 @pytest.mark.parametrize("name", VERSIONS)
 def test_gradient_checkpointing(name):
     model = simmim(name, "learned+relative_table", drop_path_rate=0.0).train()
-    mask = drawn(model, pictures())
+    mask = drawn(model, pictures(SIZE))
 
     def gradients():
         model.zero_grad()
-        model(pictures(), mask).loss.backward()
+        model(pictures(SIZE), mask).loss.backward()
         return [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
 
     want = gradients()
@@ -175,12 +171,12 @@ def test_other_sizes():
     model.set_input_size((64, 32))
     assert model(pictures((64, 32))).loss.isfinite()
     with pytest.raises(ValueError, match=r"pictures of \(32, 64\) pixels, but the encoder takes \(64, 32\)"):
-        model(pictures())
+        model(pictures(SIZE))
 
 
 @pytest.mark.parametrize("masking", ["random", "block", "grid"])
 def test_reconstruct_and_visible(masking):
-    model, images = simmim(masking=masking), pictures()
+    model, images = simmim(masking=masking), pictures(SIZE)
     with torch.no_grad():
         result = model(images)
         picture, visible = model.reconstruct(images, result), model.visible(images, result.mask)
@@ -195,7 +191,7 @@ def test_reconstruct_and_visible(masking):
 
 
 def test_bfloat16():
-    model, images = simmim(spec="learned+rope_axial"), pictures()
+    model, images = simmim(spec="learned+rope_axial"), pictures(SIZE)
     mask = drawn(model, images)
     with torch.autocast("cpu", torch.bfloat16):
         loss, prediction, _ = model(images, mask)
@@ -207,7 +203,7 @@ def test_bfloat16():
 @pytest.mark.unhooked
 def test_compiled():
     torch._dynamo.reset()
-    model, images = simmim(spec="learned+rope_axial", depths=(1,), num_heads=(2,)), pictures()
+    model, images = simmim(spec="learned+rope_axial", depths=(1,), num_heads=(2,)), pictures(SIZE)
     mask = drawn(model, images)
     got = torch.compile(model, fullgraph=True, backend="aot_eager")(images, mask)
     assert (got.prediction - model(images, mask).prediction).abs().max() < 1e-5
@@ -225,7 +221,7 @@ WRONG = [
         "pictures of (36, 64) pixels are not whole patches of (8, 8) pixels",
     ),
     (
-        lambda: simmim()(pictures(), vp.draw_mask((8, 16), 2)),
+        lambda: simmim()(pictures(SIZE), vp.draw_mask((8, 16), 2)),
         "a mask of (2, 128) patches for 2 pictures of 4 x 8 patches",
     ),
 ]

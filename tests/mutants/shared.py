@@ -58,8 +58,8 @@ FREQUENCIES = mutants_of(
     [
         (
             "exponent off by one",
-            "wide(torch.arange(count, device=device))",
-            "wide(torch.arange(1, count + 1, device=device))",
+            "to_float64(torch.arange(count, device=device))",
+            "to_float64(torch.arange(1, count + 1, device=device))",
         ),
         ("inclusive end ignored", "max(count - 1, 1) if inclusive else count", "count"),
         ("end always included", "max(count - 1, 1) if inclusive else count", "max(count - 1, 1)"),
@@ -93,7 +93,7 @@ RESIZE = mutants_of(
             "resize_matrix(*size, antialias=False",
             "resize_matrix(*size, antialias=True",
         ),
-        ("resized in float32", "rows, wide(grid), columns)", "rows.float(), grid.float(), columns.float())"),
+        ("resized in float32", "rows, to_float64(grid), columns)", "rows.float(), grid.float(), columns.float())"),
         ("geometric ratio", "range(old // 2)) > reach", "range(1, old // 2 + 1)) > reach"),
         (
             "geometric weights swapped",
@@ -216,8 +216,8 @@ ATTENTION = mutants_of(
     "hosts/test_swin.py hosts/test_vit.py",
     [
         ("logits not scaled", "(q * scale) @ k", "q @ k"),
-        ("bias twice", "else logits + tensors.bias\n", "else logits + 2 * tensors.bias\n"),
-        ("NaN for a query that sees no key", "logits.masked_fill(blind, 0).softmax", "logits.softmax"),
+        ("bias twice", "else logits + tensors.bias  #", "else logits + 2 * tensors.bias  #"),
+        ("NaN for a query that sees no key", "logits.masked_fill(fully_masked, 0).softmax", "logits.softmax"),
         ("fused logits not scaled", "dropout_p=p, scale=scale)", "dropout_p=p, scale=1.0)"),
         ("mask of the caller dropped", "tensors.add_bias(_additive(attn_mask, q.dtype))", "pass"),
         ("boolean mask inverted", "masked_fill(~mask, ", "masked_fill(mask, "),
@@ -230,8 +230,8 @@ ATTENTION = mutants_of(
         ),
         (
             "fused output of encodings dropped",
-            "scale=scale)\n    return out if tensors.output is None else out + tensors.output",
-            "scale=scale)\n    return out",
+            "head_dim)\n    return out if tensors.output is None else out + tensors.output",
+            "head_dim)\n    return out",
         ),
         (
             "output of encodings dropped",

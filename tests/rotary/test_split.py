@@ -6,7 +6,7 @@ from timm.models.vision_transformer import Attention as TimmAttention
 
 import visionpos as vp
 from visionpos.hosts.attention import Attention, AttentionContext, self_attention, split_heads
-from visionpos.rotary.split import MANY, split_qkv
+from visionpos.rotary.split import MIN_BATCH_TO_EXPAND, split_qkv
 from visionpos.rotation import rotate
 
 B, T, HEADS, D = 3, 7, 2, 8
@@ -24,7 +24,10 @@ def plain(qkv, table, layout):
 
 
 @pytest.mark.parametrize("layout", ["interleaved", "half"])
-@pytest.mark.parametrize(("samples", "batch"), [(B, None), (B, 1), (B, B), (MANY, None), (MANY, MANY)])
+@pytest.mark.parametrize(
+    ("samples", "batch"),
+    [(B, None), (B, 1), (B, B), (MIN_BATCH_TO_EXPAND, None), (MIN_BATCH_TO_EXPAND, MIN_BATCH_TO_EXPAND)],
+)
 @pytest.mark.parametrize("heads", [1, HEADS])
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12), (torch.bfloat16, 0.1)], ids=str

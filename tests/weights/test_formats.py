@@ -5,6 +5,7 @@ import timm
 import torch
 
 import visionpos as vp
+from tests.small import VIT, pictures, vit
 from tests.weights.tiny_weights import (
     DEPTH,
     DIM,
@@ -12,13 +13,10 @@ from tests.weights.tiny_weights import (
     HEADS,
     PLAIN,
     TABLE,
-    VIT,
     block,
     checkpoint,
     drawn,
-    pictures,
     swin,
-    vit,
 )
 from visionpos.weights.formats import convert_weights
 

@@ -9,7 +9,8 @@ import torch
 from timm.models import save_for_hf
 
 import visionpos as vp
-from tests.tiny_timm_models import SMALL, SMALL_SWIN, SWIN, VIT, pictures, randomised, small
+from tests.small import pictures, randomised
+from tests.tiny_timm_models import SMALL, SMALL_SWIN, SWIN, VIT, small
 
 # timm records the arguments of a model since 1.0.31
 recorded = pytest.mark.skipif(not find_spec("timm.models._input"), reason="this timm records no arguments")

@@ -6,7 +6,8 @@ import timm
 import torch
 
 import visionpos as vp
-from tests.weights.tiny_weights import GRID, HEAD, PLAIN, TABLE, checkpoint, pictures, swin, vit
+from tests.small import pictures, vit
+from tests.weights.tiny_weights import GRID, HEAD, PLAIN, TABLE, checkpoint, swin
 
 
 def test_another_grid():

@@ -1,26 +1,17 @@
 """Small models, and made-up state dicts in the names of the original code."""
 
-import timm
 import torch
 
-DIM, HEADS, DEPTH = 48, 3, 2
+from tests import small
+from tests.small import VIT
+
+DIM, HEADS, DEPTH = (VIT[key] for key in ("embed_dim", "num_heads", "depth"))
 GRID = (8, 12)
-VIT = {"img_size": (32, 48), "patch_size": 4, "embed_dim": DIM, "depth": DEPTH, "num_heads": HEADS, "num_classes": 5}
-
-
-def vit(**options):
-    torch.manual_seed(0)
-    return timm.create_model("vit_tiny_patch16_224", **{**VIT, **options}).eval()
 
 
 def swin(name="swin_tiny_patch4_window7_224", **options):
-    torch.manual_seed(0)
-    options = {"img_size": (32, 64), "window_size": (4, 2), "embed_dim": 24, "depths": (1, 2, 1)} | options
-    return timm.create_model(name, num_heads=(2, 4, 6), num_classes=5, **options).eval()
-
-
-def pictures(size=(32, 48)):
-    return torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
+    shape = {"img_size": (32, 64), "window_size": (4, 2), "embed_dim": 24, "depths": (1, 2, 1), "num_heads": (2, 4, 6)}
+    return small.swin(name=name, **{**shape, **options})
 
 
 def drawn(*shape, seed=3):

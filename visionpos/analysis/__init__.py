@@ -1,4 +1,4 @@
-"""What an encoding does, measured and drawn. Nothing here imports matplotlib until something is drawn."""
+"""Measurements and drawings of what an encoding does. matplotlib is not imported until something is drawn."""
 
 from .kernel import NotDefined, logit_kernel
 from .measure import PROPERTIES, measure

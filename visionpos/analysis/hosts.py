@@ -1,4 +1,4 @@
-"""Which encodings work in which timm models, tried: the table of docs/hosts.md.
+"""The table of docs/hosts.md: which encodings work in which timm models, tried.
 
 A cell is tried on a model of the family that is small enough to run in a moment: convert, forward, backward, a finite
 gradient for every parameter. Where a pair cannot work, `set_encoding` says why, and the page repeats it.
@@ -64,14 +64,14 @@ ZOO: dict[str, tuple[str, dict[str, Any], tuple[int, int]]] = {
 
 
 def build(family: str, **options: Any) -> tuple[nn.Module, tuple[int, int]]:
-    """A small model of a family, freshly initialised with seed 0, and the size of its pictures."""
+    """Return a small model of a family, freshly initialised with seed 0, and the size of its images."""
     name, small, size = ZOO[family]
     torch.manual_seed(0)
     return timm.create_model(name, **{**small, **options}), size
 
 
 def attempt(family: str, encoding: str) -> str:
-    """Empty if the pair works, else why it does not."""
+    """Return why a pair of family and encoding does not work; an empty string if it does."""
     model, (height, width) = build(family)
     try:
         set_encoding(model, encoding).train()
@@ -90,13 +90,13 @@ def attempt(family: str, encoding: str) -> str:
 
 
 def own_encoding(family: str) -> str:
-    """What a family has before any conversion, as names joined by '+'."""
+    """Return what a family has before any conversion, as names joined by '+'."""
     model, _ = build(family)
     return "+".join(dict.fromkeys(encoding.name for encoding in get_encoding(model))) or "none"
 
 
 def host_matrix(progress: Callable[[str], None] = lambda family: None) -> str:
-    """The page docs/hosts.md: a table of every family and every encoding, and the reasons of what cannot work."""
+    """Return the page docs/hosts.md: a table of all families and encodings, and reasons of what cannot work."""
     names, reasons, rows = list_encodings(), [], []
     for family in ZOO:
         progress(family)

@@ -29,11 +29,13 @@ DIM, HEADS, HEAD_DIM, DEPTH = 192, 3, 64, 12  # ViT-Tiny
 
 
 class NotDefined(ValueError):
-    """A property has no meaning for this encoding; the text says why."""
+    """The error of a property that has no meaning for an encoding; the text says why."""
 
 
 def build(name: str, grid: tuple[int, ...], **options: Any) -> PositionEncoding:
-    """An encoding as a ViT-Tiny with this grid has it (192 channels, 3 heads of 64), at a fixed random initialisation.
+    """Return an encoding as a ViT-Tiny with this grid has it, at a fixed random initialisation.
+
+    A ViT-Tiny has 192 channels, 3 heads of 64.
 
     A table that its paper starts at zero, which has no properties yet, is drawn with a standard deviation of 0.02.
 
@@ -53,25 +55,28 @@ def build(name: str, grid: tuple[int, ...], **options: Any) -> PositionEncoding:
 
 
 def exact(encoding: PositionEncoding) -> PositionEncoding:
-    """A copy in float64 on the CPU, for use with float64 coordinates."""
+    """Return a copy in float64 on the CPU, for use with float64 coordinates."""
     return copy.deepcopy(encoding).cpu().double()
 
 
 def exact_grid(grid: tuple[int, ...]) -> Positions:
-    """The positions of a whole grid in float64."""
+    """Return the positions of a whole grid in float64."""
     positions = Positions.grid(grid)
     return Positions(positions.coords.double(), grid, is_grid=True)
 
 
 def width(encoding: PositionEncoding) -> int:
-    """Channels of the tokens that an encoding works on."""
+    """Return the channels of the tokens that an encoding works on."""
     if isinstance(getattr(encoding, "dim", None), int):
         return encoding.dim
     return encoding.num_heads * getattr(encoding, "head_dim", HEAD_DIM)
 
 
 def content(encoding: PositionEncoding, positions: Positions, scale: float = 1.0) -> Tensor:
-    """One random vector of variance `scale` squared for all tokens: x (1, N, C), or q (1, heads, N, head_dim)."""
+    """Return one random vector for all tokens: x (1, N, C), or q (1, heads, N, head_dim).
+
+    Its variance is `scale` squared.
+    """
     generator = torch.Generator().manual_seed(1)
     vector = scale * torch.randn(width(encoding), generator=generator).to(positions.coords.dtype)
     x = vector.expand(1, positions.num_tokens, -1)
@@ -82,7 +87,7 @@ def content(encoding: PositionEncoding, positions: Positions, scale: float = 1.0
 
 @torch.no_grad()
 def rotations(encoding: PositionEncoding, positions: Positions) -> Float[Tensor, "heads n d d"]:
-    """R(p) of a rotary encoding as matrices: column c is the rotated unit vector of channel c."""
+    """Return R(p) of a rotary encoding as matrices: column c is the rotated unit vector of channel c."""
     if encoding.place != "rotary":
         raise NotDefined("only for the place rotary")
     unit = torch.eye(encoding.head_dim, dtype=positions.coords.dtype)
@@ -92,7 +97,7 @@ def rotations(encoding: PositionEncoding, positions: Positions) -> Float[Tensor,
 
 @torch.no_grad()
 def vectors(encoding: PositionEncoding, positions: Positions) -> Float[Tensor, "heads n f"]:
-    """Features with K = f(p) . f(p'): the embedding, rotations as vectors, or what is mixed into equal tokens."""
+    """Return features f with K = f(p) . f(p'): embedding, rotations as vectors, or what is mixed into equal tokens."""
     if encoding.place == "input":
         return encoding.embed(positions).detach()[None]
     if encoding.place == "rotary":
@@ -104,8 +109,11 @@ def vectors(encoding: PositionEncoding, positions: Positions) -> Float[Tensor, "
 
 @torch.no_grad()
 def bias(encoding: PositionEncoding, positions: Positions, given: Tensor | None = None) -> Float[Tensor, "heads n n"]:
-    """The bias; `given` is the content for one that needs any. Pairs that it hides from each other are -inf: those with
-    the lowest value, if that is below -1000 and is shared by more than one pair in a hundred, as no distance is."""
+    """Return the bias; `given` is the content for one that needs any.
+
+    Pairs that it hides from each other are -inf: those with the lowest value, if that is below -1000 and is shared by
+    more than one pair in a hundred, as no distance is.
+    """
     if encoding.content_dependent:
         values = encoding.bias(positions, content=content(encoding, positions) if given is None else given)[0]
     else:
@@ -116,7 +124,7 @@ def bias(encoding: PositionEncoding, positions: Positions, given: Tensor | None 
 
 @torch.no_grad()
 def values(encoding: PositionEncoding, positions: Positions) -> Float[Tensor, "heads n f"]:
-    """What the encoding itself computes: `vectors`, or the rows of its bias."""
+    """Return what the encoding itself computes: `vectors`, or the rows of its bias."""
     return bias(encoding, positions) if encoding.place == "bias" else vectors(encoding, positions)
 
 
@@ -124,7 +132,7 @@ def values(encoding: PositionEncoding, positions: Positions) -> Float[Tensor, "h
 def logit_kernel(
     encoding: PositionEncoding, positions: Positions, queries: Tensor | None = None
 ) -> Float[Tensor, "heads q n"]:
-    """K of every pair of tokens, (heads, N, N), heads 1 for an encoding of tokens.
+    """Return K of every pair of tokens, (heads, N, N), heads 1 for an encoding of tokens.
 
     Args:
         encoding: any encoding; with float64 coordinates, `exact` of it.
@@ -143,7 +151,7 @@ def logit_kernel(
 
 @torch.no_grad()
 def attention_logits(encoding: PositionEncoding, positions: Positions, seed: int = 0) -> Float[Tensor, "heads n n"]:
-    """Logits of one attention layer with random content (N, C) and random projections; the seed decides both."""
+    """Return the logits of an attention layer with random content (N, C) and projections; the seed decides both."""
     channels = width(encoding)
     generator = torch.Generator().manual_seed(seed)
     draw = torch.randn(positions.num_tokens + 2 * channels, channels, generator=generator).to(positions.coords.dtype)
@@ -165,7 +173,7 @@ def attention_logits(encoding: PositionEncoding, positions: Positions, seed: int
 
 
 def phase_frequencies(encoding: PositionEncoding, positions: Positions) -> Float[Tensor, "heads bands axes"]:
-    """theta of angles theta . p + constant, in radians per grid step, fitted and checked.
+    """Return theta of angles theta . p + constant, in radians per grid step, fitted and checked.
 
     Raises:
         NotDefined: no rotation of channel pairs, or angles that are not linear in the coordinates.

@@ -1,4 +1,4 @@
-"""All properties of one encoding: `measure("rope_axial")` -> {"stationarity": 7e-15, ...}."""
+"""Measurement of all properties of one encoding: `measure("rope_axial")` -> {"stationarity": 7e-15, ...}."""
 
 from __future__ import annotations
 
@@ -29,32 +29,32 @@ class Case:
 
     @cached_property
     def kernel(self) -> Tensor:
-        """(heads, N, N) on the training grid."""
+        """Return K (heads, N, N) on the training grid."""
         return kernels.logit_kernel(self.encoding, self.positions)
 
     @cached_property
     def profile(self) -> tuple[Tensor, Tensor]:
-        """Distances and k(r) on the training grid."""
+        """Return distances and k(r) on the training grid."""
         return properties.distance_profile(self.kernel, self.positions)
 
     @cached_property
     def rotations(self) -> Tensor:
-        """(heads, N, D, D) on the training grid."""
+        """Return the rotations (heads, N, D, D) on the training grid."""
         return kernels.rotations(self.encoding, self.positions)
 
     @cached_property
     def phases(self) -> Tensor:
-        """Share of the circle that each rotary band covers on the training grid."""
+        """Return the share of the circle that each rotary band covers on the training grid."""
         frequencies = kernels.phase_frequencies(self.encoding, self.positions)
         return properties.phase_coverage(frequencies, self.grid)
 
     @cached_property
     def test_values(self) -> Tensor:
-        """What the encoding computes on the test grid; rotations on a sample of it."""
+        """Return what the encoding computes on the test grid; rotations on a sample of it."""
         return kernels.values(self.encoding, self.sample(self.test_positions))
 
     def sample(self, positions: Positions) -> Positions:
-        """64 tokens where each has a whole matrix, else all."""
+        """Return 64 tokens where each has a whole matrix, else all."""
         if self.encoding.place != "rotary":
             return positions
         return positions.keep(torch.linspace(0, positions.num_patches - 1, 64).long())
@@ -65,36 +65,36 @@ class Case:
             raise NotDefined(f"only for the place {' or '.join(places)}")
 
     def offset(self, columns: int) -> tuple[int, ...]:
-        """So many tokens to the right, at least one."""
+        """Return an offset of so many tokens to the right, at least one."""
         return (*[0] * (len(self.grid) - 1), max(1, columns))
 
 
 def sup_norm(case: Case) -> float:
-    """Of embeddings, biases and what is mixed in; a rotation has none of interest."""
+    """Return the sup norm of embeddings, biases and what is mixed in; a rotation has none of interest."""
     case.only("input", "bias", "conditional")
     return properties.sup_norm(case.test_values)
 
 
 def norm_drift(case: Case) -> float:
-    """Of vectors that are added."""
+    """Return the norm drift of vectors that are added."""
     case.only("input", "conditional")
     return properties.norm_drift(case.test_values[0])
 
 
 def growth(case: Case) -> float:
-    """Growth exponent of the bias."""
+    """Return the growth exponent of the bias."""
     case.only("bias")
     return properties.growth_exponent(*case.profile)
 
 
 def hidden_share(case: Case) -> float:
-    """Share of the pairs of tokens that a bias hides from each other."""
+    """Return the share of the pairs of tokens that a bias hides from each other."""
     case.only("bias")
     return (~case.kernel.isfinite()).double().mean().item()
 
 
 def linear_map(case: Case) -> float:
-    """The residual of vectors at a quarter of a row, or of rotations at random offsets."""
+    """Return the residual of vectors at a quarter of a row, or of rotations at random offsets."""
     if case.encoding.place == "rotary":
         return properties.rotation_map_residual(case.rotations, case.positions)
     features = kernels.vectors(case.encoding, case.positions)[0]
@@ -102,7 +102,7 @@ def linear_map(case: Case) -> float:
 
 
 def translation(case: Case, shift: tuple[int, ...]) -> float:
-    """The same content on two windows of the grid that lie `shift` apart."""
+    """Return how far logits differ with the same content on two windows of the grid that lie `shift` apart."""
     index = torch.arange(case.positions.num_patches).view(case.grid)
     first = index[tuple(slice(0, size - step) for size, step in zip(case.grid, shift, strict=True))].flatten()
     if not len(first):
@@ -116,13 +116,16 @@ def translation(case: Case, shift: tuple[int, ...]) -> float:
 
 
 def drift(case: Case) -> float:
-    """K as the corner token of the test grid sees it, which has all unseen offsets, against K on the training grid."""
+    """Return the drift of K as the corner token of the test grid sees it, which has all unseen offsets.
+
+    It is compared with K on the training grid.
+    """
     row = kernels.logit_kernel(case.encoding, case.test_positions, torch.tensor([0]))
     return properties.output_drift(case.kernel, row)
 
 
 def entropy_drift(case: Case) -> float:
-    """Entropy of attention without content on the test grid minus that on the training grid, in nats."""
+    """Return the entropy of attention without content on the test grid minus that on the training grid, in nats."""
     if case.encoding.place in ("input", "conditional"):
         raise NotDefined("its logits need the projections of a trained model")
     entropies = []
@@ -137,7 +140,10 @@ def entropy_drift(case: Case) -> float:
 
 
 def resolution_error(case: Case) -> float:
-    """max |K - K_train| / max |K_train|, K of every other token of a grid twice as dense, in the training frame."""
+    """Return max |K - K_train| / max |K_train|, K of every other token of a grid twice as dense.
+
+    Its coordinates are those of the training grid.
+    """
     case.only("input", "rotary", "bias")
     dense, encoding = tuple(2 * size - 1 for size in case.grid), copy.deepcopy(case.encoding)
     if encoding.extrapolation == "formula":
@@ -148,26 +154,26 @@ def resolution_error(case: Case) -> float:
 
 
 def uniqueness(case: Case) -> float:
-    """Of vectors, rotations or rows of a bias, on the training grid."""
+    """Return the uniqueness of vectors, rotations or rows of a bias, on the training grid."""
     values = kernels.values(case.encoding, case.positions)
     return properties.uniqueness(properties.bounded(values) if case.encoding.place == "bias" else values)
 
 
 def rounding_error(case: Case, dtype: torch.dtype) -> float:
-    """max |value - exact| / max |exact| on the test grid, with state of that dtype and coordinates in float32."""
+    """Return max |value - exact| / max |exact| on the test grid, with state of a dtype and float32 coordinates."""
     stored = copy.deepcopy(case.original).cpu().to(dtype)
     low = kernels.values(stored, case.sample(Positions.grid(case.test_grid)))
     return properties.relative_error(low, case.test_values)
 
 
 def rank(case: Case) -> float:
-    """Of a bias."""
+    """Return the numerical rank of a bias."""
     case.only("bias")
     return properties.numerical_rank(case.kernel)
 
 
 class Property(NamedTuple):
-    """One row of the tables."""
+    """One row of the tables: a label, what computes it, and for which places."""
 
     label: str
     definition: Callable  # its docstring says what the number is, in which range
@@ -228,7 +234,7 @@ def measure(
     only: Iterable[str] = PROPERTIES,
     **options: Any,
 ) -> dict[str, float | NotDefined]:
-    """Properties of an encoding on the grid it is trained on, and of what it does on a test grid.
+    """Return the properties of an encoding on the grid it is trained on, and of what it does on a test grid.
 
     Args:
         encoding: a registered name, built as a ViT-Tiny has it, freshly initialised; or an encoding, for `grid`.

@@ -1,4 +1,4 @@
-"""docs/encodings.md, generated: what contradicts common claims, a table of all encodings, a section for each."""
+"""The generator of docs/encodings.md: what contradicts common claims, a table of all encodings, a section for each."""
 
 from __future__ import annotations
 
@@ -36,20 +36,23 @@ standard deviation of 0.02. `python -m visionpos check NAME` computes the number
 
 @cache
 def measured(name: str) -> dict[str, float | NotDefined]:
-    """The properties of an encoding as the page shows them."""
+    """Return the properties of an encoding as the page shows them."""
     return measure(name, GRID, TEST_GRID)
 
 
 def sinusoid_decay(dim: int = 128, steps: int = 100) -> tuple[int, float, float]:
-    """How often PE(0) . PE(r) rises in r = 0 .. steps, and its last and its lowest value, of the value at 0."""
+    """Return how often PE(0) . PE(r) rises in r = 0 .. steps, and its last and lowest value over that at 0."""
     table = sincos_1d(torch.arange(steps + 1, dtype=torch.float64), dim)
     inner = table @ table[0] / (dim / 2)
     return int((inner.diff() > 0).sum()), inner[-1].item(), inner.min().item()
 
 
 def rotary_logits(name: str = "rope_axial", draws: int = 4096) -> tuple[list[int], list[float], list[float]]:
-    """Along a row of 14 tokens: distances, std of q . R k / sqrt(D) for independent normal q and k, and its mean for
-    k = q. Independent ones keep their spread at every distance, since a rotation keeps lengths."""
+    """Return distances along a row of 14 tokens, and how rotary logits q . R k / sqrt(D) spread there.
+
+    First the standard deviation for independent normal q and k, which keeps its size at every distance, since a
+    rotation keeps lengths; then the mean for k = q.
+    """
     encoding = kernels.exact(kernels.build(name, (1, 14), num_heads=1, head_dim=kernels.HEAD_DIM))
     rotation = kernels.rotations(encoding, kernels.exact_grid((1, 14)))[0]  # (14, D, D)
     generator = torch.Generator().manual_seed(0)
@@ -64,8 +67,10 @@ def rotary_logits(name: str = "rope_axial", draws: int = 4096) -> tuple[list[int
 
 @torch.no_grad()
 def model_translation(name: str) -> float:
-    """std(f(rolled) - f(x)) / std(f(x)), f a ViT of two blocks with normal weights of variance 1 / width, x rolled by
-    one patch."""
+    """Return std(f(rolled) - f(x)) / std(f(x)), f a ViT of two blocks, x rolled by one patch.
+
+    Its weights are normal, of variance 1 / width.
+    """
     facts = {"img_size": 32, "patch_size": 4, "embed_dim": 64, "depth": 2, "num_heads": 4, "num_classes": 0}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -80,13 +85,13 @@ def model_translation(name: str) -> float:
 
 
 def findings() -> str:
-    """What the measurements say where they contradict common claims."""
+    """Return what the measurements say where they contradict common claims."""
     parts = ["## What the numbers say against common claims", sinusoids(), *rotations(), monotone(), translations()]
     return "\n\n".join(part if part.startswith("|") else textwrap.fill(part, 120) for part in parts)
 
 
 def sinusoids() -> str:
-    """Their decay."""
+    """Return what the measurements say of the decay of sinusoids."""
     rises, last, lowest = sinusoid_decay()
     plane, flat = measured("sincos2d"), measured("sinusoidal")
     return (
@@ -99,7 +104,7 @@ def sinusoids() -> str:
 
 
 def rotations() -> tuple[str, str]:
-    """Logits of rotated queries and keys."""
+    """Return what the measurements say of the logits of rotated queries and keys, and a table of them."""
     distances, spread, aligned = rotary_logits()
     rows = [
         ("distance", *map(str, distances)),
@@ -114,7 +119,7 @@ def rotations() -> tuple[str, str]:
 
 
 def monotone() -> str:
-    """Which encodings fall with every step."""
+    """Return which encodings fall with every step."""
     falling = [f"`{name}`" for name in list_encodings() if measured(name)["rising_share"] == 0]
     return (
         f'**"A relative encoding must decay."** Of {len(list_encodings()) - 1} encodings these fall with every step of '
@@ -125,7 +130,7 @@ def monotone() -> str:
 
 
 def translations() -> str:
-    """One layer and a whole model."""
+    """Return how translation changes one layer, and how a whole model."""
     layer = {n: report.number(measured(n)["translation_half"]) for n in ("rope_axial", "alibi2d", "sincos2d")}
     whole = {n: f"{report.number(model_translation(n))} with `{n}`" for n in (*layer, "none")}
     return (
@@ -138,7 +143,7 @@ def translations() -> str:
 
 
 def overview() -> str:
-    """The table of all encodings, from the registry alone."""
+    """Return the table of all encodings, from the registry alone."""
     rows = [("name", "place", "summary", "paper", "parameters", "claims")]
     for name in list_encodings():
         info = encoding_info(name)
@@ -150,7 +155,7 @@ def overview() -> str:
 
 
 def facts(name: str) -> str:
-    """Heading, formula and options of one encoding, from the registry alone."""
+    """Return heading, formula and options of one encoding, from the registry alone."""
     info = encoding_info(name)
     options = ", ".join(f"`{key}={value!r}`" for key, value in info["options"].items())
     paper = f"{info['paper']}. " if info["paper"] else ""
@@ -162,7 +167,7 @@ def facts(name: str) -> str:
 
 
 def section(name: str) -> str:
-    """One encoding: facts, measured properties, picture."""
+    """Return the section of one encoding: facts, measured properties, picture."""
     values = measured(name)
     known = [
         (PROPERTIES[key].label, report.number(value))
@@ -177,20 +182,20 @@ def section(name: str) -> str:
 
 
 def glossary() -> str:
-    """What each number is, from the docstrings of the functions that compute it."""
+    """Return what each number is, from the docstrings of the functions that compute it."""
     labels: dict = {}
     for each in PROPERTIES.values():
         labels.setdefault(each.definition, []).append(each.label)
     lines = []
     for definition, names in labels.items():
-        text = inspect.cleandoc(definition.__doc__).split("\n\nArgs")[0]
-        lines.append(f"- **{'; '.join(names)}.** {' '.join(text.split())}")
+        text = inspect.cleandoc(definition.__doc__).split("\n\nArgs")[0].removeprefix("Return ")
+        lines.append(f"- **{'; '.join(names)}**: {' '.join(text.split())}")
     kernel = inspect.cleandoc(kernels.__doc__).split("\n\n")[0:2]
     return "## What is measured\n\n" + "\n\n".join(kernel) + "\n\n" + "\n".join(lines)
 
 
 def page() -> str:
-    """The whole page; about a minute."""
+    """Return the whole page; it takes about a minute."""
     parts = [HEADER, findings(), overview()]
     for place, names in report.sections().items():
         parts += [f"## {place.capitalize()}", *map(section, names)]

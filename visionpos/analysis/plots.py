@@ -1,4 +1,4 @@
-"""Pictures of what an encoding does. Every function draws on the axes it is given, or on new ones, and returns them."""
+"""Drawings of what an encoding does. Every function draws on the axes given, or on new ones, and returns them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _axes(ax: Axes | None) -> Axes:
 def plot_map(
     row: Tensor, centre: tuple[int, int], ax: Axes | None = None, title: str = "", limits: tuple | None = None
 ) -> Axes:
-    """What the token at `centre` says of each other token, (H, W); axes in grid steps from it."""
+    """Draw what the token at `centre` says of each other token, (H, W); axes in grid steps from it."""
     ax = _axes(ax)
     (height, width), (y, x) = row.shape, centre
     low, high = limits or (None, None)
@@ -48,7 +48,7 @@ def plot_map(
 
 
 def plot_decay(radii: Tensor, profile: Tensor, ax: Axes | None = None, title: str = "mean by distance") -> Axes:
-    """k(r), one line for each head, (heads, R), over distances (R,) in grid steps."""
+    """Draw k(r), one line for each head, (heads, R), over distances (R,) in grid steps."""
     ax = _axes(ax)
     same = torch.allclose(profile, profile[:1].expand_as(profile), equal_nan=True)
     for head, values in enumerate(profile[:1] if same else profile[:12]):
@@ -62,7 +62,7 @@ def plot_decay(radii: Tensor, profile: Tensor, ax: Axes | None = None, title: st
 
 
 def plot_spectrum(kernel: Tensor, ax: Axes | None = None, title: str = "spectrum of the kernel") -> Axes:
-    """Singular values of K (heads, N, N), relative to the largest, one line for each different head."""
+    """Draw singular values of K (heads, N, N), relative to the largest, one line for each different head."""
     ax = _axes(ax)
     values = torch.linalg.svdvals(bounded(kernel)).clamp(min=1e-30)
     values = values / values[:, :1]
@@ -75,7 +75,7 @@ def plot_spectrum(kernel: Tensor, ax: Axes | None = None, title: str = "spectrum
 
 
 def plot_heads(rows: Tensor, ax: Axes | None = None, title: str = "") -> Axes:
-    """What the centre token sees in each head, (heads, H, W), tiled, each head on a scale of its own."""
+    """Draw what the centre token sees in each head, (heads, H, W), tiled, each head on a scale of its own."""
     ax = _axes(ax)
     rows = rows[:12]
     low, high = rows.amin((1, 2), keepdim=True), rows.amax((1, 2), keepdim=True)
@@ -92,7 +92,7 @@ def plot_heads(rows: Tensor, ax: Axes | None = None, title: str = "") -> Axes:
 
 
 def centre_row(encoding: PositionEncoding, grid: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
-    """K of the token in the middle of the grid, (heads, H, W), and where that is. Hidden tokens are NaN."""
+    """Return K of the token in the middle of the grid, (heads, H, W), and where that is. Hidden tokens are NaN."""
     centre = grid[0] // 2, grid[1] // 2
     query = torch.tensor([centre[0] * grid[1] + centre[1]])
     row = kernels.logit_kernel(encoding, kernels.exact_grid(grid), query)[:, 0].unflatten(1, grid)
@@ -105,7 +105,7 @@ def plot_encoding(
     figure: Figure | None = None,
     **options: Any,
 ) -> Figure:
-    """One picture of an encoding, on `figure` or a new one, which is returned; save it with `.savefig("x.png")`.
+    """Draw an encoding on `figure` or a new one, which is returned; save it with `.savefig("x.png")`.
 
     Four panels: the kernel around the centre token at the training grid and at twice the grid, on one colour scale; its
     mean by distance; and its spectrum, or the heads where they differ.

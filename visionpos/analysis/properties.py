@@ -1,4 +1,4 @@
-"""What people claim of position encodings, as numbers. One function per property, on plain tensors.
+"""The properties that people claim of position encodings, as numbers, one function each, on plain tensors.
 
 Most work on the logit kernel K (heads, N, N) of `logit_kernel`: what the encoding contributes to the attention of the
 token in row i to the token in column j. Pairs that a bias hides are -inf in it; statistics leave them out. A property
@@ -18,21 +18,25 @@ from ..positions import Positions
 from .kernel import NotDefined
 
 Kernel = Float[Tensor, "heads n n"]
-SAME = 1e-12  # relative spread below which all entries of a kernel count as equal
+SAME_SPREAD = 1e-12  # relative spread below which all entries of a kernel count as equal
 
 
 def _spread(kernel: Tensor) -> Tensor:
-    """K minus its mean, head by head; hidden pairs are 0. Raises NotDefined where nothing is left to describe."""
+    """Return K minus its mean, head by head; hidden pairs are 0.
+
+    Raises:
+        NotDefined: nothing is left to describe.
+    """
     seen = kernel.isfinite()
     mean = kernel.where(seen, 0).sum((1, 2)) / seen.sum((1, 2)).clamp(min=1)
     spread = (kernel - mean[:, None, None]).where(seen, 0)
-    if spread.abs().max() <= SAME * kernel.where(seen, 0).abs().max():
+    if spread.abs().max() <= SAME_SPREAD * kernel.where(seen, 0).abs().max():
         raise NotDefined("all pairs of tokens have the same value")
     return spread
 
 
 def _group_mean(kernel: Tensor, group: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Mean of K over the pairs of each group, hidden ones left out: (heads, groups), and whether there are any."""
+    """Return the mean of K over the pairs of each group, hidden ones left out: (heads, groups), and whether any are."""
     seen, group = kernel.isfinite().flatten(1), group.flatten().expand(len(kernel), -1)
     zeros = kernel.new_zeros(len(kernel), count)
     total = zeros.scatter_add(1, group, kernel.flatten(1).where(seen, 0))
@@ -41,19 +45,19 @@ def _group_mean(kernel: Tensor, group: Tensor, count: int) -> tuple[Tensor, Tens
 
 
 def _shells(positions: Positions) -> tuple[Tensor, Tensor]:
-    """The distances between two tokens that occur, (R,), and which of them each pair has, (N, N)."""
+    """Return the distances between two tokens that occur, (R,), and which of them each pair has, (N, N)."""
     delta = positions.coords[:, None] - positions.coords[None]
     squared, group = delta.square().sum(-1).round(decimals=6).unique(return_inverse=True)
     return squared.sqrt(), group
 
 
 def sup_norm(values: Tensor) -> float:
-    """B = max |value|, 0 to infinity, pairs hidden by a bias left out. Sinusoid 1; ALiBi grows with the grid."""
+    """Return B = max |value|, 0 to infinity, pairs hidden by a bias left out. Sinusoid 1; ALiBi grows with the grid."""
     return values[values.isfinite()].abs().max().item()
 
 
 def norm_drift(vectors: Float[Tensor, "*heads n dim"]) -> float:
-    """sup ||e(p)|| / inf ||e(p)|| over the tokens, 1 to infinity. Sinusoid 1: ||e||^2 = dim / 2 everywhere."""
+    """Return sup ||e(p)|| / inf ||e(p)|| over the tokens, 1 to infinity. Sinusoid 1: ||e||^2 = dim / 2 everywhere."""
     norms = vectors.norm(dim=-1)
     if norms.min() == 0:
         raise NotDefined("some token gets a zero vector")
@@ -61,14 +65,16 @@ def norm_drift(vectors: Float[Tensor, "*heads n dim"]) -> float:
 
 
 def orthogonality_error(rotations: Float[Tensor, "heads n d d"]) -> float:
-    """max |R^T R - I|, from 0. A rotation changes no norm, so queries and keys keep their size."""
+    """Return max |R^T R - I|, from 0. A rotation changes no norm, so queries and keys keep their size."""
     identity = torch.eye(rotations.shape[-1], dtype=rotations.dtype)
     return (rotations.mT @ rotations - identity).abs().max().item()
 
 
 def growth_exponent(radii: Float[Tensor, " r"], profile: Float[Tensor, "heads r"]) -> float:
-    """d log |b| / d log |delta|, the least-squares slope over distances from 1, mean of the heads. ALiBi 1, a
-    logarithm near 0, bounded tables around 0."""
+    """Return d log |b| / d log |delta|, the least-squares slope over distances from 1, mean of the heads.
+
+    ALiBi 1, a logarithm near 0, bounded tables around 0.
+    """
     slopes = []
     for values in profile:
         use = (radii >= 1) & values.isfinite() & (values != 0)
@@ -83,7 +89,7 @@ def growth_exponent(radii: Float[Tensor, " r"], profile: Float[Tensor, "heads r"
 def linear_map_residual(
     vectors: Float[Tensor, "n dim"], positions: Positions, offset: tuple[int, ...], held_out: bool = True
 ) -> float:
-    """Is e(p + k) a linear map of e(p)? ||e(p + k) - M e(p)|| / ||e(p + k)||, from 0; M fitted to half of the pairs.
+    """Return ||e(p + k) - M e(p)|| / ||e(p + k)||, from 0: is e(p + k) a linear map of e(p)? M fits half of the pairs.
 
     The error is that of the other half. In-sample (`held_out=False`) it says nothing: with fewer pairs than channels
     every table has a perfect M. Sinusoids below 1e-8; a random table above 1.
@@ -101,7 +107,7 @@ def linear_map_residual(
 
 
 def rotation_map_residual(rotations: Float[Tensor, "heads n d d"], positions: Positions, pairs: int = 256) -> float:
-    """max |R(p)^T R(p') - R(p + t)^T R(p' + t)| over random pairs of a grid, each moved to the first corner; 0 to 2.
+    """Return max |R(p)^T R(p') - R(p + t)^T R(p' + t)| over pairs of a grid moved to the first corner; 0 to 2.
 
     0: queries and keys meet in a matrix that depends on their offset alone (RoPE). LieRE's generators do not commute.
     """
@@ -115,7 +121,7 @@ def rotation_map_residual(rotations: Float[Tensor, "heads n d d"], positions: Po
 
 
 def stationarity(kernel: Kernel, positions: Positions) -> float:
-    """rho = ||K - T(K)|| / ||K - mean K||, T the mean over pairs of equal offset; 0 (a function of the offset) to 1."""
+    """Return rho = ||K - T(K)|| / ||K - mean K||, T the mean over pairs of equal offset; 0 (by offset alone) to 1."""
     delta = (positions.coords[:, None] - positions.coords[None]).mul(2**20).round().long()
     code = delta[..., 0]
     for axis in range(1, delta.shape[-1]):
@@ -127,7 +133,7 @@ def stationarity(kernel: Kernel, positions: Positions) -> float:
 
 
 def distance_profile(kernel: Kernel, positions: Positions) -> tuple[Tensor, Tensor]:
-    """k(r), the mean of K over the pairs at distance r: radii (R,) and values (heads, R), NaN where all are hidden."""
+    """Return radii (R,) and k(r), (heads, R): the mean of K over pairs at distance r, NaN where all are hidden."""
     radii, group = _shells(positions)
     values, any_seen = _group_mean(kernel, group, len(radii))
     return radii, values.where(any_seen, math.nan)
@@ -139,7 +145,7 @@ def _ranks(x: Tensor) -> Tensor:
 
 
 def spearman(kernel: Kernel, positions: Positions) -> float:
-    """Rank correlation of distance and K over all pairs, -1 to 1, mean of the heads. -1: K falls with distance."""
+    """Return the rank correlation of distance and K, -1 to 1, mean of the heads. -1: K falls with distance."""
     _spread(kernel)
     _, group = _shells(positions)
     found = []
@@ -153,12 +159,12 @@ def spearman(kernel: Kernel, positions: Positions) -> float:
 
 
 def _falls(profile: Tensor) -> list[Tensor]:
-    """Each head's k(r) where it has one, scaled to a range of 1, rounded so that equal values are equal."""
+    """Return each head's k(r) where it has one, scaled to a range of 1, rounded so that equal values are equal."""
     curves = []
     for values in profile:
         values = values[~values.isnan()]
         span = values.max() - values.min()
-        if span > SAME * values.abs().max():
+        if span > SAME_SPREAD * values.abs().max():
             curves.append((values / span).round(decimals=10))
     if not curves:
         raise NotDefined("the kernel is the same at every distance")
@@ -166,17 +172,17 @@ def _falls(profile: Tensor) -> list[Tensor]:
 
 
 def rising_share(profile: Float[Tensor, "heads r"]) -> float:
-    """Share of steps to the next distance at which k(r) rises, 0 (monotone decay) to 1, mean of the heads."""
+    """Return the share of steps to the next distance at which k(r) rises, 0 (monotone) to 1, mean of the heads."""
     return torch.stack([(curve.diff() > 0).double().mean() for curve in _falls(profile)]).mean().item()
 
 
 def rebound(profile: Float[Tensor, "heads r"]) -> float:
-    """max over r' > r of k(r') - k(r), in units of the range of k; 0 (never rises) to 1, mean of the heads."""
+    """Return max over r' > r of k(r') - k(r), in units of the range of k; 0 (never rises) to 1, mean of the heads."""
     return torch.stack([(curve - curve.cummin(0).values).max() for curve in _falls(profile)]).mean().item()
 
 
 def half_radius(radii: Float[Tensor, " r"], profile: Float[Tensor, "heads r"]) -> float:
-    """The first distance, in grid steps, at which k has fallen from k(0) by half of its range, mean of the heads."""
+    """Return the first distance, in grid steps, at which k has fallen by half of its range, mean of the heads."""
     _falls(profile)
     found = []
     for values in profile:
@@ -191,7 +197,7 @@ def half_radius(radii: Float[Tensor, " r"], profile: Float[Tensor, "heads r"]) -
 
 
 def anisotropy(kernel: Kernel, positions: Positions) -> float:
-    """Share of the variance of K left between pairs of equal distance, 0 (isotropic, ALiBi) to 1, mean of the heads."""
+    """Return the share of the variance of K left between pairs of equal distance, 0 (ALiBi) to 1, mean of the heads."""
     spread = _spread(kernel)
     radii, group = _shells(positions)
     means, _ = _group_mean(kernel, group, len(radii))
@@ -201,7 +207,7 @@ def anisotropy(kernel: Kernel, positions: Positions) -> float:
 
 
 def directionality(kernel: Kernel) -> float:
-    """||K - K^T|| / ||K||, 0 (i to j as j to i) to 2. Hidden pairs count as the lowest visible value of their head."""
+    """Return ||K - K^T|| / ||K||, 0 (i to j as j to i) to 2. Hidden pairs count as the head's lowest visible value."""
     kernel = bounded(kernel)
     if not kernel.any():
         raise NotDefined("the kernel is zero")
@@ -209,18 +215,18 @@ def directionality(kernel: Kernel) -> float:
 
 
 def bounded(kernel: Float[Tensor, "heads q n"]) -> Tensor:
-    """K, or rows of it, with hidden pairs at the lowest visible value of their head."""
+    """Return K, or rows of it, with hidden pairs at the lowest visible value of their head."""
     floor = kernel.where(kernel.isfinite(), math.inf).amin((1, 2), keepdim=True)
     return kernel.maximum(floor)
 
 
 def equivariance_error(before: Tensor, after: Tensor) -> float:
-    """std(logits after - before) / std(logits before), from 0: how far moving all tokens together moves logits."""
+    """Return std(logits after - before) / std(logits before), from 0: how far moving all tokens moves logits."""
     return ((after - before).std() / before.std()).item()
 
 
 def support_ratio(train: tuple[int, ...], test: tuple[int, ...]) -> tuple[float, float]:
-    """Share of a test grid's pairs, and of its offsets, whose offset occurs on the training grid; 0 to 1."""
+    """Return the share of a test grid's pairs, and of its offsets, whose offset occurs on the training grid; 0 to 1."""
     pairs = offsets = 1.0
     for n, m in zip(train, test, strict=True):
         n = min(n, m)
@@ -230,28 +236,31 @@ def support_ratio(train: tuple[int, ...], test: tuple[int, ...]) -> tuple[float,
 
 
 def phase_coverage(frequencies: Float[Tensor, "*bands axes"], grid: tuple[int, ...]) -> Tensor:
-    """min(1, span / 2 pi) of each rotary band, (*bands), 0 to 1; span = |(2 (n_a - 1) theta_a)_a|, its phases on the
-    grid. Below 1 a larger grid brings phases never seen. A band that never turns meets none: 1."""
+    """Return min(1, span / 2 pi) of each rotary band, (*bands), 0 to 1.
+
+    span = |(2 (n_a - 1) theta_a)_a| is the range of its phases on the grid. Below 1 a larger grid brings phases never
+    seen. A band that never turns meets none: 1.
+    """
     steps = frequencies.new_tensor([2.0 * (size - 1) for size in grid])
     span = (frequencies * steps).norm(dim=-1)
     return (span / (2 * math.pi)).clamp(max=1).where(span > 1e-12, 1.0)
 
 
 def attention_entropy(logits: Float[Tensor, "heads n n"]) -> float:
-    """Mean entropy of softmax(logits) over rows and heads in nats, 0 to ln N."""
+    """Return the mean entropy of softmax(logits) over rows and heads in nats, 0 to ln N."""
     return torch.special.entr(logits.softmax(-1)).sum(-1).mean().item()
 
 
 def output_drift(train: Tensor, test: Tensor) -> float:
-    """Largest |value - mean| / std of the test values, mean and std those of the training values; from 0."""
+    """Return the largest |value - mean| / std of the test values, mean and std those of the training values; from 0."""
     seen = train[train.isfinite()]
-    if seen.std() <= SAME * seen.abs().max():
+    if seen.std() <= SAME_SPREAD * seen.abs().max():
         raise NotDefined("all training values are the same")
     return ((test[test.isfinite()] - seen.mean()).abs().max() / seen.std()).item()
 
 
 def uniqueness(vectors: Float[Tensor, "heads n f"]) -> float:
-    """Smallest ||e(p) - e(p')|| of two tokens, relative to the largest ||e||; 0 (two tokens look the same) to 2.
+    """Return the smallest ||e(p) - e(p')|| of two tokens over the largest ||e||; 0 (two tokens look the same) to 2.
 
     For a bias e(p) is the token's row: what it adds to the attention from p.
     """
@@ -263,7 +272,7 @@ def uniqueness(vectors: Float[Tensor, "heads n f"]) -> float:
 
 
 def relative_error(values: Tensor, exact: Tensor) -> float:
-    """max |value - exact| / max |exact|, from 0; hidden pairs left out."""
+    """Return max |value - exact| / max |exact|, from 0; hidden pairs left out."""
     seen = exact.isfinite() & values.isfinite()
     if not exact[seen].any():
         raise NotDefined("the encoding is zero")
@@ -271,7 +280,7 @@ def relative_error(values: Tensor, exact: Tensor) -> float:
 
 
 def numerical_rank(kernel: Kernel, tolerance: float = 1e-2) -> int:
-    """Smallest rank that reproduces every entry of K within `tolerance`, the largest of the heads; 0 to N."""
+    """Return the smallest rank that reproduces K within `tolerance`, the largest of the heads; 0 to N."""
     if not kernel.isfinite().all():
         raise NotDefined("it hides pairs of tokens")
 

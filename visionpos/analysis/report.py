@@ -1,4 +1,4 @@
-"""What is known of encodings, as text: facts from the registry, measured properties beside each other."""
+"""Texts on what is known of encodings: facts from the registry, measured properties beside each other."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SMALL = 1e-6  # below it a residual is rounding, whose digits differ from machin
 
 
 def number(value: float | NotDefined) -> str:
-    """For a table: three significant digits; a dash where a property has no meaning."""
+    """Return a number for a table: three significant digits; a dash where a property has no meaning."""
     if isinstance(value, NotDefined):
         return "-"
     if value != 0 and abs(value) < SMALL:
@@ -25,20 +25,20 @@ def number(value: float | NotDefined) -> str:
 
 
 def columns(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of text in aligned columns, the first row underlined."""
+    """Return rows of text in aligned columns, the first row underlined."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of text as a Markdown table."""
+    """Return rows of text as a Markdown table."""
     lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
     return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
 
 
 def claims(name: str) -> str:
-    """What an encoding declares of itself, in a few words."""
+    """Return what an encoding declares of itself, in a few words."""
     info = encoding_info(name)
     words = [claim.replace("_", " ") for claim in CLAIMS if info[claim] is True]
     shared = "one for all layers" if info["shared"] else "one for each layer"
@@ -46,7 +46,7 @@ def claims(name: str) -> str:
 
 
 def listing(pattern: str = "*", place: str | None = None) -> str:
-    """Names, places and summaries.
+    """Return names, places and summaries of encodings, one a line.
 
     Raises:
         ValueError: an unknown place, or a pattern that no name fits.
@@ -60,7 +60,7 @@ def listing(pattern: str = "*", place: str | None = None) -> str:
 
 
 def facts(name: str) -> str:
-    """Place, paper, formula, options with defaults, claims."""
+    """Return place, paper, formula, options with defaults, and claims of one encoding."""
     info = encoding_info(name)
     options = ", ".join(f"{key}={value!r}" for key, value in info["options"].items())
     parts = [
@@ -75,7 +75,7 @@ def facts(name: str) -> str:
 
 
 def parse_options(pairs: Iterable[str]) -> dict[str, Any]:
-    """["temperature=10", "preset=mae"] -> {"temperature": 10, "preset": "mae"}.
+    """Return options as a dict: ["temperature=10", "preset=mae"] becomes {"temperature": 10, "preset": "mae"}.
 
     Raises:
         ValueError: a pair without "=".
@@ -93,19 +93,19 @@ def parse_options(pairs: Iterable[str]) -> dict[str, Any]:
 
 
 def parameters(name: str, grid: tuple[int, int] = (14, 14), **options: Any) -> int:
-    """Learnable parameters of one module, in a ViT-Tiny with this grid."""
+    """Return the number of learnable parameters of one module, in a ViT-Tiny with this grid."""
     return sum(parameter.numel() for parameter in kernels.build(name, grid, **options).parameters())
 
 
 def label(name: str, options: Mapping[str, Any]) -> str:
-    """`rope_axial(temperature=10)`."""
+    """Return the heading of a column, such as `rope_axial(temperature=10)`."""
     return f"{name}({', '.join(f'{key}={value}' for key, value in options.items())})" if options else name
 
 
 def comparison(
     specs: Sequence[tuple[str, Mapping[str, Any]]], grid: tuple[int, int], test_grid: tuple[int, int]
 ) -> str:
-    """A table of properties, one column for each (name, options); below it why some are not defined."""
+    """Return a table of properties, one column for each (name, options); below it why some are not defined."""
     found = [measure(name, grid, test_grid, **options) for name, options in specs]
     heads = [label(name, options) for name, options in specs]
     rows = [(each.label, *(number(values[key]) for values in found)) for key, each in PROPERTIES.items()]
@@ -117,7 +117,7 @@ def comparison(
 
 
 def reasons(values: Mapping[str, float | NotDefined]) -> list[str]:
-    """Why some properties are not defined, each reason with its properties; not those of other places."""
+    """Return why some properties are not defined, each reason with its properties; not those of other places."""
     found: dict[str, list[str]] = {}
     for key, value in values.items():
         if isinstance(value, NotDefined) and not str(value).startswith("only for the place"):
@@ -126,5 +126,5 @@ def reasons(values: Mapping[str, float | NotDefined]) -> list[str]:
 
 
 def sections() -> dict[str, list[str]]:
-    """Names of each place, in order."""
+    """Return the names of each place, in order."""
     return {place: names for place in PLACES if (names := list_encodings(place=place))}

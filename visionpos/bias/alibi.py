@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..frequencies import flat_index, wide
+from ..frequencies import flat_index, to_float64
 from ..places import BiasEncoding
 from ..positions import Positions
 from ..registry import register_encoding
@@ -22,13 +22,17 @@ def alibi_slopes(num_heads: int, *, device=None, dtype: torch.dtype | None = Non
 
     Raises:
         ValueError: `num_heads` is not positive.
+
+    Example:
+        >>> vp.alibi_slopes(4).tolist()
+        [0.25, 0.0625, 0.015625, 0.00390625]
     """
     if num_heads < 1:
         raise ValueError(f"num_heads must be positive, got {num_heads}")
     lower = 2 ** (num_heads.bit_length() - 1)
 
     def powers(count: int) -> Tensor:
-        return 2.0 ** (-8 * wide(torch.arange(1, count + 1, device=device)) / count)
+        return 2.0 ** (-8 * to_float64(torch.arange(1, count + 1, device=device)) / count)
 
     slopes = torch.cat([powers(lower), powers(2 * lower)[0::2][: num_heads - lower]])
     return slopes.to(dtype or torch.get_default_dtype())

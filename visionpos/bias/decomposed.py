@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ..frequencies import require_multiple, wide
+from ..frequencies import require_multiple, to_float64
 from ..places import ContextualBias
 from ..positions import Positions
 from ..registry import register_encoding
@@ -72,7 +72,7 @@ class Decomposed(ContextualBias):
         """Return a table (2 old - 1, head_dim) at (2 size - 1, head_dim), as torch's interpolate in mode "linear"."""
         if len(table) == 2 * size - 1:
             return table
-        rows = wide(table)
+        rows = to_float64(table)
         matrix = resize_matrix(2 * size - 1, len(table), "bilinear", antialias=False, device=table.device)
         return (matrix.to(rows) @ rows).to(table.dtype)
 

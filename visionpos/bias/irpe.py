@@ -71,9 +71,9 @@ class IRPE(BucketBias):
         ratio: float = 1.9,
         values: bool = False,
         init_std: float = 0.0,
-        **frame,
+        **grid_options,
     ):
-        super().__init__(num_heads, **frame)
+        super().__init__(num_heads, **grid_options)
         if method not in ("product", "euclid", "quant", "cross"):
             raise ValueError(f"method must be 'product', 'euclid', 'quant' or 'cross', got {method!r}")
         if mode not in ("contextual", "bias"):

@@ -53,8 +53,8 @@ class Kerple(BiasEncoding):
     learnable = True
     translation_invariant = True
 
-    def __init__(self, num_heads: int, preset: Literal["log", "power"] = "log", **frame):
-        super().__init__(num_heads, **frame)
+    def __init__(self, num_heads: int, preset: Literal["log", "power"] = "log", **grid_options):
+        super().__init__(num_heads, **grid_options)
         if preset not in PRESETS:
             raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
         self.preset = preset

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..frequencies import wide
+from ..frequencies import to_float64
 from ..places import BORDER, HIDDEN, BiasEncoding
 from ..positions import Positions
 from ..registry import register_encoding
@@ -94,9 +94,9 @@ class LookHere(BiasEncoding):
         preset: Literal["lh45", "lh90", "lh180"] = "lh90",
         global_slope: float = 2.0,
         layer_slopes: tuple[float, float] = (1.5, 0.5),
-        **frame,
+        **grid_options,
     ):
-        super().__init__(num_heads, **frame)
+        super().__init__(num_heads, **grid_options)
         if not 0 <= layer < depth:
             raise ValueError(f"layer must lie in [0, depth), got layer={layer}, depth={depth}")
         if preset not in PRESETS:
@@ -122,7 +122,7 @@ class LookHere(BiasEncoding):
         """Return g s_l m_h of every head, (heads,) float64."""
         first, last = self.layer_slopes
         layer_slope = first + (last - first) * self.layer / max(self.depth - 1, 1)
-        return self.global_slope * layer_slope * torch.exp2(-wide(self.exponents))
+        return self.global_slope * layer_slope * torch.exp2(-to_float64(self.exponents))
 
     def encode(self, queries: Positions, keys: Positions) -> Tensor:
         slopes, edges = self.slopes().to(queries.coords), self.edges.to(queries.coords)  # (heads,), (heads, edge, axis)

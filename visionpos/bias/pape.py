@@ -57,9 +57,9 @@ class PaPE(ContextualBias):
         num_parabolas: int | None = None,
         preset: Literal["pape", "ri"] = "pape",
         scaled: bool = True,
-        **frame,
+        **grid_options,
     ):
-        super().__init__(num_heads, **frame)
+        super().__init__(num_heads, **grid_options)
         if preset not in ("pape", "ri"):
             raise ValueError(f"preset must be 'pape' or 'ri', got {preset!r}")
         if preset == "ri" and num_parabolas is not None:

@@ -53,9 +53,9 @@ class Shaw(BucketBias):
         clip: int = 2,
         values: bool = False,
         init_std: float | None = None,
-        **frame,
+        **grid_options,
     ):
-        super().__init__(num_heads, **frame)
+        super().__init__(num_heads, **grid_options)
         require_multiple("head_dim", head_dim, 2, "half of the channels for each axis")
         require_multiple("clip", clip, 1, "the largest offset that is told apart")
         self.clip = clip

@@ -67,8 +67,10 @@ class T5(BiasEncoding):
     learnable = True
     translation_invariant = True
 
-    def __init__(self, num_heads: int, num_buckets: int = 32, max_distance: int = 128, init_std: float = 0.02, **frame):
-        super().__init__(num_heads, **frame)
+    def __init__(
+        self, num_heads: int, num_buckets: int = 32, max_distance: int = 128, init_std: float = 0.02, **grid_options
+    ):
+        super().__init__(num_heads, **grid_options)
         require_multiple("num_buckets", num_buckets, 4, "exact and logarithmic buckets for each sign")
         if max_distance <= num_buckets // 4:
             raise ValueError(f"max_distance must be more than num_buckets / 4 = {num_buckets // 4}, got {max_distance}")

@@ -17,7 +17,7 @@ Padding = Literal["zeros", "circular"]
 
 
 def cell_index(positions: Positions, batch: int) -> Tensor:
-    """Row-major cell of every token, (B, N, 1) int64: real coordinates go to the nearest cell of the grid."""
+    """Return the row-major cell of every token, (B, N, 1) int64: real coordinates go to the nearest cell."""
     index = torch.zeros((), dtype=torch.long, device=positions.coords.device)
     for axis, size in enumerate(positions.feat_shape):
         index = index * size + positions.coords[..., axis].round().long().clamp(0, size - 1)
@@ -25,7 +25,7 @@ def cell_index(positions: Positions, batch: int) -> Tensor:
 
 
 class DepthwiseMixing(ConditionalEncoding):
-    """What is added to token (y, x) is the convolution of its neighbourhood, channel by channel, plus a bias.
+    """Base class of mixings that add to token (y, x) the convolution of its neighbourhood, channel by channel.
 
     Tokens that are not there, because they were masked or dropped, count as zeros; tokens that share a cell are
     summed. Real coordinates are rounded to their cells.
@@ -56,7 +56,7 @@ class DepthwiseMixing(ConditionalEncoding):
         self.proj.reset_parameters()
 
     def no_weight_decay(self) -> set[str]:
-        """The bias; the kernel is a convolution's like any other."""
+        """Return the name of the bias; the kernel is a convolution's like any other."""
         return {"proj.bias"}
 
     def encode(self, x: Float[Tensor, "b n dim"], positions: Positions) -> Float[Tensor, "b n dim"]:
@@ -72,7 +72,7 @@ class DepthwiseMixing(ConditionalEncoding):
             return grid if index is None else grid.gather(1, index)
 
     def _convolve(self, grid: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W)."""
+        """Return the convolution of a grid (B, C, H, W), of the same shape."""
         margin = self.kernel_size // 2
         if self.padding == "circular":  # by indices: F.pad wraps no more than once, which a grid of one row needs
             for axis in (2, 3):

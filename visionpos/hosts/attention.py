@@ -26,7 +26,9 @@ Kept = tuple[Positions, Tensor]  # the positions of all patch tokens, and which 
 
 
 class AttentionContext:
-    """What attention knows of the forward pass. The model's stem makes it, and every block gets it as an argument.
+    """All that attention knows of one forward pass: where the tokens are, and what was computed ahead.
+
+    The model's stem makes it, and every block gets it as an argument.
 
     Where timm's block has an argument that the family needs for nothing else (`attn_mask`, `rope`,
     `shared_rel_pos_bias`), it carries the context; other blocks have one more. Nothing of it is ever stored in the
@@ -58,7 +60,7 @@ class AttentionContext:
     def of(
         cls, positions: Positions, shared: Iterable[PositionEncoding], index: Tensor | None = None
     ) -> AttentionContext:
-        """Return that of a forward pass, with what the shared encodings prepare for all layers.
+        """Return the context of a forward pass, with what the shared encodings prepare for all layers.
 
         Args:
             positions: of all patch tokens.
@@ -71,7 +73,7 @@ class AttentionContext:
 
 
 def prepare_one(encoding: PositionEncoding, positions: Positions, kept: Kept | None) -> Any:
-    """Return what one encoding prepares: positions, where a kernel has the bias's formula."""
+    """Return what one encoding prepares for attention: the positions, where a kernel has the bias's formula."""
     if takes_coordinates(encoding, positions):
         return positions
     if kept is not None and isinstance(encoding, RotaryEncoding):
@@ -83,27 +85,27 @@ def prepare_one(encoding: PositionEncoding, positions: Positions, kept: Kept | N
 
 @torch.fx.wrap  # one call in its graphs: the sizes of a picture are known when they run
 def prepare_all(encodings: Iterable[PositionEncoding], positions: Positions, kept: Kept | None = None) -> Prepared:
-    """Return encodings and what they prepare for an attention layer."""
+    """Return the encodings of an attention layer, each with what it prepares."""
     return tuple((encoding, prepare_one(encoding, positions, kept)) for encoding in encodings)
 
 
 def encoded(x: Tensor, q: Tensor, k: Tensor, v: Tensor, prepared: Iterable[tuple[PositionEncoding, Any]]):
-    """The tensors of an attention layer with every encoding applied; the bias as `fit_bias` leaves it."""
+    """Return the tensors of an attention layer with every encoding applied; their bias has four axes (`bias_4d`)."""
     tensors = AttentionTensors(x, q, k, v)
     for encoding, table in prepared:
         encoding.modify_attention(tensors, table)
-    return fit_bias(tensors)
+    return bias_4d(tensors)
 
 
-def fit_bias(tensors: AttentionTensors) -> AttentionTensors:
-    """The same with the bias, if any, 4-D: a 3-D one would miss the fused kernels."""
+def bias_4d(tensors: AttentionTensors) -> AttentionTensors:
+    """Return the tensors with their bias, if any, as (B or 1, heads, T, T): a 3-D one would miss the fused kernels."""
     if tensors.bias is not None and tensors.bias.ndim == 3:
-        tensors.bias = tensors.bias.unsqueeze(0)
+        tensors.bias = tensors.bias.unsqueeze(0)  # (1, heads, T, T)
     return tensors
 
 
 def math_is_faster(x: Tensor, bias: Tensor | None = None) -> bool:
-    """Whether plain operations train faster than torch's fused attention, whatever `fused_attn` says.
+    """Return whether plain operations train faster than torch's fused attention, whatever `fused_attn` says.
 
     On a CPU its backward is 3 to 8 times slower in bfloat16, and a bias that wants a gradient makes it fall back.
     """
@@ -114,39 +116,43 @@ def math_is_faster(x: Tensor, bias: Tensor | None = None) -> bool:
 
 
 def attend(tensors: AttentionTensors, scale: float, dropout: nn.Dropout, fused: bool) -> Tensor:
-    """softmax(q k^T scale + bias) v, (B, heads, T, head_dim), plus what encodings add to the output."""
+    """Return softmax(q k^T scale + bias) v, (B, heads, T, head_dim), plus what encodings add to the output."""
     p = dropout.p if dropout.training else 0.0
-    q, k, v = tensors.q, tensors.k, tensors.v
+    q, k, v = tensors.q, tensors.k, tensors.v  # (B, heads, T, head_dim) each
     if tensors.formula is not None:
         encoding, positions = tensors.formula
         if tensors.bias is None and not tensors.value_terms and not p:
-            out = coordinate_attention(q, k, v, encoding, positions, scale)
+            out = coordinate_attention(q, k, v, encoding, positions, scale)  # (B, heads, T, head_dim)
             return out if tensors.output is None else out + tensors.output
         tensors.add_bias(encoding.bias(positions))
-        fit_bias(tensors)
+        bias_4d(tensors)
     tensors.bias = bias = None if tensors.bias is None else tensors.bias.to(q.dtype)  # as torch's fused attention wants
     if not fused or tensors.value_terms or math_is_faster(q, bias):
         return attend_logits(tensors, (q * scale) @ k.transpose(-2, -1), dropout)
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=p, scale=scale)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=p, scale=scale)  # (B, heads, T, head_dim)
     return out if tensors.output is None else out + tensors.output
 
 
-def softmax_over_keys(logits: Tensor, blind: Tensor | None) -> Tensor:
-    """Softmax of (..., T, T); a query that sees no key gets zeros, as from torch's fused attention, and not NaN."""
-    if blind is None:
+def softmax_over_keys(logits: Tensor, fully_masked: Tensor | None) -> Tensor:
+    """Return the softmax of logits (..., T, T) over the keys.
+
+    A query that sees no key gets zeros, as from torch's fused attention, and not NaN. `fully_masked` (..., T, 1) is
+    true for such queries; None if there is none.
+    """
+    if fully_masked is None:
         return logits.softmax(dim=-1)
-    return logits.masked_fill(blind, 0).softmax(dim=-1).masked_fill(blind, 0)
+    return logits.masked_fill(fully_masked, 0).softmax(dim=-1).masked_fill(fully_masked, 0)
 
 
 def attend_logits(tensors: AttentionTensors, logits: Tensor, dropout: Callable[[Tensor], Tensor]) -> Tensor:
-    """The same from the scaled logits (B, heads, T, T), which get the bias, in the wider dtype of both.
+    """Return what `attend` does, from scaled logits (B, heads, T, T), which get the bias in the wider dtype of both.
 
     `dropout` acts on the probabilities.
     """
-    logits = logits if tensors.bias is None else logits + tensors.bias
-    probabilities = dropout(softmax_over_keys(logits, tensors.blind)).to(tensors.v.dtype)
+    logits = logits if tensors.bias is None else logits + tensors.bias  # (B, heads, T, T)
+    probabilities = dropout(softmax_over_keys(logits, tensors.fully_masked)).to(tensors.v.dtype)
     del logits  # their memory is as large as any, and the product can have it
-    out = probabilities @ tensors.v
+    out = probabilities @ tensors.v  # (B, heads, T, head_dim)
     for term in tensors.value_terms:
         out = out + term(probabilities).to(out.dtype)
     return out if tensors.output is None else out + tensors.output
@@ -159,7 +165,7 @@ def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def positions_of(context: AttentionContext | Tensor | None, caller: str) -> Positions:
-    """Return where the tokens of a context are.
+    """Return the positions of the tokens that a context describes.
 
     Raises:
         RuntimeError: there is none: the caller, "block" or "attention layer", has encodings, but no model called it.
@@ -170,7 +176,7 @@ def positions_of(context: AttentionContext | Tensor | None, caller: str) -> Posi
 
 
 def prepare_encodings(layer: nn.Module, context: AttentionContext | Tensor | None) -> Prepared:
-    """The encodings that act in a self-attention layer: those that all layers share, then its own.
+    """Return the encodings that act in a self-attention layer: those that all layers share, then its own.
 
     Raises:
         RuntimeError: the layer has encodings, but was called without a context.
@@ -181,13 +187,13 @@ def prepare_encodings(layer: nn.Module, context: AttentionContext | Tensor | Non
 
 
 def split_heads(layer: nn.Module, qkv: Tensor, prepared: Prepared) -> tuple[Tensor, Tensor, Tensor, Prepared]:
-    """q, k, v (B, heads, T, head_dim) of a layer's buffer qkv (B, T, 3, heads, head_dim), and what is left to apply.
+    """Return q, k, v (B, heads, T, head_dim) of the buffer qkv (B, T, 3, heads, head_dim), and what is left to apply.
 
     A rotation that comes first is applied on the way, unless the layer has norms of q and k, which come before it.
     """
     norms = layer._modules.get("q_norm"), layer._modules.get("k_norm")
     if not all(norm is None or (isinstance(norm, nn.Identity) and not norm._forward_hooks) for norm in norms):
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, heads, T, head_dim) each
         return layer.q_norm(q), layer.k_norm(k), v, prepared
     if prepared and isinstance(prepared[0][0], RotaryEncoding) and prepared[0][0].turns_pairs:
         encoding, table = prepared[0]
@@ -208,11 +214,14 @@ def self_attention(
     attn_mask: Tensor | None = None,
     is_causal: bool = False,
 ) -> Tensor:
-    """What timm's self-attention layers do once they have q, k, v (B, heads, T, head_dim), with encodings.
+    """Return the output (B, T, C) of a self-attention layer with encodings, from q, k, v (B, heads, T, head_dim).
 
     Args:
         layer: has `scale`, `attn_drop`, `fused_attn`, `proj` and `proj_drop`, and may have `norm` and `gate`.
         x: (B, T, C), the layer's input.
+        q: queries, not scaled.
+        k: keys.
+        v: values.
         prepared: see `prepare_encodings`.
         attn_mask: the caller's own, boolean (True is seen) or additive.
         is_causal: tokens see no later ones.
@@ -221,26 +230,30 @@ def self_attention(
     if attn_mask is not None:
         tensors.add_bias(_additive(attn_mask, q.dtype))
     if is_causal:
-        later = torch.ones(q.shape[-2], q.shape[-2], dtype=torch.bool, device=q.device).triu(1)
+        later = torch.ones(q.shape[-2], q.shape[-2], dtype=torch.bool, device=q.device).triu(1)  # (T, T)
         tensors.add_bias(_additive(~later, q.dtype))
     if attn_mask is not None:  # no encoding, and no window, hides a token from itself
-        tensors.blind = tensors.bias.isneginf().all(dim=-1, keepdim=True)
-    out = attend(tensors, layer.scale, layer.attn_drop, layer.fused_attn).transpose(1, 2).flatten(2)
+        tensors.fully_masked = tensors.bias.isneginf().all(dim=-1, keepdim=True)  # (..., T, 1)
+    out = attend(tensors, layer.scale, layer.attn_drop, layer.fused_attn)  # (B, heads, T, head_dim)
+    out = out.transpose(1, 2).flatten(2)  # (B, T, heads * head_dim)
     norm, gate = layer._modules.get("norm"), layer._modules.get("gate")  # quicker than an attribute that is not there
     out = out if norm is None else norm(out)
     out = out if gate is None else out * gate(x).sigmoid()
-    return layer.proj_drop(layer.proj(out))
+    return layer.proj_drop(layer.proj(out))  # (B, T, C)
 
 
 class Attention(TimmAttention):
-    """Self-attention of ViT and DeiT with encodings; x (B, prefix + N, C)."""
+    """Self-attention of ViT and DeiT with encodings, on tokens x (B, prefix + N, C)."""
 
     def forward(self, x: Tensor, attn_mask: AttentionContext | Tensor | None = None, is_causal: bool = False) -> Tensor:
-        """`attn_mask`, timm's way from the model to its attention layers, is the context here."""
+        """Return tokens (B, prefix + N, C).
+
+        `attn_mask`, timm's way from the model to its attention layers, carries the context here.
+        """
         prepared = prepare_encodings(self, attn_mask)
         if isinstance(attn_mask, AttentionContext):
             attn_mask, is_causal = attn_mask.attn_mask, is_causal or attn_mask.is_causal
         if not prepared and not math_is_faster(x):
             return super().forward(x, attn_mask, is_causal)
-        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))
+        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # (B, T, 3, heads, head_dim)
         return self_attention(self, x, *split_heads(self, qkv, prepared), attn_mask, is_causal)

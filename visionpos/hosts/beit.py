@@ -12,23 +12,26 @@ from torch import Tensor
 from ..bias.relative_table import RelativeTable
 from .attention import AttentionContext, math_is_faster, prepare_encodings, self_attention, split_heads
 from .host import first, register_host
-from .isotropic import PlainForward, PlainHost, mix, project
+from .isotropic import IsotropicForward, IsotropicHost, mix, project
 from .parameters import ParameterHolder, adopt_parameters, bind_parameters
 
 
 @register_notrace_module
 class EncodedBeitAttention(TimmAttention):
-    """Self-attention of BEiT with encodings; x (B, 1 + N, C)."""
+    """Self-attention of BEiT with encodings, on tokens x (B, 1 + N, C)."""
 
     def forward(self, x: Tensor, shared_rel_pos_bias: AttentionContext | None = None) -> Tensor:
-        """`shared_rel_pos_bias`, timm's way from the model to its attention layers, is the context here."""
+        """Return tokens (B, 1 + N, C).
+
+        `shared_rel_pos_bias`, timm's way from the model to its attention layers, carries the context here.
+        """
         prepared = prepare_encodings(self, shared_rel_pos_bias)
         if not prepared and not math_is_faster(x):
             return super().forward(x)
         return self_attention(self, x, *split_heads(self, project(self, x), prepared))
 
     def set_window_size(self, window_size: tuple[int, int]) -> None:
-        """Remember it; the encodings resize their own tables."""
+        """Note the new grid; the encodings resize their own tables."""
         self.window_size = tuple(window_size)
 
 
@@ -36,12 +39,12 @@ class EncodedBeitBlock(Block):
     """A block after which conditional encodings may mix the tokens."""
 
     def forward(self, x: Tensor, shared_rel_pos_bias: AttentionContext | None = None) -> Tensor:
-        """x (B, 1 + N, C), as timm's."""
+        """Return the tokens (B, 1 + N, C) after the block."""
         return mix(super().forward(x, shared_rel_pos_bias), self.mixers, shared_rel_pos_bias)
 
 
-class EncodedBeit(PlainForward, Beit):
-    """A converted BEiT."""
+class EncodedBeit(IsotropicForward, Beit):
+    """A BEiT whose positions are encodings of this package."""
 
     holders = ("rel_pos_bias",)
 
@@ -50,8 +53,11 @@ class EncodedBeit(PlainForward, Beit):
         return self.pos_drop(x), context
 
 
-class BeitHost(PlainHost):
-    """BEiT; its tables, `blocks.0.attn.relative_position_bias_table` or that of `rel_pos_bias`, keep their names."""
+class BeitHost(IsotropicHost):
+    """The family of BEiT, whose tables keep their names.
+
+    They are `blocks.0.attn.relative_position_bias_table` and so on, or that of `rel_pos_bias`.
+    """
 
     name = "Beit (BEiT, BEiT v2)"
     models: ClassVar = {Beit: EncodedBeit}

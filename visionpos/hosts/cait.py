@@ -13,17 +13,17 @@ from torch import Tensor, nn
 from ..encoding import LayerFacts
 from .attention import AttentionContext, attend_logits, encoded, prepare_encodings, split_heads
 from .host import register_host
-from .isotropic import PlainForward, PlainHost, mix
+from .isotropic import IsotropicForward, IsotropicHost, mix
 
 
 def mix_heads(x: Tensor, projection: nn.Linear) -> Tensor:
-    """Return (B, heads, T, T) with each head a linear mixture of all, in the projection's dtype."""
+    """Return x (B, heads, T, T) with each head a linear mixture of all, in the projection's dtype."""
     return projection(x.permute(0, 2, 3, 1).to(projection.weight.dtype)).permute(0, 3, 1, 2)
 
 
 @register_notrace_module
 class EncodedTalkingHeadAttn(TalkingHeadAttn):
-    """Talking-heads attention of the patches with encodings; x (B, N, C).
+    """Talking-heads attention of the patches with encodings, on tokens x (B, N, C).
 
     y = W(softmax(L(scale q k^T) + b)) v, where L and W mix the heads (`proj_l` and `proj_w`). Rotations turn q and k.
     A bias b is added to what the softmax gets, after L, as by the authors of talking heads (Shazeer et al. 2020,
@@ -32,7 +32,7 @@ class EncodedTalkingHeadAttn(TalkingHeadAttn):
     """
 
     def forward(self, x: Tensor, context: AttentionContext | None = None) -> Tensor:
-        """(B, N, C), as timm's."""
+        """Return tokens (B, N, C)."""
         prepared = prepare_encodings(self, context)
         if not prepared:
             return super().forward(x)
@@ -47,14 +47,14 @@ class EncodedLayerScaleBlock(LayerScaleBlock):
     """A block that hands positions on to its attention, and after which conditional encodings may mix the tokens."""
 
     def forward(self, x: Tensor, context: AttentionContext | None = None) -> Tensor:
-        """x (B, N, C), as timm's."""
+        """Return the tokens (B, N, C) after the block."""
         x = x + self.drop_path(self.gamma_1 * self.attn(self.norm1(x), context))
         x = x + self.drop_path(self.gamma_2 * self.mlp(self.norm2(x)))
         return mix(x, self.mixers, context)
 
 
-class EncodedCait(PlainForward, Cait):
-    """A converted CaiT."""
+class EncodedCait(IsotropicForward, Cait):
+    """A CaiT whose positions are encodings of this package."""
 
     num_prefix_tokens = 1  # of the features
     prefix_tokens = ()  # of the patch blocks
@@ -73,17 +73,17 @@ class EncodedCait(PlainForward, Cait):
         intermediates_only: bool = False,
         return_prefix_tokens: bool = False,
     ):
-        """Return features and intermediates, as timm's does; prefix tokens there are none."""
+        """Return features and intermediates as timm does; there are no prefix tokens to return."""
         return super().forward_intermediates(
             x, indices, return_prefix_tokens, norm, stop_early, output_fmt, intermediates_only
         )
 
     def forward_norm(self, x: Tensor) -> Tensor:
-        """The class token, which has looked at the patches, before them: (B, N, C) -> (B, 1 + N, C)."""
+        """Return the normalised features (B, 1 + N, C) of patch tokens (B, N, C), the class token first."""
         return self.norm(self.forward_cls(x))
 
     def forward_cls(self, x: Tensor) -> Tensor:
-        """(B, N, C) -> (B, 1 + N, C): the class token, which has looked at the patches, before them."""
+        """Return patch tokens (B, N, C) behind the class token, which has looked at them: (B, 1 + N, C)."""
         if self.cls_token is None:  # pruned
             return x
         cls_token = self.cls_token.expand(x.shape[0], -1, -1)
@@ -92,8 +92,8 @@ class EncodedCait(PlainForward, Cait):
         return torch.cat([cls_token, x], dim=1)
 
 
-class CaitHost(PlainHost):
-    """CaiT; its class-attention blocks stay timm's, for the class token has no place."""
+class CaitHost(IsotropicHost):
+    """The family of CaiT. Its class-attention blocks stay timm's, for the class token has no place."""
 
     name = "Cait (CaiT)"
     models: ClassVar = {Cait: EncodedCait}
@@ -101,7 +101,7 @@ class CaitHost(PlainHost):
     attentions: ClassVar = {TalkingHeadAttn: EncodedTalkingHeadAttn}
 
     def adopt_native_positions(self, model: Cait) -> None:
-        """The learned table is all that timm's has."""
+        """Do nothing more: the learned table is all that timm's model has."""
 
     def input_facts(self, model: Cait) -> LayerFacts:
         return replace(super().input_facts(model), num_prefix_tokens=0)

@@ -29,7 +29,7 @@ from ..rotary.rope_mixed import RopeMixed
 from ..rotation import Layout, mixed_angles
 from .attention import AttentionContext, math_is_faster, prepare_encodings, self_attention, split_heads
 from .host import first, register_host
-from .isotropic import PlainHost, PlainMixin, keep_tokens, mix, project
+from .isotropic import IsotropicHost, IsotropicMixin, keep_tokens, mix, project
 from .parameters import adopt_parameters, bind_parameters
 
 
@@ -64,7 +64,7 @@ class RopeOfHost(RotaryEncoding):
 
 
 class RopeMixedYX(RopeMixed):
-    """timm's mixed rope with `rope_grid_indexing="ij"`: row 0 of the frequencies multiplies y, row 1 x."""
+    """A mixed rope as timm has it with `rope_grid_indexing="ij"`: row 0 of the frequencies multiplies y, row 1 x."""
 
     name = "RotaryEmbeddingMixed"
 
@@ -73,26 +73,29 @@ class RopeMixedYX(RopeMixed):
 
 
 class Frequencies(nn.Module):
-    """`rope.freqs`, (2, depth, heads, head_dim / 2), where timm and rope-vit have the frequencies of all layers."""
+    """Owner of `rope.freqs`, (2, depth, heads, head_dim / 2): the frequencies of all layers, as timm stores them."""
 
     def __init__(self, freqs: nn.Parameter):
         super().__init__()
         self.freqs = freqs
 
     def no_weight_decay(self) -> set[str]:
-        """As timm's."""
+        """Return the names of the parameters that weight decay must not touch, as timm's module does."""
         return {"freqs"}
 
     def update_feat_shape(self, feat_shape: tuple[int, int]) -> None:
-        """As timm's; frequencies are the same on every grid."""
+        """Do nothing: frequencies are the same on every grid. timm calls this when the input size changes."""
 
 
 @register_notrace_module
 class EncodedEvaAttention(EvaAttention):
-    """EVA's self-attention with encodings; x (B, prefix + N, C)."""
+    """Self-attention of EVA with encodings, on tokens x (B, prefix + N, C)."""
 
     def forward(self, x: Tensor, rope: AttentionContext | None = None, attn_mask=None, is_causal: bool = False):
-        """`rope`, timm's way from the model to its attention layers, is the context here."""
+        """Return tokens (B, prefix + N, C).
+
+        `rope`, timm's way from the model to its attention layers, carries the context here.
+        """
         prepared = prepare_encodings(self, rope)
         if not prepared and not math_is_faster(x):
             return super().forward(x, None, attn_mask, is_causal)
@@ -109,10 +112,13 @@ class EncodedEvaAttention(EvaAttention):
 
 @register_notrace_module
 class EncodedAttentionRope(AttentionRope):
-    """The self-attention of the rope ViTs with encodings; x (B, prefix + N, C)."""
+    """Self-attention of the rope ViTs with encodings, on tokens x (B, prefix + N, C)."""
 
     def forward(self, x: Tensor, rope: AttentionContext | None = None, attn_mask=None, is_causal: bool = False):
-        """`rope`, timm's way from the model to its attention layers, is the context here."""
+        """Return tokens (B, prefix + N, C).
+
+        `rope`, timm's way from the model to its attention layers, carries the context here.
+        """
         prepared = prepare_encodings(self, rope)
         if not prepared and not math_is_faster(x):
             return super().forward(x, None, attn_mask, is_causal)
@@ -134,7 +140,7 @@ class EncodedEvaMixin:
     """A block after which conditional encodings may mix the tokens."""
 
     def forward(self, x: Tensor, rope: AttentionContext | None = None, attn_mask=None, is_causal: bool = False):
-        """x (B, prefix + N, C), as timm's."""
+        """Return the tokens (B, prefix + N, C) after the block."""
         return mix(super().forward(x, rope, attn_mask, is_causal), self.mixers, rope)
 
 
@@ -146,13 +152,13 @@ class EncodedEvaBlockPostNorm(EncodedEvaMixin, EvaBlockPostNorm):
     """A block of a converted Eva that normalises after its branches."""
 
 
-class EncodedEva(PlainMixin, Eva):
-    """A converted Eva."""
+class EncodedEva(IsotropicMixin, Eva):
+    """An Eva whose positions are encodings of this package."""
 
     holders = ("rope",)
 
     def _pos_embed(self, x: Tensor, keep: Tensor | None = None) -> tuple[Tensor, AttentionContext]:
-        """Return the tokens, and in place of timm's rope table what the blocks need to know of them."""
+        """Return the tokens, and in place of timm's rope table the context that the blocks need."""
         x, positions = self.embed(x)
         x = x if keep is None else keep_tokens(x, keep, positions.num_prefix_tokens)
         x = self.pos_drop(x)
@@ -165,18 +171,18 @@ class EncodedEva(PlainMixin, Eva):
         return self.norm_pre(x), context
 
     def group_matcher(self, coarse: bool = False) -> dict:
-        """timm's, with the frequencies of all layers in the stem."""
+        """Return timm's groups of layers, with the frequencies of all layers in the stem."""
         matcher = super().group_matcher(coarse)
         return {**matcher, "stem": matcher["stem"] + "|rope"}
 
 
 def augmentation_of_host(rope: nn.Module) -> tuple[float | None, ...]:
-    """timm's random shift, jitter and rescaling of the rope's coordinates."""
+    """Return timm's random shift, jitter and rescaling of the rope's coordinates; None for each that is off."""
     return tuple(getattr(rope, f"{name}_coords", None) for name in ("shift", "jitter", "rescale"))
 
 
 def rope_of_host(rope: nn.Module, num_heads: int, head_dim: int, layout: Layout) -> RotaryEncoding:
-    """timm's own rope of all layers as an encoding: the same function, and timm's module where we have none."""
+    """Return timm's own rope of all layers as an encoding: the same function, or timm's module where we have none."""
     order, augmented = getattr(rope, "grid_indexing", None), any(augmentation_of_host(rope))
     shape = {"num_heads": num_heads, "head_dim": head_dim, "layout": layout}
     plain = not getattr(rope, "grid_offset", 0)
@@ -193,8 +199,8 @@ def rope_of_host(rope: nn.Module, num_heads: int, head_dim: int, layout: Layout)
     return RopeOfHost(rope, **shape)
 
 
-class EvaHost(PlainHost):
-    """Eva; `rope.freqs` of a mixed rope keeps its name, every other rope has no parameters.
+class EvaHost(IsotropicHost):
+    """The family of Eva. `rope.freqs` of a mixed rope keeps its name, every other rope has no parameters.
 
     A converted rope differs from timm's by rounding alone, about 1e-6: angles are computed in float64 here.
     """

@@ -20,7 +20,7 @@ from ..input.abs_win import AbsWin
 from ..input.learned import Learned
 from ..places import ContextualBias
 from ..positions import Positions
-from .attention import AttentionContext, attend, encoded, fit_bias, positions_of
+from .attention import AttentionContext, attend, bias_4d, encoded, positions_of
 from .host import FixedCoordinates, Host, encoding_parameters, first, layer_lists, register_host
 from .isotropic import mix
 from .parameters import adopt_parameters, bind_parameters, replace_encodings
@@ -29,22 +29,22 @@ NO_DROPOUT = nn.Dropout(0.0)  # Hiera's attention has none
 
 
 def pool_max(x: Tensor, q_stride: int) -> Tensor:
-    """(..., q_stride * K, C) in unrolled order -> (..., K, C), as Hiera pools."""
+    """Return the maxima (..., K, C) of tokens (..., q_stride * K, C) in unrolled order, as Hiera pools queries."""
     return x.unflatten(-2, (q_stride, -1)).amax(-3)
 
 
 def pool_mean(x: Tensor, q_stride: int) -> Tensor:
-    """(..., q_stride * K, C) in unrolled order -> (..., K, C), the mean of those that `pool_max` pools."""
+    """Return the means (..., K, C) of the tokens (..., q_stride * K, C) that `pool_max` pools."""
     return x.unflatten(-2, (q_stride, -1)).mean(-3)
 
 
 def pool_middle(positions: Positions, q_stride: int) -> Positions:
-    """Where pooled queries stand, on the grid of their keys."""
+    """Return the positions of pooled queries on the grid of their keys: the middle of the tokens that were pooled."""
     return replace(positions, coords=pool_mean(positions.coords, q_stride), is_grid=False)
 
 
 def pool_grid(positions: Positions, stride: tuple[int, int]) -> Positions:
-    """Where pooled tokens stand, on a grid of their own."""
+    """Return the positions of pooled tokens on a grid of their own."""
     coords = positions.coords.unflatten(-2, (stride[0] * stride[1], -1))[..., 0, :, :]  # of the upper left one
     coords = torch.stack([axis / s for axis, s in zip(coords.unbind(-1), stride, strict=True)], dim=-1)
     shape = tuple(n // s for n, s in zip(positions.feat_shape, stride, strict=True))
@@ -62,10 +62,10 @@ def pair_up(tensors: AttentionTensors, encoding: PositionEncoding, queries: Posi
 
 
 class EncodedMaskUnitAttention(MaskUnitAttention):
-    """Attention in mask units, or of all tokens, with encodings; x (B, T, C) in unrolled order."""
+    """Attention in mask units, or of all tokens, with encodings, on tokens x (B, T, C) in unrolled order."""
 
     def forward(self, x: Tensor, context: AttentionContext | None = None) -> Tensor:
-        """(B, T, C) -> (B, T / q_stride, dim_out), as timm's."""
+        """Return tokens (B, T / q_stride, dim_out) of tokens x (B, T, C)."""
         if not len(self.encodings):
             return super().forward(x)
         positions = positions_of(context, "attention layer")
@@ -84,14 +84,14 @@ class EncodedMaskUnitAttention(MaskUnitAttention):
         queries = pool_middle(positions, self.q_stride)
         for encoding in self.encodings:
             pair_up(tensors, encoding, queries, positions)
-        return fit_bias(tensors)
+        return bias_4d(tensors)
 
 
 class EncodedHieraBlock(HieraBlock):
     """A block that hands positions on to its attention, and after which conditional encodings may mix the tokens."""
 
     def forward(self, x: Tensor, context: AttentionContext | None = None) -> Tensor:
-        """x (B, T, C) in unrolled order, as timm's; the context is that of these tokens, before any pooling."""
+        """Return the tokens after the block for x (B, T, C) in unrolled order, whose context is `context`."""
         normed = self.norm1(x)
         if self.do_expand:
             x = self.expand(x, normed)
@@ -101,7 +101,7 @@ class EncodedHieraBlock(HieraBlock):
         return mix(x, self.mixers, self.pooled(context)) if len(self.mixers) else x
 
     def expand(self, x: Tensor, normed: Tensor) -> Tensor:
-        """The shortcut of a block with more channels, and fewer tokens where it pools: (B, T / q_stride, dim_out)."""
+        """Return the shortcut of a block with more channels, pooled where it pools: (B, T / q_stride, dim_out)."""
         if self.proj is not None:
             return pool_max(self.proj(normed), self.attn.q_stride)
         return torch.cat([pool_max(x, self.attn.q_stride), pool_mean(x, self.attn.q_stride)], dim=-1)
@@ -121,7 +121,7 @@ class EncodedHieraBlock(HieraBlock):
 
 
 class EncodedHiera(FixedCoordinates, Hiera):
-    """A converted Hiera."""
+    """A Hiera whose positions are encodings of this package."""
 
     def _pos_embed(self, x: Tensor) -> Tensor:
         positions = Positions.grid(tuple(self.tokens_spatial_shape), device=x.device)
@@ -160,7 +160,7 @@ class EncodedHiera(FixedCoordinates, Hiera):
         return x, found
 
     def forward_features(self, x: Tensor, mask: Tensor | None = None, return_intermediates: bool = False):
-        """Return the features (B, T, C) in unrolled order, as timm's does, and those of every stage if asked for."""
+        """Return the features (B, T, C) in unrolled order as timm does, and those of every stage if asked for."""
         if self.training and self.patch_drop_rate > 0:
             assert mask is None, "patch dropout draws the mask itself"
             mask = self.get_random_mask(x, mask_ratio=self.patch_drop_rate)
@@ -179,7 +179,7 @@ class EncodedHiera(FixedCoordinates, Hiera):
         intermediates_only: bool = False,
         coarse: bool = True,
     ):
-        """Return features and intermediates, as timm's does."""
+        """Return features and intermediates as timm does."""
         if norm or output_fmt not in ("NCHW", "NHWC"):
             raise ValueError(f"norm must be False and output_fmt 'NCHW' or 'NHWC', got {norm} and {output_fmt!r}")
         wanted, last = feature_take_indices(len(self.stage_ends if coarse else self.blocks), indices)
@@ -191,17 +191,17 @@ class EncodedHiera(FixedCoordinates, Hiera):
         return found if intermediates_only else (x, found)
 
     def no_weight_decay(self) -> set[str]:
-        """Every parameter of an encoding; timm has no other names, and none without `pos_embed`."""
+        """Return every parameter of an encoding; timm names no others, and none without `pos_embed`."""
         return encoding_parameters(self)
 
 
 def pooled_outputs(encoding: PositionEncoding) -> bool:
-    """Whether the encoding adds to the output of each token, which pooled queries have no place for."""
+    """Return whether the encoding adds to the output of each token, which pooled queries have no place for."""
     return getattr(encoding, "site", None) == "values" or getattr(encoding, "value_table", None) is not None
 
 
 class HieraHost(Host):
-    """Hiera on pictures."""
+    """The family of Hiera on images."""
 
     name = "Hiera"
 

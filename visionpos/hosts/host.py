@@ -1,4 +1,4 @@
-"""How a timm family becomes a host: the short contract that `set_encoding` works through."""
+"""The short contract that `set_encoding` works through: how a timm family becomes a host."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ register_notrace_module(PositionEncoding)  # torch.fx keeps a call of one whole,
 
 
 class Host(ABC):
-    """One timm family. An adapter is a subclass with these methods, added by `register_host`."""
+    """One timm family. An adapter is a subclass that implements these methods, added by `register_host`."""
 
     name: ClassVar[str]
 
     @abstractmethod
     def accepts(self, model: nn.Module) -> bool:
-        """Whether this adapter is for the model, converted or not."""
+        """Return whether this adapter is for the model, converted or not."""
 
     @abstractmethod
     def convert(self, model: nn.Module) -> None:
-        """Swap classes, and wrap the positions that the model has into encodings; changes no output. Idempotent.
+        """Swap classes, and wrap the positions that the model has into encodings; change no output. Idempotent.
 
         Raises:
             ValueError: the model has a part that cannot be converted.
@@ -41,11 +41,11 @@ class Host(ABC):
 
     @abstractmethod
     def mixing_layers(self, model: nn.Module) -> list[int]:
-        """The layers after which a conditional encoding mixes tokens: the first, or the first of each stage."""
+        """Return the layers after which a conditional encoding mixes tokens: the first, or the first of each stage."""
 
     @abstractmethod
     def encodings(self, model: nn.Module) -> tuple[list[PositionEncoding], list[list[PositionEncoding]]]:
-        """What a converted model has: its input encodings, and those of each attention layer."""
+        """Return the encodings of a converted model: its input encodings, and those of each attention layer."""
 
     @abstractmethod
     def install(self, model: nn.Module, inputs: list[PositionEncoding], layers: list[list[PositionEncoding]]) -> None:
@@ -57,7 +57,7 @@ class Host(ABC):
 
 
 def mixes_tokens(encoding: PositionEncoding | type[PositionEncoding]) -> bool:
-    """Whether it acts on the tokens between blocks, not inside attention."""
+    """Return whether an encoding acts on the tokens between blocks, not inside attention."""
     return getattr(encoding, "site", None) == "tokens"
 
 
@@ -73,7 +73,7 @@ def first(encodings: Iterable[PositionEncoding], kind: type | tuple[type, ...]) 
 
 
 def encoding_parameters(model: nn.Module) -> set[str]:
-    """Full names of the parameters of encodings, wherever they live, that want no weight decay."""
+    """Return the full names of the parameters of encodings, wherever they live, that want no weight decay."""
     paths = {module: path for path, module in model.named_modules()}
     return {
         f"{paths[module.owner]}.{name}".removeprefix(".")
@@ -84,11 +84,11 @@ def encoding_parameters(model: nn.Module) -> set[str]:
 
 
 class FixedCoordinates:
-    """Mixin of a converted model whose layers see coordinates of windows: none that an augmentation could move."""
+    """Mixin for converted models whose layers see coordinates of windows, which no augmentation may move."""
 
     @property
     def coordinate_augmentation(self) -> None:
-        """Nothing; setting it is an error, so that it is not ignored."""
+        """Return None: there is none, and setting one is an error, so that it is not ignored."""
         return None
 
     @coordinate_augmentation.setter
@@ -110,12 +110,17 @@ def register_host(host: Host) -> Host:
 
 
 def supported_hosts() -> list[str]:
-    """Names of the timm families that take encodings."""
+    """Return the names of the timm families that take encodings.
+
+    Example:
+        >>> "Hiera" in vp.supported_hosts()
+        True
+    """
     return [host.name for host in _HOSTS]
 
 
 def find_host(model: nn.Module) -> Host:
-    """The adapter of a model.
+    """Return the adapter that accepts a model.
 
     Raises:
         ValueError: no family fits; names the supported ones.

@@ -1,4 +1,4 @@
-"""What the hosts with one column of equal blocks share: ViT, EVA, BEiT, the relative position ViT and CaiT."""
+"""Shared parts of the hosts with one column of equal blocks: ViT, EVA, BEiT, the relative position ViT and CaiT."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .parameters import adopt_parameters, bind_parameters, has_parameters, repla
 
 
 def mix(x: Tensor, mixers: nn.ModuleList, context: AttentionContext | None) -> Tensor:
-    """x (B, prefix + N, C) after the conditional encodings that follow a block."""
+    """Return the tokens x (B, prefix + N, C) after the conditional encodings that follow a block."""
     for encoding in mixers:
         x = encoding(x, positions_of(context, "block"))
     return x
@@ -32,7 +32,7 @@ def mix(x: Tensor, mixers: nn.ModuleList, context: AttentionContext | None) -> T
 def locate(
     x: Tensor, grid_size: tuple[int, int], num_prefix_tokens: int, augmentation: CoordinateAugmentation | None
 ) -> Positions:
-    """Where the patch tokens are: x (B, N, C) on the grid that the model was made for, or (B, H, W, C) on its own."""
+    """Return the positions of patch tokens: x (B, N, C) on the model's own grid, or (B, H, W, C) on the grid of x."""
     feat_shape = tuple(x.shape[1:3]) if x.ndim == 4 else grid_size
     positions = Positions.grid(feat_shape, num_prefix_tokens, device=x.device)
     return positions if augmentation is None else augmentation(positions)
@@ -47,14 +47,14 @@ def add_encodings(x: Tensor, positions: Positions, encodings: nn.ModuleList, tab
 
 
 def keep_tokens(x: Tensor, keep: Tensor, num_prefix_tokens: int) -> Tensor:
-    """x (B, prefix + N, C) -> (B, prefix + K, C): the prefix tokens and the patches `keep` (B, K)."""
+    """Return the prefix tokens and the patches `keep` (B, K) of x (B, prefix + N, C): (B, prefix + K, C)."""
     prefix, patches = x.tensor_split([num_prefix_tokens], dim=1)
     patches = patches.gather(1, keep.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
     return torch.cat([prefix, patches], dim=1) if num_prefix_tokens else patches
 
 
 def project(attn: nn.Module, x: Tensor) -> Tensor:
-    """(B, T, 3, heads, head_dim) where queries and values have a bias and keys have none: EVA, BEiT, Swin V2."""
+    """Return q, k and v (B, T, 3, heads, head_dim) of layers with a bias of q and v alone: EVA, BEiT, Swin V2."""
     if attn.q_bias is None:
         qkv = attn.qkv(x)
     else:
@@ -64,7 +64,7 @@ def project(attn: nn.Module, x: Tensor) -> Tensor:
 
 
 class BlockSequence(nn.Sequential):
-    """timm's sequence of blocks, called with a context, so that hooks and wrappers of it find what they find in timm's.
+    """timm's sequence of blocks, called with a context; hooks and wrappers of it find what they find in timm's.
 
     timm itself calls the sequence as a whole, or block by block where it checkpoints them or wants intermediates.
     """
@@ -76,27 +76,27 @@ class BlockSequence(nn.Sequential):
         return x
 
 
-class PlainMixin:
-    """What a converted model does differently: where positions enter, and nothing else."""
+class IsotropicMixin:
+    """The stem and the loop over blocks of a converted model, where positions enter; all else stays timm's."""
 
     holders: ClassVar[tuple[str, ...]] = ()  # children that hold parameters of encodings outside themselves
     coordinate_augmentation: CoordinateAugmentation | None = None  # applied while training
 
     @property
     def prefix_tokens(self) -> list[Tensor]:
-        """What goes in front of the patch tokens, each (1, n, C)."""
+        """Return the tokens in front of the patch tokens, each (1, n, C)."""
         tokens = [getattr(self, name, None) for name in ("cls_token", "dist_token", "reg_token")]
         return [token for token in tokens if token is not None]
 
     @property
     def tables(self) -> list[nn.Parameter]:
-        """Parameters of encodings that belong to the model itself, or to one of its children for all layers."""
+        """Return parameters of encodings that belong to the model itself, or to one of its children for all layers."""
         children = [getattr(self, name) for name in self.holders]
         held = [parameter for child in children if child is not None for parameter in child.parameters()]
         return held if self.pos_embed is None else [self.pos_embed, *held]
 
     def embed(self, x: Tensor) -> tuple[Tensor, Positions]:
-        """The patch tokens (B, N, C) or (B, H, W, C) -> all tokens with input encodings, and where they are."""
+        """Return all tokens of patch tokens (B, N, C) or (B, H, W, C), with input encodings, and where they are."""
         augmentation = self.coordinate_augmentation if self.training else None
         prefix = [token.expand(x.shape[0], -1, -1) for token in self.prefix_tokens]
         num_prefix_tokens = sum(token.shape[1] for token in self.prefix_tokens)
@@ -111,7 +111,7 @@ class PlainMixin:
         return AttentionContext.of(positions, self.pos_embed_shared, index)
 
     def forward_stem(self, x: Tensor, keep: Tensor | None = None) -> tuple[Tensor, AttentionContext]:
-        """Return the tokens of pictures (B, C, H, W), and what the blocks need to know of them.
+        """Return the tokens of images (B, C, H, W), and what the blocks need to know of them.
 
         Args:
             x: the pictures.
@@ -139,7 +139,7 @@ class PlainMixin:
         return self.norm(x)
 
     def forward_kept(self, x: Tensor, keep: Tensor) -> Tensor:
-        """`forward_features` of a subset of the patches of each picture; the others are never seen.
+        """Return `forward_features` of a subset of the patches of each image; the others are never seen.
 
         Args:
             x: pictures (B, C, H, W).
@@ -151,7 +151,7 @@ class PlainMixin:
         return self.forward_norm(self.forward_blocks(*self.forward_stem(x, keep)))
 
     def set_input_size(self, img_size=None, patch_size=None) -> None:
-        """As timm's; learned tables are resized, formulas interpolate their coordinates."""
+        """Change the input size as timm does; learned tables are resized, formulas interpolate their coordinates."""
         resize = getattr(super(), "set_input_size", self.patch_embed.set_input_size)  # not in every timm's BEiT
         table, self.pos_embed = self.pos_embed, None  # ours to resize
         try:
@@ -163,15 +163,15 @@ class PlainMixin:
                 module.set_feat_shape(tuple(self.patch_embed.grid_size))
 
     def no_weight_decay(self) -> set[str]:
-        """timm's names and every parameter of an encoding."""
+        """Return timm's names and every parameter of an encoding."""
         return super().no_weight_decay() | encoding_parameters(self)
 
 
-class PlainForward(PlainMixin):
-    """The forward pass of the models whose own has no way for a context: all but EVA."""
+class IsotropicForward(IsotropicMixin):
+    """The forward pass of models whose own has no way for a context: all but EVA."""
 
     def forward_features(self, x: Tensor, **mask) -> Tensor:
-        """Return the features (B, prefix + N, C), as timm's does; `mask` is what the model's stem takes of one."""
+        """Return the features (B, prefix + N, C) as timm does; `mask` is what the model's stem takes of one."""
         return self.forward_norm(self.forward_blocks(*self.forward_stem(x, **mask)))
 
     def forward_intermediates(
@@ -185,7 +185,7 @@ class PlainForward(PlainMixin):
         intermediates_only: bool = False,
         **mask,
     ):
-        """Return features and intermediates, as timm's does; `mask` is what the model's stem takes of one."""
+        """Return features and intermediates as timm does; `mask` is what the model's stem takes of one."""
         if output_fmt not in ("NCHW", "NLC"):
             raise ValueError(f"output_fmt must be 'NCHW' or 'NLC', got {output_fmt!r}")
         wanted, last = feature_take_indices(len(self.blocks), indices)
@@ -205,8 +205,8 @@ class PlainForward(PlainMixin):
         return intermediates if intermediates_only else (self.forward_norm(x), intermediates)
 
 
-class PlainHost(Host):
-    """A model with `patch_embed`, prefix tokens and `blocks`; a family says which classes are swapped for which."""
+class IsotropicHost(Host):
+    """A family with `patch_embed`, prefix tokens and `blocks`; it says which classes are swapped for which."""
 
     models: ClassVar[dict[type, type]]  # timm's class -> the converted one
     blocks: ClassVar[dict[type, type]]
@@ -216,7 +216,7 @@ class PlainHost(Host):
         return type(model) in self.models or isinstance(model, tuple(self.models.values()))
 
     def convert(self, model: nn.Module) -> None:
-        if isinstance(model, PlainMixin):
+        if isinstance(model, IsotropicMixin):
             return
         for index, block in enumerate(model.blocks):
             if type(block) not in self.blocks or type(block.attn) not in self.attentions:
@@ -242,7 +242,7 @@ class PlainHost(Host):
 
     @abstractmethod
     def adopt_native_positions(self, model: nn.Module) -> None:
-        """The rest of `convert`: what timm's attention has of its own becomes encodings."""
+        """Make encodings of what timm's attention has of its own: the rest of `convert`."""
 
     def input_facts(self, model: nn.Module) -> LayerFacts:
         rows = 0 if getattr(model, "no_embed_class", False) else model.num_prefix_tokens  # of a learned table
@@ -287,7 +287,7 @@ class PlainHost(Host):
         self.bind_native(model)
 
     def bind_native(self, model: nn.Module) -> None:
-        """Parameters that timm and its checkpoints have under names of their own go there."""
+        """Put parameters that timm and its checkpoints have under names of their own there."""
         learned = first(model.pos_embed_input, Learned)
         if learned is not None:
             bind_parameters(learned, model)

@@ -1,4 +1,4 @@
-"""Where a host keeps the parameters of an encoding: under timm's names, where optimisers and checkpoints look for them.
+"""Parameters of an encoding under timm's names, where optimisers and checkpoints look for them.
 
 A bound encoding reads its parameters from the owner: a parameter exists once, and an assignment to the owner's is seen.
 """
@@ -24,7 +24,7 @@ class ParameterHolder(nn.Module):
             setattr(self, name, part)
 
     def set_window_size(self, window_size: tuple[int, int]) -> None:
-        """Remember it; the encoding resizes its own parameters."""
+        """Note the new grid; the encoding resizes its own parameters."""
         self.window_size = tuple(window_size)
 
 
@@ -81,7 +81,7 @@ def adopt_parameters(
 
 
 def copy_encoding(encoding: PositionEncoding) -> PositionEncoding:
-    """Return a copy that has parameters of its own, wherever the encoding's are. It belongs to no model."""
+    """Return a copy that has parameters of its own, wherever the encoding's are, and belongs to no model."""
     bound = encoding.__dict__.get("_bound")
     copied = copy.deepcopy(encoding, {} if bound is None else {id(bound): bound})  # without the owner
     copied._spec = None

@@ -20,7 +20,7 @@ from ..places import BiasEncoding
 from ..positions import Positions
 from .attention import AttentionContext, math_is_faster, prepare_encodings, self_attention, split_heads
 from .host import first, register_host
-from .isotropic import PlainForward, PlainHost, mix
+from .isotropic import IsotropicForward, IsotropicHost, mix
 from .parameters import ParameterHolder, adopt_parameters, bind_parameters
 
 
@@ -61,10 +61,13 @@ class NetworkOfHost(BiasEncoding):
 
 @register_notrace_module
 class EncodedRelPosAttention(RelPosAttention):
-    """Self-attention with encodings; x (B, prefix + N, C)."""
+    """Self-attention with encodings, on tokens x (B, prefix + N, C)."""
 
     def forward(self, x: Tensor, shared_rel_pos: AttentionContext | None = None) -> Tensor:
-        """`shared_rel_pos`, timm's way from the model to its attention layers, is the context here."""
+        """Return tokens (B, prefix + N, C).
+
+        `shared_rel_pos`, timm's way from the model to its attention layers, carries the context here.
+        """
         prepared = prepare_encodings(self, shared_rel_pos)
         if not prepared and not math_is_faster(x):
             return super().forward(x)
@@ -76,7 +79,7 @@ class EncodedRelPosMixin:
     """A block after which conditional encodings may mix the tokens."""
 
     def forward(self, x: Tensor, shared_rel_pos: AttentionContext | None = None) -> Tensor:
-        """x (B, prefix + N, C), as timm's."""
+        """Return the tokens (B, prefix + N, C) after the block."""
         return mix(super().forward(x, shared_rel_pos), self.mixers, shared_rel_pos)
 
 
@@ -88,19 +91,19 @@ class EncodedResPostRelPosBlock(EncodedRelPosMixin, ResPostRelPosBlock):
     """A block of a converted model that normalises after its branches."""
 
 
-class EncodedVisionTransformerRelPos(PlainForward, VisionTransformerRelPos):
-    """A converted VisionTransformerRelPos."""
+class EncodedVisionTransformerRelPos(IsotropicForward, VisionTransformerRelPos):
+    """A VisionTransformerRelPos whose positions are encodings of this package."""
 
     holders = ("shared_rel_pos",)
 
     def group_matcher(self, coarse: bool = False) -> dict:
-        """timm's, with the encodings of the whole model in the stem."""
+        """Return timm's groups of layers, with the encodings of the whole model in the stem."""
         matcher = super().group_matcher(coarse)
         return {**matcher, "stem": matcher["stem"] + "|pos_embed|shared_rel_pos"}
 
 
-class RelPosHost(PlainHost):
-    """VisionTransformerRelPos; `blocks.0.attn.rel_pos` or `shared_rel_pos` keep their parameters' names."""
+class RelPosHost(IsotropicHost):
+    """The family of VisionTransformerRelPos: `blocks.0.attn.rel_pos` or `shared_rel_pos` keep the names in them."""
 
     name = "VisionTransformerRelPos"
     models: ClassVar = {VisionTransformerRelPos: EncodedVisionTransformerRelPos}

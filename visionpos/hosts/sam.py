@@ -19,10 +19,10 @@ from .swin import AddPositions, EncodedGridBlock
 
 @register_notrace_module
 class EncodedSAMAttention(TimmAttention):
-    """Self-attention of SAM with encodings; x (B, H, W, C) is the grid, or a window in coordinates of its own."""
+    """Self-attention of SAM with encodings, on x (B, H, W, C): the grid, or a window in coordinates of its own."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C), as timm's."""
+        """Return tokens (B, H, W, C)."""
         if not len(self.encodings):
             return super().forward(x)
         feat_shape, tokens = tuple(x.shape[1:3]), x.flatten(1, 2)
@@ -40,20 +40,20 @@ class EncodedPosDrop(AddPositions, nn.Dropout):
 
 
 class EncodedSAM(FixedCoordinates, VisionTransformerSAM):
-    """A converted image encoder."""
+    """An image encoder of SAM whose positions are encodings of this package."""
 
     def no_weight_decay(self) -> set[str]:
-        """timm's names, and every parameter of an encoding: timm forgets `rel_pos_h` and `rel_pos_w`."""
+        """Return timm's names and every parameter of an encoding: timm forgets `rel_pos_h` and `rel_pos_w`."""
         return super().no_weight_decay() | encoding_parameters(self)
 
 
 def is_sams_table(encoding: PositionEncoding) -> bool:
-    """Whether the encoding is what timm itself does with the table `pos_embed` (1, H, W, C)."""
+    """Return whether the encoding is what timm itself does with the table `pos_embed` (1, H, W, C)."""
     return isinstance(encoding, Learned2D) and encoding.interpolation == "bicubic" and not encoding.keep_aspect
 
 
 class SAMHost(Host):
-    """SAM's image encoder (ViTDet). A table like its own lives in `pos_embed`, and timm adds it by itself."""
+    """The family of SAM's image encoder (ViTDet). A table like its own is `pos_embed`, which timm adds by itself."""
 
     name = "VisionTransformerSAM"
 
@@ -81,7 +81,7 @@ class SAMHost(Host):
             attn.use_rel_pos = False
 
     def feat_shape(self, model: VisionTransformerSAM, block: Block) -> tuple[int, int]:
-        """The grid that the block's attention sees."""
+        """Return the grid that the block's attention sees: the window's, or the whole one."""
         return (block.window_size,) * 2 if block.window_size else tuple(model.patch_embed.grid_size)
 
     def input_facts(self, model: VisionTransformerSAM) -> LayerFacts:

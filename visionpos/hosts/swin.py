@@ -20,7 +20,7 @@ from .window_attention import WindowAttention, fuse_windows
 
 @torch.fx.wrap  # one call in its graphs: the size of a picture is known when they run
 def add_positions(x: Tensor, encodings: nn.ModuleList) -> Tensor:
-    """x (B, H, W, C) after input or conditional encodings."""
+    """Return x (B, H, W, C) after input or conditional encodings."""
     for encoding in encodings:
         positions = Positions.grid(tuple(x.shape[1:3]), device=x.device)
         x = encoding(x.flatten(1, 2), positions).view(x.shape)
@@ -28,23 +28,23 @@ def add_positions(x: Tensor, encodings: nn.ModuleList) -> Tensor:
 
 
 class AddPositions:
-    """Mixin of a module of timm's that the tokens pass before the first block: there input encodings are added.
+    """Mixin for a module of timm's that the tokens pass before the first block, where input encodings are added.
 
     The model has them, as `pos_embed_input`; `input_encodings` is the same list in a tuple, so that it is not
     registered as a child.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (B, H, W, C), as timm's."""
+        """Return x (B, H, W, C) as timm does, with input encodings."""
         return super().forward(add_positions(x, self.input_encodings[0]))
 
 
 class EncodedIdentity(AddPositions, nn.Identity):
-    """What the first stage has in place of merging patches."""
+    """The place of patch merging in the first stage, which merges none: here input encodings are added."""
 
 
 def hide_fully(mask: Tensor | None) -> Tensor | None:
-    """timm's shift mask with -inf in place of -100.
+    """Return timm's shift mask with -inf in place of -100.
 
     The probability of a hidden key, e^-100, is a denormal number, which a CPU computes with many times slower. It is
     lost in the sum over the keys: outputs have the same bits, unless a hidden logit is some 80 above all seen ones.
@@ -53,14 +53,14 @@ def hide_fully(mask: Tensor | None) -> Tensor | None:
 
 
 class EncodedGridBlock:
-    """Mixin of a block on (B, H, W, C) tokens, after which conditional encodings may mix those of the whole grid."""
+    """Mixin for a block on (B, H, W, C) tokens, after which conditional encodings may mix those of the whole grid."""
 
     def get_attn_mask(self, *args, **kwargs) -> Tensor | None:
-        """timm's shift mask, (windows, N, N), of 0 and -inf."""
+        """Return timm's shift mask, (windows, N, N), of 0 and -inf."""
         return hide_fully(super().get_attn_mask(*args, **kwargs))
 
     def _attn(self, x: Tensor) -> Tensor:
-        """As timm's, x (B, H, W, C); the way into the windows and that back are a gather each.
+        """Return the attention of x (B, H, W, C) as timm does; the ways into the windows and back are a gather each.
 
         timm's rolls, padding and copies stay where a graph is traced, and for pictures of any size.
         """
@@ -72,7 +72,7 @@ class EncodedGridBlock:
         return TakeTokens.apply(windows.view(x.shape[0], -1, x.shape[-1]), *reversed(way)).view(x.shape)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (B, H, W, C), as timm's."""
+        """Return the tokens (B, H, W, C) after the block."""
         return add_positions(super().forward(x), self.mixers)
 
 
@@ -80,35 +80,35 @@ class EncodedSwinBlock(EncodedGridBlock, SwinTransformerBlock):
     """A block of a converted Swin Transformer."""
 
     def _attn(self, x: Tensor) -> Tensor:
-        """As timm's, x (B, H, W, C), by a kernel where one runs."""
+        """Return the attention of x (B, H, W, C) as timm does, by a kernel where one runs."""
         out = fuse_windows(self, x) if isinstance(x, Tensor) else None
         return super()._attn(x) if out is None else out
 
 
 class EncodedSwinMixin(FixedCoordinates):
-    """What converted Swin Transformers of both versions do differently."""
+    """The methods in which converted Swin Transformers of both versions differ from timm's."""
 
     def set_input_size(self, img_size=None, patch_size=None, window_size=None, **kwargs) -> None:
-        """As timm's; learned tables are resized, formulas interpolate their coordinates."""
+        """Change the input size as timm does; learned tables are resized, formulas interpolate their coordinates."""
         super().set_input_size(img_size=img_size, patch_size=patch_size, window_size=window_size, **kwargs)
         for encoding in self.pos_embed_input:
             encoding.set_feat_shape(tuple(self.patch_embed.grid_size))
 
     def no_weight_decay(self) -> set[str]:
-        """timm's names and every parameter of an encoding."""
+        """Return timm's names and every parameter of an encoding."""
         return super().no_weight_decay() | encoding_parameters(self)
 
     def group_matcher(self, coarse: bool = False) -> dict:
-        """timm's, with input encodings in the stem."""
+        """Return timm's groups of layers, with input encodings in the stem."""
         return {**super().group_matcher(coarse), "stem": r"^patch_embed|^pos_embed"}
 
 
 class EncodedSwinTransformer(EncodedSwinMixin, SwinTransformer):
-    """A converted Swin Transformer."""
+    """A Swin Transformer whose positions are encodings of this package."""
 
 
 class SwinHost(Host):
-    """Swin v1; the class attributes and `wrap_attention` are what another version has of its own."""
+    """The family of Swin v1; another version has its own class attributes and `wrap_attention`."""
 
     name = "SwinTransformer (Swin v1)"
     model_class: ClassVar[type] = SwinTransformer
@@ -120,7 +120,7 @@ class SwinHost(Host):
         return type(model) is self.model_class or isinstance(model, self.encoded_class)
 
     def blocks(self, model: nn.Module) -> list[nn.Module]:
-        """All blocks in order."""
+        """Return all blocks in order."""
         return [block for stage in model.layers for block in stage.blocks]
 
     def wrap_attention(self, attn: nn.Module) -> None:

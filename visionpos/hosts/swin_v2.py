@@ -22,26 +22,26 @@ from .swin import EncodedGridBlock, EncodedSwinMixin, SwinHost
 from .window_attention import attend_windows, hide_regions, prepare_windows, takes_fused_path
 
 # Up to this tau, a key at -100 has less than e^-20 of the probability of a seen one, and -inf gives the same.
-SURELY_HIDDEN = 32
+MAX_TAU_THAT_HIDES = 32
 
 
 def to_length(x: Tensor, length: Tensor | float = 1.0) -> Tensor:
-    """x (..., D) scaled to a Euclidean length; as in timm, nothing is divided by less than 1e-12."""
-    wide = torch.promote_types(x.dtype, torch.float32)
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide).clamp_min(1e-12)
+    """Return x (..., D) scaled to a Euclidean length; as in timm, nothing is divided by less than 1e-12."""
+    wider = torch.promote_types(x.dtype, torch.float32)
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wider).clamp_min(1e-12)
     return (x * (length / norm)).to(x.dtype)
 
 
 @register_notrace_module
 class CosineWindowAttention(TimmWindowAttention):
-    """Window attention of Swin V2 with encodings: logits tau cos(q, k) + bias; x (B * windows, N, C).
+    """Window attention of Swin V2 with encodings, on tokens x (B * windows, N, C): logits tau cos(q, k) + bias.
 
     Encodings get q of length 1 and k of length tau: rotations turn those, contextual biases are measured in q. That tau
     comes with the length of k and not after the product, as in timm, is faster and changes the last bits.
     """
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """`mask` is Swin's shift mask, (windows, N, N), added to the logits."""
+        """Return tokens (B * windows, N, C); `mask` (windows, N, N) is Swin's shift mask, added to the logits."""
         q, k, v = split_qkv(project(self, x))
         fused = takes_fused_path(self, x)
         if not fused:  # copied once, not anew for every product forward and backward
@@ -49,17 +49,17 @@ class CosineWindowAttention(TimmWindowAttention):
         tau = self.logit_scale.clamp(max=math.log(100)).exp()  # (heads, 1, 1)
         tensors = encoded(x, to_length(q), to_length(k, tau), v, prepare_windows(self, x))
         # logits reach from -tau to tau + 16: with a large tau, keys at -100 are seen nevertheless
-        hide_regions(tensors, mask, torch.where(tau > SURELY_HIDDEN, -100.0, -math.inf))
+        hide_regions(tensors, mask, torch.where(tau > MAX_TAU_THAT_HIDES, -100.0, -math.inf))
         return attend_windows(self, tensors, fused)
 
     def set_window_size(self, window_size: tuple[int, int]) -> None:
-        """Work on another window; tables are resized."""
+        """Work on another window from now on; tables are resized."""
         self.window_size = tuple(window_size)
         for encoding in self.encodings:
             encoding.set_feat_shape(self.window_size)
 
     def _init_buffers(self) -> None:
-        """The zeros in place of a key bias; the encodings compute their own buffers."""
+        """Compute the zeros in place of a key bias; the encodings compute their own buffers."""
         if self.k_bias is not None:
             self.k_bias.zero_()
 
@@ -69,17 +69,17 @@ class EncodedSwinV2Block(EncodedGridBlock, SwinTransformerV2Block):
 
 
 class EncodedSwinTransformerV2(EncodedSwinMixin, SwinTransformerV2):
-    """A converted Swin Transformer V2."""
+    """A Swin Transformer V2 whose positions are encodings of this package."""
 
 
 def pretrained_window(attn: TimmWindowAttention) -> tuple[int, int] | None:
-    """The window that the continuous bias was trained on; timm's 0 means the window at hand."""
+    """Return the window that the continuous bias was trained on; None, timm's 0, means the window at hand."""
     window = tuple(attn.pretrained_window_size)
     return window if window[0] > 0 else None
 
 
 class SwinV2Host(SwinHost):
-    """Swin V2."""
+    """The family of Swin v2."""
 
     name = "SwinTransformerV2 (Swin v2)"
     model_class = SwinTransformerV2

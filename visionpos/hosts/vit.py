@@ -14,7 +14,7 @@ from torch import Tensor
 from ..positions import Positions
 from .attention import Attention, AttentionContext
 from .host import register_host
-from .isotropic import PlainForward, PlainHost, keep_tokens, mix
+from .isotropic import IsotropicForward, IsotropicHost, keep_tokens, mix
 
 register_notrace_module(Attention)
 
@@ -23,25 +23,28 @@ class EncodedBlock(Block):
     """A block after which conditional encodings may mix the tokens."""
 
     def forward(self, x: Tensor, attn_mask: AttentionContext | Tensor | None = None, is_causal: bool = False) -> Tensor:
-        """x (B, prefix + N, C), as timm's; `attn_mask`, which it passes on to attention, is the context here."""
+        """Return the tokens (B, prefix + N, C) after the block.
+
+        `attn_mask`, which timm's block passes on to attention, carries the context here.
+        """
         return mix(super().forward(x, attn_mask, is_causal), self.mixers, attn_mask)
 
 
-class EncodedViTMixin(PlainForward):
-    """What a converted VisionTransformer does differently: where positions enter, and nothing else."""
+class EncodedViTMixin(IsotropicForward):
+    """The methods of VisionTransformer that are timm's own but for where positions enter."""
 
     def embed(self, x: Tensor) -> tuple[Tensor, Positions]:
         x, positions = super().embed(x)
         return self.pos_drop(x) if len(self.pos_embed_input) else x.contiguous(), positions  # copied where timm is
 
     def _pos_embed(self, x: Tensor) -> Tensor:
-        """Return the tokens with input encodings, as timm's does."""
+        """Return the tokens with input encodings, as timm's method does."""
         return self.embed(x)[0]
 
     def forward_stem(
         self, x: Tensor, keep: Tensor | None = None, attn_mask: Tensor | None = None, is_causal: bool = False
     ) -> tuple[Tensor, AttentionContext]:
-        """Return the tokens of pictures (B, C, H, W), and what the blocks need to know of them, masks included."""
+        """Return the tokens of images (B, C, H, W), and what the blocks need to know of them, masks included."""
         x, positions = self.embed(self.patch_embed(x))
         drop = self.patch_drop
         if keep is not None:
@@ -55,7 +58,7 @@ class EncodedViTMixin(PlainForward):
         return self.norm_pre(x), context
 
     def forward_features(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        """Return the features (B, prefix + N, C), as timm's does."""
+        """Return the features (B, prefix + N, C) as timm does."""
         return super().forward_features(x, attn_mask=attn_mask, is_causal=is_causal)
 
     def forward_intermediates(
@@ -71,7 +74,7 @@ class EncodedViTMixin(PlainForward):
         attn_mask: Tensor | None = None,
         is_causal: bool = False,
     ):
-        """Return features and intermediates, as timm's does."""
+        """Return features and intermediates as timm does."""
         prefix = return_prefix_tokens and self.num_prefix_tokens > 0
         options = {"stop_early": stop_early, "output_fmt": output_fmt, "intermediates_only": intermediates_only}
         mask = {"attn_mask": attn_mask, "is_causal": is_causal}
@@ -86,15 +89,15 @@ class EncodedViTMixin(PlainForward):
 
 
 class EncodedVisionTransformer(EncodedViTMixin, VisionTransformer):
-    """A converted VisionTransformer."""
+    """A VisionTransformer whose positions are encodings of this package."""
 
 
 class EncodedVisionTransformerDistilled(EncodedViTMixin, VisionTransformerDistilled):
-    """A converted distilled DeiT."""
+    """A distilled DeiT whose positions are encodings of this package."""
 
 
-class ViTHost(PlainHost):
-    """VisionTransformer and DeiT; input encodings after the class token, others in every block's attention."""
+class ViTHost(IsotropicHost):
+    """The family of VisionTransformer and DeiT; input encodings follow the class token, others act in every block."""
 
     name = "VisionTransformer (ViT, DeiT)"
     models: ClassVar = {
@@ -105,7 +108,7 @@ class ViTHost(PlainHost):
     attentions: ClassVar = {TimmAttention: Attention}
 
     def adopt_native_positions(self, model: VisionTransformer) -> None:
-        """The learned table is all that timm's has."""
+        """Do nothing more: the learned table is all that timm's model has."""
 
 
 HOST = register_host(ViTHost())

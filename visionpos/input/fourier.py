@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..frequencies import require_multiple, wide
+from ..frequencies import require_multiple, to_float64
 from ..places import InputEncoding
 from ..positions import Positions
 from ..registry import register_encoding
@@ -78,7 +78,7 @@ class Fourier(InputEncoding):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Frequencies normal with standard deviation 1 / gamma, linear layers as torch draws them."""
+        """Draw frequencies with standard deviation 1 / gamma, linear layers as torch draws them."""
         if self.preset == "learnable":
             nn.init.normal_(self.frequencies, std=1 / self.gamma)
         for module in self.modules():
@@ -86,10 +86,10 @@ class Fourier(InputEncoding):
                 module.reset_parameters()
 
     def features(self, positions: Positions) -> Float[Tensor, "*batch n features"]:
-        """What the learned map reads: (N, 2 + 4 num_bands), or (N, 4 num_bands) for "learnable", in float64."""
-        coords = wide(positions.coords)
+        """Return what the learned map reads: (N, 2 + 4 num_bands), or (N, 4 num_bands) for "learnable", in float64."""
+        coords = to_float64(positions.coords)
         if self.preset == "learnable":
-            phase = coords @ wide(self.frequencies).t()
+            phase = coords @ to_float64(self.frequencies).t()
             return torch.cat([phase.cos(), phase.sin()], dim=-1) / math.sqrt(2 * phase.shape[-1])
         box, phases = [], []
         for place, size, trained in zip(coords.unbind(-1), positions.feat_shape, self.feat_shape, strict=True):

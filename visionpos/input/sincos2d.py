@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..frequencies import flat_index, geometric_frequencies, require_multiple, wide
+from ..frequencies import flat_index, geometric_frequencies, require_multiple, to_float64
 from ..places import InputEncoding
 from ..positions import Positions
 from ..registry import register_encoding
@@ -18,11 +18,11 @@ PRESETS = ("mae", "mocov3", "big_vision", "timm")
 
 
 def _encode(coords: Tensor, feat_shape: tuple[int, int], dim: int, temperature: float, preset: str) -> Tensor:
-    """The formula, on coordinates (..., 2) of (y, x); in float64."""
+    """Return the formula's value at coordinates (..., 2) of (y, x), in float64."""
     if preset not in PRESETS:
         raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
     require_multiple("dim", dim, 4, "a sine and a cosine for each frequency of each axis")
-    y, x = wide(coords).unbind(-1)
+    y, x = to_float64(coords).unbind(-1)
     height, width = feat_shape
     if preset == "mocov3" and height != width:  # column by column; see the class
         index = flat_index(coords, feat_shape)
@@ -46,12 +46,17 @@ def sincos_2d(
     device=None,
     dtype: torch.dtype | None = None,
 ) -> Float[Tensor, "n dim"]:
-    """The table of a whole grid, (H * W, dim), without a row for a class token; the formula is `SinCos2D`'s.
+    """Return the table of a whole grid, (H * W, dim), without a row for a class token; the formula is `SinCos2D`'s.
 
     Computed in float64 and rounded once, to `dtype` (by default torch's default dtype).
 
     Raises:
         ValueError: `dim` is not a multiple of 4, an unknown preset, or a temperature that is not positive.
+
+    Example:
+        >>> table = vp.sincos_2d((2, 3), dim=8)
+        >>> table.shape, table[0].tolist()
+        (torch.Size([6, 8]), [0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 1.0, 1.0])
     """
     coords = Positions.grid(tuple(feat_shape), device=device).coords
     return _encode(coords, tuple(feat_shape), dim, temperature, preset).to(dtype or torch.get_default_dtype())
@@ -78,8 +83,8 @@ class SinCos2D(InputEncoding):
 
     paper = "He et al. 2021, arXiv 2111.06377"
 
-    def __init__(self, dim: int, temperature: float = 10000.0, preset: Preset = "mae", **frame):
-        super().__init__(dim, **frame)
+    def __init__(self, dim: int, temperature: float = 10000.0, preset: Preset = "mae", **grid_options):
+        super().__init__(dim, **grid_options)
         require_multiple("dim", dim, 4, "a sine and a cosine for each frequency of each axis")
         if preset not in PRESETS:
             raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..frequencies import flat_index, geometric_frequencies, require_multiple, wide
+from ..frequencies import flat_index, geometric_frequencies, require_multiple, to_float64
 from ..places import InputEncoding
 from ..positions import Positions
 from ..registry import register_encoding
@@ -19,7 +19,9 @@ SinCosLayout = Literal["interleaved", "split"]
 def sincos_1d(
     positions: Tensor, dim: int, temperature: float = 10000.0, layout: SinCosLayout = "interleaved"
 ) -> Float[Tensor, "*batch n dim"]:
-    """PE[p, 2i] = sin(p w_i), PE[p, 2i + 1] = cos(p w_i), w_i = temperature ** (-2i / dim), i = 0 .. dim / 2 - 1.
+    """Return sinusoids of positions p: PE[p, 2i] = sin(p w_i), PE[p, 2i + 1] = cos(p w_i), i = 0 .. dim / 2 - 1.
+
+    The frequencies are w_i = temperature ** (-2i / dim), in radians per position.
 
     Args:
         positions: (..., N) positions, integer or real.
@@ -32,12 +34,17 @@ def sincos_1d(
 
     Raises:
         ValueError: an odd `dim`, a temperature that is not positive, or an unknown layout.
+
+    Example:
+        >>> vp.sincos_1d(torch.tensor([0, 1]), dim=4)
+        tensor([[0.0000, 1.0000, 0.0000, 1.0000],
+                [0.8415, 0.5403, 0.0100, 0.9999]])
     """
     if layout not in ("interleaved", "split"):
         raise ValueError(f"layout must be 'interleaved' or 'split', got {layout!r}")
     require_multiple("dim", dim, 2, "a sine and a cosine for each frequency")
     omega = geometric_frequencies(dim // 2, temperature, device=positions.device)
-    angles = wide(positions)[..., None] * omega
+    angles = to_float64(positions)[..., None] * omega
     waves = angles.sin(), angles.cos()
     table = torch.stack(waves, dim=-1).flatten(-2) if layout == "interleaved" else torch.cat(waves, dim=-1)
     return table.to(positions.dtype if positions.is_floating_point() else torch.get_default_dtype())
@@ -58,8 +65,8 @@ class Sinusoidal(InputEncoding):
 
     paper = "Vaswani et al. 2017, arXiv 1706.03762"
 
-    def __init__(self, dim: int, temperature: float = 10000.0, layout: SinCosLayout = "interleaved", **frame):
-        super().__init__(dim, **frame)
+    def __init__(self, dim: int, temperature: float = 10000.0, layout: SinCosLayout = "interleaved", **grid_options):
+        super().__init__(dim, **grid_options)
         require_multiple("dim", dim, 2, "a sine and a cosine for each frequency")
         self.temperature, self.layout = temperature, layout
 

@@ -1,6 +1,6 @@
 """Fused kernels, each beside the plain PyTorch version that defines it, and the choice between the two.
 
-| operation | plain and predicate | kernel |
+| operation | reference and predicate | kernel |
 | --- | --- | --- |
 | `rotate_qkv` | `rotation.py` | `rotation_triton.py` |
 | `window_attention` | `window.py` | `window_triton.py` |

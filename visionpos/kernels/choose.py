@@ -26,9 +26,10 @@ def _valid(mode: str, source: str) -> str:
 
 
 _mode = _valid(os.environ.get(VARIABLE, "auto"), f"the environment variable {VARIABLE}")
-EXACT, HALVES = 1e-3, {torch.float16: 5e-3, torch.bfloat16: 3e-2}  # a few times the plain version's own error
+TOLERANCE = 1e-3  # of float32, relative to the largest value: a few times the plain version's own error
+HALF_TOLERANCES = {torch.float16: 5e-3, torch.bfloat16: 3e-2}
 _kernels: dict[str, Kernel] = {}
-_trials: dict[tuple, str] = {}  # what the first use of a kernel found: "" or what was wrong
+_selftests: dict[tuple, str] = {}  # what the first use of a kernel found: "" or what was wrong
 _choices: dict[str, str] = {}
 
 
@@ -75,20 +76,20 @@ class Kernel:
 
     Args:
         name: in `report` and in messages.
-        plain: the version that defines it.
+        reference: the version that defines it.
         fused: the same as a kernel. Imports Triton when called, not before.
-        unfit: in one clause, why the kernel cannot run; "" where it can.
-        facts: numbers and words that the kernel is compiled for; a trial holds for one set of them.
-        example: (device, dtype, *facts) -> small arguments for a trial.
+        why_unsupported: in one clause, why the kernel cannot run; "" where it can.
+        compile_key: numbers and words that the kernel is compiled for; a selftest holds for one set of them.
+        example: (device, dtype, *compile_key) -> small arguments for a selftest.
         compiles: the fused version calls torch.compile, which must not start while another graph is traced: there it is
-            trusted without a trial.
+            trusted without a selftest.
     """
 
     name: str
-    plain: Callable[..., Any]
+    reference: Callable[..., Any]
     fused: Callable[..., Any]
-    unfit: Callable[..., str]
-    facts: Callable[..., tuple]
+    why_unsupported: Callable[..., str]
+    compile_key: Callable[..., tuple]
     example: Callable[..., tuple]
     compiles: bool = False
 
@@ -105,12 +106,12 @@ class Kernel:
         if not considered(x):
             return choose(self.name, _mode, x.device, x.dtype)
         compiling = torch.compiler.is_compiling()
-        unfit = self.unfit(*args) if compiling or is_plain_eager() else "functions are traced or transformed"
-        return choose(self.name, _mode, x.device, x.dtype, unfit, self.facts(*args), compiling)
+        reason = self.why_unsupported(*args) if compiling or is_plain_eager() else "functions are traced or transformed"
+        return choose(self.name, _mode, x.device, x.dtype, reason, self.compile_key(*args), compiling)
 
     def __call__(self, *args):
         """Compute the operation, in the version that `runs` says."""
-        return self.fused(*args) if self.runs(*args) else self.plain(*args)
+        return self.fused(*args) if self.runs(*args) else self.reference(*args)
 
 
 def considered(x: Tensor) -> bool:
@@ -124,21 +125,23 @@ def choose(
     mode: str,
     device: torch.device,
     dtype: torch.dtype,
-    unfit: str = "",
-    facts: tuple | None = None,
+    reason: str = "",
+    compile_key: tuple | None = None,
     compiling: bool = False,
 ) -> bool:
-    """Return whether the fused kernel runs, and note it for `report`. Facts are given where it is considered."""
-    if facts is None:
+    """Return whether the fused kernel runs, and note it for `report`. A key is given where it is considered."""
+    if compile_key is None:
         reason = "kernels.use('plain')" if mode == "plain" else f"the tensors are on {device.type}, not on cuda"
     else:
-        reason = "an exported program should not need this library" if torch.compiler.is_exporting() else unfit
+        if torch.compiler.is_exporting():
+            reason = "an exported program should not need this library"
         reason = reason or missing_triton()
     if reason and mode == "fused":
         raise ValueError(f"kernels.use('fused'): {name} cannot run fused: {reason}")
     if not reason and mode == "auto":
-        key, kernel = (name, device, dtype, facts), _kernels[name]
-        reason = _trials.get(key, "") if compiling and kernel.compiles else trial(kernel, device, dtype, facts)
+        key, kernel = (name, device, dtype, compile_key), _kernels[name]
+        untried = compiling and kernel.compiles  # another graph is being traced
+        reason = _selftests.get(key, "") if untried else selftest(kernel, device, dtype, compile_key)
     _choices[name] = f"plain: {reason}" if reason else "fused"
     return not reason
 
@@ -155,38 +158,38 @@ def needs_gpu(x: Tensor) -> str:
     return f"it needs tensors on cuda, got {x.device.type}"
 
 
-def trial(kernel: Kernel, device: torch.device, dtype: torch.dtype, facts: tuple) -> str:
+def selftest(kernel: Kernel, device: torch.device, dtype: torch.dtype, compile_key: tuple) -> str:
     """Return what is wrong with a kernel, or "", after one run on a small example beside the plain version.
 
-    Outputs and gradients are compared, once for a kernel on a device with a dtype and facts.
+    Outputs and gradients are compared, once for a kernel on a device with a dtype and a key.
 
     Warns:
         UserWarning: once, in one line, where something is.
     """
-    key = (kernel.name, device, dtype, facts)
-    if key not in _trials:
+    key = (kernel.name, device, dtype, compile_key)
+    if key not in _selftests:
         if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             return "it was not tried out before the capture of a CUDA graph"
         try:
             with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
-                error = disagreement(kernel, kernel.example(device, dtype, *facts))
+                error = disagreement(kernel, kernel.example(device, dtype, *compile_key))
             wrong = (
                 ""
-                if error <= HALVES.get(dtype, EXACT)
+                if error <= HALF_TOLERANCES.get(dtype, TOLERANCE)
                 else f"it differs from the plain version by {error:.1e} of its largest value"
             )
         except Exception as error:  # of any kind: a compiler or a driver may raise what it likes
             wrong = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
         if wrong:
-            what = f"{kernel.name} ({device}, {dtype}, {facts})"
+            what = f"{kernel.name} ({device}, {dtype}, {compile_key})"
             warnings.warn(f"the fused kernel {what} is not used, the plain version is: {wrong}", stacklevel=2)
-        _trials[key] = wrong
-    return _trials[key]
+        _selftests[key] = wrong
+    return _selftests[key]
 
 
 def disagreement(kernel: Kernel, args: tuple) -> float:
     """Return the largest difference of the versions, outputs and gradients, relative to the largest value of each."""
-    expected, got = (results(version, args) for version in (kernel.plain, kernel.fused))
+    expected, got = (results(version, args) for version in (kernel.reference, kernel.fused))
     errors = [((a - b).abs().max() / a.abs().max()).item() for a, b in zip(expected, got, strict=True)]
     return max(error if error == error else float("inf") for error in errors)  # NaN is a difference
 

@@ -21,10 +21,10 @@ from ..positions import Positions
 from . import choose
 from .choose import Kernel
 
-WORTH = 576  # patch tokens from which "auto" prefers it to a bias in memory
+FLEX_MIN_TOKENS = 576  # patch tokens from which "auto" prefers it to a bias in memory
 
 
-def plain(q: Tensor, k: Tensor, v: Tensor, encoding: BiasEncoding, positions: Positions, scale: float) -> Tensor:
+def reference(q: Tensor, k: Tensor, v: Tensor, encoding: BiasEncoding, positions: Positions, scale: float) -> Tensor:
     """Return softmax(scale q k^T + bias) v, (B, heads, T, head_dim) as q, k and v, by `encoding.bias(positions)`."""
     bias = encoding.bias(positions)  # ([B,] heads, T, T)
     bias = (bias if positions.is_batched else bias.unsqueeze(0)).to(q.dtype)
@@ -56,11 +56,11 @@ def takes_coordinates(encoding: PositionEncoding, positions: Positions) -> bool:
 
     True on CUDA from 576 patch tokens on, and wherever there is a formula under `use("fused")`.
     """
-    worth = choose.mode() == "fused" or positions.num_patches >= WORTH
+    worth = choose.mode() == "fused" or positions.num_patches >= FLEX_MIN_TOKENS
     return choose.considered(positions.coords) and worth and has_formula(encoding, positions)
 
 
-def unfit(q: Tensor, k: Tensor, v: Tensor, encoding: BiasEncoding, positions: Positions, scale: float) -> str:
+def why_unsupported(q: Tensor, k: Tensor, v: Tensor, encoding: BiasEncoding, positions: Positions, scale: float) -> str:
     """Return why the kernel cannot run, or ""."""
     if not has_formula(encoding, positions):
         return f"the bias of {encoding.name} is no formula of two coordinates"
@@ -73,14 +73,14 @@ def unfit(q: Tensor, k: Tensor, v: Tensor, encoding: BiasEncoding, positions: Po
     return ""
 
 
-def facts(q: Tensor, k: Tensor, v: Tensor, encoding: BiasEncoding, positions: Positions, scale: float) -> tuple:
-    """Return what a trial holds for."""
+def compile_key(q: Tensor, k: Tensor, v: Tensor, encoding: BiasEncoding, positions: Positions, scale: float) -> tuple:
+    """Return what a selftest holds for: the arguments of `example` after the device and the dtype."""
     hides = encoding.half_planes() is not None
     return hides, int(q.shape[1]), int(q.shape[-1]), positions.num_prefix_tokens, positions.is_batched
 
 
 class Example(BiasEncoding):
-    """What a trial computes in place of any encoding: heads that prefer some distance, and may look up or to a side."""
+    """The bias of a selftest, in place of any encoding: heads prefer some distance, and may look up or to a side."""
 
     def __init__(self, num_heads: int, hides: bool):
         super().__init__(num_heads)
@@ -109,4 +109,6 @@ def example(
     return *qkv, Example(heads, hides), positions, 1 / math.sqrt(head_dim)
 
 
-coordinate_attention = Kernel("coordinate_attention", plain, fused, unfit, facts, example, compiles=True)
+coordinate_attention = Kernel(
+    "coordinate_attention", reference, fused, why_unsupported, compile_key, example, compiles=True
+)

@@ -9,19 +9,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..rotary.split import split_qkv as plain
+from ..rotary.split import split_qkv as reference
 from ..rotation import Layout
 from .choose import Kernel, needs_gpu
 
 
 def fused(qkv: Tensor, table: Tensor, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
-    """Return what `plain` does, for a table without a gradient."""
+    """Return what `reference` does, for a table without a gradient."""
     from .rotation_triton import RotateQKV
 
     return RotateQKV.apply(qkv, *table.unbind(0), layout == "interleaved")
 
 
-def unfit(qkv: Tensor, table: Tensor, layout: Layout) -> str:
+def why_unsupported(qkv: Tensor, table: Tensor, layout: Layout) -> str:
     """Return why the kernel cannot run, or ""."""
     if table.requires_grad and torch.is_grad_enabled():
         return "learned angles need a gradient, which only the plain version computes"
@@ -32,7 +32,7 @@ def unfit(qkv: Tensor, table: Tensor, layout: Layout) -> str:
     return needs_gpu(qkv)
 
 
-def facts(qkv: Tensor, table: Tensor, layout: Layout) -> tuple:
+def compile_key(qkv: Tensor, table: Tensor, layout: Layout) -> tuple:
     """Return what the kernel is compiled for."""
     return int(qkv.shape[3]), int(qkv.shape[4]), layout
 
@@ -46,4 +46,4 @@ def example(device: torch.device, dtype: torch.dtype, heads: int, head_dim: int,
     return qkv, torch.stack([angles.cos(), angles.sin()]), layout
 
 
-rotate_qkv = Kernel("rotate_qkv", plain, fused, unfit, facts, example)
+rotate_qkv = Kernel("rotate_qkv", reference, fused, why_unsupported, compile_key, example)

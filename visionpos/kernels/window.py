@@ -13,10 +13,10 @@ from torch import Tensor
 from ..windows import shifted_window_mask, window_partition, window_reverse
 from .choose import Kernel, needs_gpu
 
-LARGEST = 64  # tokens of a window, and channels of a head: what one program holds on chip
+MAX_TILE = 64  # tokens of a window, and channels of a head: what one program holds on chip
 
 
-def plain(qkv: Tensor, bias: Tensor, window: tuple[int, int], shift: tuple[int, int], scale: float) -> Tensor:
+def reference(qkv: Tensor, bias: Tensor, window: tuple[int, int], shift: tuple[int, int], scale: float) -> Tensor:
     """Return softmax(scale q k^T + bias + shift mask) v inside every window: (B, H, W, heads, d).
 
     Args:
@@ -45,13 +45,13 @@ def fused(qkv: Tensor, bias: Tensor, window: tuple[int, int], shift: tuple[int, 
     return window_attention(qkv, bias, list(window), list(shift), scale)
 
 
-def unfit(qkv: Tensor, bias: Tensor, window: tuple[int, int], shift: tuple[int, int], scale: float) -> str:
+def why_unsupported(qkv: Tensor, bias: Tensor, window: tuple[int, int], shift: tuple[int, int], scale: float) -> str:
     """Return why the kernel cannot run, or ""."""
     (height, width), (h, w), head_dim = qkv.shape[1:3], window, qkv.shape[-1]
     if height % h or width % w:
         return f"the window {(h, w)} does not divide the grid {(height, width)}"
-    if h * w > LARGEST or head_dim > LARGEST:
-        return f"a window has {h * w} tokens of {head_dim} channels per head, more than {LARGEST}"
+    if h * w > MAX_TILE or head_dim > MAX_TILE:
+        return f"a window has {h * w} tokens of {head_dim} channels per head, more than {MAX_TILE}"
     if bias.ndim != 3:
         return "the bias differs between samples"
     if qkv.dtype not in (torch.float16, torch.bfloat16) and (qkv.is_cuda or qkv.dtype != torch.float32):
@@ -61,7 +61,7 @@ def unfit(qkv: Tensor, bias: Tensor, window: tuple[int, int], shift: tuple[int, 
     return needs_gpu(qkv)
 
 
-def facts(qkv: Tensor, bias: Tensor, window: tuple[int, int], shift: tuple[int, int], scale: float) -> tuple:
+def compile_key(qkv: Tensor, bias: Tensor, window: tuple[int, int], shift: tuple[int, int], scale: float) -> tuple:
     """Return what the kernel is compiled for."""
     return (*window, any(shift), int(qkv.shape[-2]), int(qkv.shape[-1]))
 
@@ -74,4 +74,4 @@ def example(device: torch.device, dtype: torch.dtype, h: int, w: int, shifted: b
     return qkv, bias, (h, w), (h // 2, w // 2) if shifted else (0, 0), head_dim**-0.5
 
 
-window_attention = Kernel("window_attention", plain, fused, unfit, facts, example)
+window_attention = Kernel("window_attention", reference, fused, why_unsupported, compile_key, example)

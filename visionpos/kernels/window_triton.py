@@ -119,7 +119,7 @@ def _sizes(qkv: Tensor, window: list[int], shift: list[int]) -> dict[str, int]:
 
 @torch.library.custom_op("visionpos::window_attention", mutates_args=())
 def window_attention(qkv: Tensor, bias: Tensor, window: list[int], shift: list[int], scale: float) -> Tensor:
-    """Return what `window.plain` does."""
+    """Return what `window.reference` does."""
     qkv, bias = qkv.contiguous(), bias.contiguous()
     B, H, W, _, heads, d = qkv.shape
     out = qkv.new_empty(B, H, W, heads, d)

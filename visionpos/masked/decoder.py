@@ -14,12 +14,12 @@ from ..encoding import PositionEncoding
 from ..frequencies import require_multiple
 from ..hosts.attention import Attention, AttentionContext
 from ..hosts.host import encoding_parameters, register_host
-from ..hosts.isotropic import PlainHost, mix
+from ..hosts.isotropic import IsotropicHost, mix
 from ..positions import Positions
 
 
 class MaskedDecoder(nn.Module):
-    """Encoded visible patches and mask tokens -> a prediction for every patch (He et al. 2021, section 3).
+    """Predict every patch from encoded visible patches and mask tokens (He et al. 2021, section 3).
 
     Args:
         in_dim: channels of the encoder's tokens.
@@ -68,7 +68,7 @@ class MaskedDecoder(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """As in the paper: Xavier's uniform weights, biases zero; the mask token normal with deviation 0.02."""
+        """Draw the weights as in the paper: Xavier's uniform, biases zero, the mask token with deviation 0.02."""
         nn.init.normal_(self.mask_token, std=0.02)
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -76,7 +76,13 @@ class MaskedDecoder(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, tokens: Tensor, restore: Tensor, feat_shape: tuple[int, int]) -> Tensor:
-        """tokens (B, prefix + K, in_dim), restore (B, N) as in `Mask` -> (B, N, out_dim) in the order of the grid."""
+        """Return predictions (B, N, out_dim) in the order of the grid.
+
+        Args:
+            tokens: (B, prefix + K, in_dim) of the encoder.
+            restore: (B, N), as in `Mask`.
+            feat_shape: (H, W), the grid of all N patches.
+        """
         tokens = self.embed_tokens(tokens)
         prefix, visible = tokens.tensor_split([self.num_prefix_tokens], dim=1)
         hidden = self.mask_token.to(tokens.dtype).expand(len(tokens), restore.shape[1] - visible.shape[1], -1)
@@ -99,12 +105,12 @@ class MaskedDecoder(nn.Module):
                 module.set_feat_shape(tuple(feat_shape))
 
     def no_weight_decay(self) -> set[str]:
-        """The mask token, and what the encodings name."""
+        """Return the names of the mask token and of what the encodings name."""
         return {"mask_token", *encoding_parameters(self)}
 
 
-class DecoderHost(PlainHost):
-    """The decoder takes encodings as a ViT does."""
+class DecoderHost(IsotropicHost):
+    """The family of the decoder, which takes encodings as a ViT does."""
 
     name = "MaskedDecoder (of MaskedAutoencoder)"
 
@@ -112,10 +118,10 @@ class DecoderHost(PlainHost):
         return isinstance(model, MaskedDecoder)
 
     def convert(self, model: MaskedDecoder) -> None:
-        """It is built converted."""
+        """Do nothing: it is built converted."""
 
     def adopt_native_positions(self, model: MaskedDecoder) -> None:
-        """It has no positions of its own."""
+        """Do nothing: it has no positions of its own."""
 
 
 HOST = register_host(DecoderHost())

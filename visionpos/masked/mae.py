@@ -1,5 +1,7 @@
-"""Masked autoencoders around any ViT-like host, with any encoding (He et al., Masked Autoencoders Are Scalable Vision
-Learners, 2021, arXiv 2111.06377)."""
+"""Masked autoencoders around any ViT-like host, with any encoding.
+
+He et al., Masked Autoencoders Are Scalable Vision Learners, 2021, arXiv 2111.06377.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 
 from ..convert import get_encoding, set_encoding
 from ..hosts.host import find_host
-from ..hosts.isotropic import PlainMixin
+from ..hosts.isotropic import IsotropicMixin
 from ..input.learned import Learned
 from ..input.sincos2d import SinCos2D
 from ..positions import Positions
@@ -45,6 +47,13 @@ class MaskedAutoencoder(MaskedImageModel):
     Raises:
         ValueError: an encoder of another family or with patch dropout, a ratio or masking out of range, a decoder of
             no width, an unknown encoding.
+
+    Example:
+        >>> vit = vp.create_model("vit_tiny_patch16_224", encoding="rope_axial", img_size=(32, 48), depth=1)
+        >>> mae = vp.MaskedAutoencoder(vit, decoder_dim=32, decoder_depth=1, decoder_num_heads=2, mask_ratio=0.5)
+        >>> result = mae(torch.randn(2, 3, 32, 48))  # of 2 x 3 patches, 16 x 16 pixels of 3 channels each
+        >>> result.prediction.shape, result.mask.hidden.sum(dim=1).tolist()
+        (torch.Size([2, 6, 768]), [3, 3])
     """
 
     def __init__(
@@ -59,7 +68,7 @@ class MaskedAutoencoder(MaskedImageModel):
         masking: str = "random",
     ):
         find_host(encoder).convert(encoder)
-        if not isinstance(encoder, PlainMixin):
+        if not isinstance(encoder, IsotropicMixin):
             raise ValueError(
                 f"MaskedAutoencoder takes an encoder that can run on a subset of its patches (ViT, DeiT, EVA, BEiT, "
                 f"CaiT, the relative position ViT), not {type(encoder).__name__}; for Swin there is SimMIM"
@@ -79,7 +88,7 @@ class MaskedAutoencoder(MaskedImageModel):
         set_encoding(self.decoder, decoder_encoding)
 
     def encode(self, images: Float[Tensor, "b c h w"], keep: Tensor) -> Float[Tensor, "b t dim"]:
-        """The encoder's features of the visible patches, (B, prefix + K, C), normalised.
+        """Return the encoder's features of the visible patches, (B, prefix + K, C), normalised.
 
         Where the model normalises after pooling (timm's `fc_norm`), each token gets that norm.
         """
@@ -87,24 +96,24 @@ class MaskedAutoencoder(MaskedImageModel):
         return self.encoder.fc_norm(tokens) if isinstance(self.encoder.norm, nn.Identity) else tokens
 
     def predict(self, images: Tensor, mask: Mask) -> Tensor:
-        """The decoder's prediction for every patch, from the visible ones."""
+        """Return the decoder's prediction for every patch, from the visible ones."""
         return self.decoder(self.encode(images, mask.keep), mask.restore, self.feat_shape(images))
 
     def error(self, difference: Tensor) -> Tensor:
-        """Squares."""
+        """Return the squares of differences, elementwise."""
         return difference.square()
 
     def set_input_size(self, img_size: tuple[int, int]) -> None:
-        """Work on pictures of another size from now on; learned tables of encoder and decoder are resized."""
+        """Work on images of another size from now on; learned tables of encoder and decoder are resized."""
         self.encoder.set_input_size(img_size=img_size)
         self.decoder.set_feat_shape(tuple(self.encoder.patch_embed.grid_size))
 
     def no_weight_decay(self) -> set[str]:
-        """What the encoder and the decoder name."""
+        """Return the names that the encoder and the decoder name."""
         return super().no_weight_decay() | {f"decoder.{name}" for name in self.decoder.no_weight_decay()}
 
     def original_state_dict(self) -> dict[str, Tensor]:
-        """The weights in the format of the paper's code: one flat model, its position tables written out.
+        """Return the weights in the format of the paper's code: one flat model, its position tables written out.
 
         Raises:
             ValueError: encodings that the format has no place for: it knows `sincos2d` and `learned` alone.
@@ -134,7 +143,7 @@ class MaskedAutoencoder(MaskedImageModel):
         load_converted(self, {**classifier, **{names.get(name, name): value for name, value in weights.items()}})
 
     def _original_names(self) -> dict[str, str]:
-        """Names of this model -> names of the paper's code, which has nothing for the classifier."""
+        """Return this model's names -> those of the paper's code, which has nothing for the classifier."""
         norm = "fc_norm." if isinstance(self.encoder.norm, nn.Identity) else "norm."  # see `encode`
         names = {}
         for key in self.encoder.state_dict():
@@ -146,7 +155,7 @@ class MaskedAutoencoder(MaskedImageModel):
         return names
 
     def _computed_tables(self) -> dict[str, Tensor]:
-        """The position tables of encoder and decoder that are no parameters, under the paper's names."""
+        """Return the position tables of encoder and decoder that are no parameters, under the paper's names."""
         tables = {"pos_embed": computed_table(self.encoder), "decoder_pos_embed": computed_table(self.decoder)}
         return {name: table for name, table in tables.items() if table is not None}
 
@@ -162,7 +171,7 @@ ORIGINAL_NAMES = {  # of the decoder -> of the paper's code
 
 
 def computed_table(model: nn.Module) -> Tensor | None:
-    """The table of a model's `sincos2d` as the paper's code stores it, (1, prefix + N, dim): zeros for prefix tokens.
+    """Return the table of a model's `sincos2d` as the paper's code stores it: zeros for prefix tokens.
 
     Returns:
         None for a model with `learned`, which has its table as a parameter.

@@ -1,4 +1,4 @@
-"""Which patches a masked autoencoder hides: every sample its own, all samples equally many."""
+"""Masks of a masked autoencoder: every sample has its own, and all hide equally many patches."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-RECTANGLES = 24  # of a block mask; after that many the rest of a picture is taken at random
+MAX_RECTANGLES = 24  # of a block mask; after that many the rest of a picture is taken at random
 
 
 class Mask(NamedTuple):
@@ -27,7 +27,7 @@ class Mask(NamedTuple):
 
 
 def num_kept(num_patches: int, ratio: float) -> int:
-    """How many of the patches stay visible: (1 - ratio) of them rounded down, as in MAE, and at least one."""
+    """Return how many patches stay visible: (1 - ratio) of them rounded down, as in MAE, and at least one."""
     return max(1, int(num_patches * (1 - ratio) + 1e-6))
 
 
@@ -54,6 +54,11 @@ def draw_mask(
 
     Raises:
         ValueError: an empty grid, a ratio outside 0 to 0.95, or an unknown masking.
+
+    Example:
+        >>> mask = vp.draw_mask((4, 6), batch_size=2, ratio=0.75)
+        >>> mask.keep.shape, mask.hidden.sum(dim=1).tolist()
+        (torch.Size([2, 6]), [18, 18])
     """
     check_masking(ratio, masking)
     if len(feat_shape) != 2 or min(feat_shape) < 1:
@@ -79,20 +84,20 @@ def _random(batch_size: int, feat_shape: tuple[int, int], generator, device) -> 
 
 def _block(batch_size: int, feat_shape: tuple[int, int], generator, device) -> Tensor:
     def uniform(low: float, high: float) -> Tensor:
-        draws = torch.rand(batch_size, RECTANGLES, 1, generator=generator, device=device)
+        draws = torch.rand(batch_size, MAX_RECTANGLES, 1, generator=generator, device=device)
         return low + (high - low) * draws
 
     area = uniform(0.08, 0.3) * math.prod(feat_shape)
     aspect = uniform(math.log(0.3), -math.log(0.3)).exp()
-    covered = torch.ones(batch_size, RECTANGLES, 1, dtype=torch.bool, device=device)
+    covered = torch.ones(batch_size, MAX_RECTANGLES, 1, dtype=torch.bool, device=device)
     for size, side in zip(feat_shape, ((area * aspect).sqrt(), (area / aspect).sqrt()), strict=True):
         side = side.round().clamp(1, size)
         start = (uniform(0, 1) * (size - side + 1)).floor()
         cells = torch.arange(size, device=device)
         inside = (cells >= start) & (cells < start + side)  # (B, rectangles, size)
         covered = (covered.unsqueeze(-1) & inside.unsqueeze(-2)).flatten(2)
-    first = torch.where(covered.any(1), covered.int().argmax(1), RECTANGLES)  # rectangle that covers a patch, (B, N)
-    return RECTANGLES - first + _random(batch_size, feat_shape, generator, device)
+    first = torch.where(covered.any(1), covered.int().argmax(1), MAX_RECTANGLES)  # that covers a patch, (B, N)
+    return MAX_RECTANGLES - first + _random(batch_size, feat_shape, generator, device)
 
 
 def _grid(batch_size: int, feat_shape: tuple[int, int], generator, device) -> Tensor:

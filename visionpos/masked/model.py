@@ -1,4 +1,4 @@
-"""What masked image modelling has in common: masks of whole patches, pixels to predict, pictures to look at."""
+"""Shared parts of masked image modelling: masks of whole patches, pixels to predict, images to look at."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .masks import Mask, check_masking, draw_mask
 
 
 class Reconstruction(NamedTuple):
-    """What masked image modelling returns.
+    """The result of masked image modelling.
 
     Attributes:
         loss: the mean error of the hidden patches.
@@ -29,7 +29,7 @@ class Reconstruction(NamedTuple):
 
 
 def patchify(images: Float[Tensor, "b c h w"], patch_size: tuple[int, int]) -> Float[Tensor, "b n d"]:
-    """(B, C, H, W) -> (B, N, p * q * C), patches in row-major order, channels last within a patch."""
+    """Return images (B, C, H, W) as patches (B, N, p * q * C), in row-major order, channels last within a patch."""
     p, q = patch_size
     return rearrange(images, "b c (h p) (w q) -> b (h w) (p q c)", p=p, q=q)
 
@@ -37,24 +37,27 @@ def patchify(images: Float[Tensor, "b c h w"], patch_size: tuple[int, int]) -> F
 def unpatchify(
     patches: Float[Tensor, "b n d"], patch_size: tuple[int, int], feat_shape: tuple[int, int]
 ) -> Float[Tensor, "b c h w"]:
-    """The inverse of `patchify`, on a grid of (H / p, W / q) patches."""
+    """Return the images of patches on a grid of (H / p, W / q): the inverse of `patchify`."""
     (p, q), (h, w) = patch_size, feat_shape
     return rearrange(patches, "b (h w) (p q c) -> b c (h p) (w q)", p=p, q=q, h=h, w=w)
 
 
 def normalize_patches(patches: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Each patch minus its mean, over its deviation: sqrt(variance + 1e-6), variance unbiased. And these two."""
+    """Return each patch minus its mean, over its deviation; then these means and deviations.
+
+    The deviation is sqrt(variance + 1e-6), the variance unbiased.
+    """
     mean, deviation = patches.mean(-1, keepdim=True), (patches.var(-1, keepdim=True) + 1e-6).sqrt()
     return (patches - mean) / deviation, mean, deviation
 
 
-def _wide(images: Tensor) -> Tensor:
-    """In float32 or better."""
+def _at_least_float32(images: Tensor) -> Tensor:
+    """Return x in float32 or better."""
     return images.to(torch.promote_types(images.dtype, torch.float32))
 
 
 class MaskedImageModel(nn.Module):
-    """Hides patches of pictures and predicts their pixels from the rest.
+    """Base class of models that hide patches of images and predict their pixels from the rest.
 
     Args:
         encoder: the model to pretrain.
@@ -83,11 +86,11 @@ class MaskedImageModel(nn.Module):
 
     @property
     def patch_dim(self) -> int:
-        """p * q * C, the numbers to predict for a patch."""
+        """Return p * q * C, the numbers to predict for a patch."""
         return self.patch_size[0] * self.patch_size[1] * self.in_chans
 
     def feat_shape(self, images: Float[Tensor, "b c h w"]) -> tuple[int, int]:
-        """The grid of patches of these pictures.
+        """Return the grid of patches of these images.
 
         Raises:
             ValueError: pictures of another number of channels, that are not whole patches, or of another size than
@@ -106,14 +109,14 @@ class MaskedImageModel(nn.Module):
         return tuple(side // patch for side, patch in zip(size, self.patch_size, strict=True))
 
     def draw_mask(self, images: Float[Tensor, "b c h w"], generator: torch.Generator | None = None) -> Mask:
-        """A mask for these pictures, on their device."""
+        """Return a mask for these images, on their device."""
         shape = self.feat_shape(images)
         return draw_mask(shape, len(images), self.mask_ratio, self.masking, generator, images.device)
 
     def forward(
         self, images: Float[Tensor, "b c h w"], mask: Mask | None = None, generator: torch.Generator | None = None
     ) -> Reconstruction:
-        """Pictures -> the loss, the predictions and the mask.
+        """Return the loss, the predictions and the mask of images.
 
         Args:
             images: (B, C, H, W), normalised as for the encoder; H and W as it was built for, or any whole patches if
@@ -135,25 +138,25 @@ class MaskedImageModel(nn.Module):
 
     @abstractmethod
     def predict(self, images: Tensor, mask: Mask) -> Tensor:
-        """(B, N, p * q * C), the pixels of every patch, of which only visible ones are seen."""
+        """Return the pixels of every patch, (B, N, p * q * C), predicted from the visible ones alone."""
 
     @abstractmethod
     def error(self, difference: Tensor) -> Tensor:
-        """What the loss averages, elementwise."""
+        """Return what the loss averages, elementwise."""
 
     def loss(self, images: Tensor, prediction: Tensor, hidden: Tensor) -> Tensor:
-        """The mean error of the hidden patches, in float32 or better; 0 where nothing is hidden."""
-        target = patchify(_wide(images), self.patch_size)
+        """Return the mean error of the hidden patches, in float32 or better; 0 where nothing is hidden."""
+        target = patchify(_at_least_float32(images), self.patch_size)
         target = normalize_patches(target)[0] if self.norm_pix_loss else target
         error = self.error(prediction.to(target.dtype) - target).mean(-1)  # (B, N)
         return (error * hidden).sum() / hidden.sum().clamp(min=1)
 
     def reconstruct(self, images: Float[Tensor, "b c h w"], result: Reconstruction) -> Float[Tensor, "b c h w"]:
-        """The pictures with their hidden patches as predicted.
+        """Return the images with their hidden patches as predicted.
 
         A normalised prediction says nothing of a patch's own mean and deviation, which are taken from the picture.
         """
-        patches = patchify(_wide(images), self.patch_size)
+        patches = patchify(_at_least_float32(images), self.patch_size)
         prediction = result.prediction.to(patches.dtype)
         if self.norm_pix_loss:
             _, mean, deviation = normalize_patches(patches)
@@ -162,10 +165,10 @@ class MaskedImageModel(nn.Module):
         return unpatchify(patches, self.patch_size, self.feat_shape(images)).to(images.dtype)
 
     def visible(self, images: Float[Tensor, "b c h w"], mask: Mask) -> Float[Tensor, "b c h w"]:
-        """The pictures with their hidden patches zero, the mean of normalised pictures."""
+        """Return the images with their hidden patches zero, the mean of normalised images."""
         patches = patchify(images, self.patch_size).masked_fill(mask.hidden.unsqueeze(-1), 0)
         return unpatchify(patches, self.patch_size, self.feat_shape(images))
 
     def no_weight_decay(self) -> set[str]:
-        """What the encoder names."""
+        """Return the names that the encoder names."""
         return {f"encoder.{name}" for name in self.encoder.no_weight_decay()}

@@ -1,5 +1,7 @@
-"""SimMIM for Swin, whose windows cannot drop tokens: hidden patches become a mask token, and every token is kept
-(Xie et al., SimMIM: A Simple Framework for Masked Image Modeling, 2021, arXiv 2111.09886)."""
+"""SimMIM for Swin, whose windows cannot drop tokens: a mask token replaces hidden patches, every token is kept.
+
+Xie et al., SimMIM: A Simple Framework for Masked Image Modeling, 2021, arXiv 2111.09886.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +29,13 @@ class SimMIM(MaskedImageModel):
 
     Raises:
         ValueError: an encoder of another family, or a ratio or masking out of range.
+
+    Example:
+        >>> options = {"img_size": (32, 48), "patch_size": 2, "window_size": 4, "depths": (1, 1), "num_heads": (2, 4)}
+        >>> swin = vp.create_model("swin_tiny_patch4_window7_224", embed_dim=32, **options)
+        >>> result = vp.SimMIM(swin, mask_ratio=0.5)(torch.randn(2, 3, 32, 48))  # units of 4 x 4 pixels
+        >>> result.prediction.shape, result.mask.hidden.sum(dim=1).tolist()
+        (torch.Size([2, 96, 48]), [48, 48])
     """
 
     def __init__(
@@ -46,7 +55,7 @@ class SimMIM(MaskedImageModel):
         nn.init.trunc_normal_(self.mask_token, std=0.02)
 
     def predict(self, images: Tensor, mask: Mask) -> Tensor:
-        """The prediction for every patch, from the visible ones."""
+        """Return the prediction for every patch, from the visible ones."""
         x = self.encoder.patch_embed(images)  # (B, H, W, C); input encodings are added after it
         hidden = mask.hidden.unflatten(1, self.feat_shape(images))
         for axis in (1, 2):
@@ -56,13 +65,13 @@ class SimMIM(MaskedImageModel):
         return self.pred(x.flatten(1, 2))
 
     def error(self, difference: Tensor) -> Tensor:
-        """Absolute values."""
+        """Return the absolute values of differences, elementwise."""
         return difference.abs()
 
     def set_input_size(self, img_size: tuple[int, int]) -> None:
-        """Work on pictures of another size from now on."""
+        """Work on images of another size from now on."""
         self.encoder.set_input_size(img_size=img_size)
 
     def no_weight_decay(self) -> set[str]:
-        """What the encoder names, and the mask token."""
+        """Return the names that the encoder names, and the mask token."""
         return super().no_weight_decay() | {"mask_token"}

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..encoding import full_precision
-from ..frequencies import require_multiple, wide
+from ..frequencies import require_multiple, to_float64
 from ..materialize import is_plain_eager
 from ..places import RotaryEncoding, take_tokens
 from ..positions import Positions
@@ -92,7 +92,7 @@ class BlockRotary(RotaryEncoding):
         """Return rotation matrices ([B,] heads or 1, prefix + N, head_dim / b, b, b), for a prefix the identity."""
         with full_precision(positions):
             angles = F.pad(self.encode(self.locate(positions)), (0, 0, positions.num_prefix_tokens, 0))
-            upper = wide(angles).unflatten(-1, (self.num_blocks, self.block_angles))
+            upper = to_float64(angles).unflatten(-1, (self.num_blocks, self.block_angles))
             return self._exp(upper).to(positions.coords.dtype)
 
     def take_tokens(self, prepared: Tensor, index: Tensor, num_prefix_tokens: int) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ..frequencies import require_multiple, wide
+from ..frequencies import require_multiple, to_float64
 from ..positions import Positions
 from ..registry import register_encoding
 from ..rotation import Layout, mixed_angles
@@ -71,11 +71,11 @@ class ComRoPE(BlockRotary):
             nn.init.normal_(self.theta)
 
     def encode(self, positions: Positions) -> Tensor:
-        axes = zip(wide(positions.coords).unbind(-1), positions.feat_shape, strict=True)
+        axes = zip(to_float64(positions.coords).unbind(-1), positions.feat_shape, strict=True)
         coords = torch.stack([(i + 0.5) / n - 0.5 for i, n in axes], dim=-1)
         theta = self.theta
         if theta is None:
-            odd = wide(torch.arange(self.num_blocks, device=coords.device) % 2)
+            odd = to_float64(torch.arange(self.num_blocks, device=coords.device) % 2)
             theta = torch.stack([odd, 1 - odd])
         phases = mixed_angles(coords, theta.unsqueeze(1)).unsqueeze(-1)  # (..., 1, N, blocks, 1)
-        return (phases * wide(self.generators).unsqueeze(1)).flatten(-2)
+        return (phases * to_float64(self.generators).unsqueeze(1)).flatten(-2)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from ..frequencies import wide
+from ..frequencies import to_float64
 from ..positions import Positions
 from ..registry import register_encoding
 from ..rotation import Layout, mixed_angles
@@ -58,7 +58,7 @@ class LieRE(BlockRotary):
 
     def locate(self, positions: Positions) -> Positions:
         sizes = positions.feat_shape
-        axes = zip(wide(positions.coords).unbind(-1), sizes, self.reference_shape or sizes, strict=True)
+        axes = zip(to_float64(positions.coords).unbind(-1), sizes, self.reference_shape or sizes, strict=True)
         coords = torch.stack([i * (n / n_ref / max(n - 1, 1)) for i, n, n_ref in axes], dim=-1)
         return replace(positions, coords=coords, is_grid=False)
 

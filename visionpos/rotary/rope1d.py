@@ -29,9 +29,14 @@ class Rope1D(RotaryEncoding):
     translation_invariant = True
 
     def __init__(
-        self, num_heads: int, head_dim: int, temperature: float = 10000.0, layout: Layout = "interleaved", **frame
+        self,
+        num_heads: int,
+        head_dim: int,
+        temperature: float = 10000.0,
+        layout: Layout = "interleaved",
+        **grid_options,
     ):
-        super().__init__(num_heads, head_dim, layout, **frame)
+        super().__init__(num_heads, head_dim, layout, **grid_options)
         self.temperature = temperature
 
     def encode(self, positions: Positions) -> Tensor:

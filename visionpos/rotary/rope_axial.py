@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..frequencies import geometric_frequencies, require_multiple, wide
+from ..frequencies import geometric_frequencies, require_multiple, to_float64
 from ..places import RotaryEncoding
 from ..positions import Positions
 from ..registry import register_encoding
@@ -15,7 +15,7 @@ from ..rotation import Layout
 
 def _encode(coords: Tensor, head_dim: int, temperature: float) -> Tensor:
     theta = geometric_frequencies(head_dim // 4, temperature, device=coords.device)
-    y, x = (wide(coords)[..., None] * theta).unbind(-2)
+    y, x = (to_float64(coords)[..., None] * theta).unbind(-2)
     return torch.cat([x, y], dim=-1)  # (..., N, head_dim / 2)
 
 
@@ -31,6 +31,11 @@ def rope_angles_axial(
 
     Raises:
         ValueError: `head_dim` is not a multiple of 4, or a temperature that is not positive.
+
+    Example:
+        >>> angles = vp.rope_angles_axial((2, 3), head_dim=8)
+        >>> angles.shape, vp.apply_rotary(torch.randn(1, 4, 6, 8), angles).shape
+        (torch.Size([6, 4]), torch.Size([1, 4, 6, 8]))
     """
     require_multiple("head_dim", head_dim, 4, "pairs of channels for each of two axes")
     coords = Positions.grid(tuple(feat_shape), device=device).coords
@@ -55,9 +60,9 @@ class RopeAxial(RotaryEncoding):
     translation_invariant = True
 
     def __init__(
-        self, num_heads: int, head_dim: int, temperature: float = 100.0, layout: Layout = "interleaved", **frame
+        self, num_heads: int, head_dim: int, temperature: float = 100.0, layout: Layout = "interleaved", **grid_options
     ):
-        super().__init__(num_heads, head_dim, layout, **frame)
+        super().__init__(num_heads, head_dim, layout, **grid_options)
         require_multiple("head_dim", head_dim, 4, "pairs of channels for each of two axes")
         self.temperature = temperature
 

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..frequencies import geometric_frequencies, require_multiple, wide
+from ..frequencies import geometric_frequencies, require_multiple, to_float64
 from ..places import RotaryEncoding
 from ..positions import Positions
 from ..registry import register_encoding
@@ -72,7 +72,7 @@ class RopeDinoV3(RotaryEncoding):
         sizes, count = positions.feat_shape, self.head_dim // 4
         if self.normalize != "separate":
             sizes = ({"max": max, "min": min}[self.normalize](sizes),) * len(sizes)
-        box = wide(positions.coords)
+        box = to_float64(positions.coords)
         box = torch.stack([2 * (i + 0.5) / n - 1 for i, n in zip(box.unbind(-1), sizes, strict=True)], dim=-1)
         if self.min_period is None:
             frequencies = geometric_frequencies(count, self.temperature, device=box.device)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..frequencies import geometric_frequencies, require_multiple, wide
+from ..frequencies import geometric_frequencies, require_multiple, to_float64
 from ..places import RotaryEncoding
 from ..positions import Positions
 from ..registry import register_encoding
@@ -34,19 +34,24 @@ class RopeEva(RotaryEncoding):
     translation_invariant = True
 
     def __init__(
-        self, num_heads: int, head_dim: int, temperature: float = 10000.0, layout: Layout = "interleaved", **frame
+        self,
+        num_heads: int,
+        head_dim: int,
+        temperature: float = 10000.0,
+        layout: Layout = "interleaved",
+        **grid_options,
     ):
-        super().__init__(num_heads, head_dim, layout, **frame)
+        super().__init__(num_heads, head_dim, layout, **grid_options)
         require_multiple("head_dim", head_dim, 4, "pairs of channels for each of two axes")
         self.temperature = temperature
 
     def locate(self, positions: Positions) -> Positions:
         if self.reference_shape is None or self.extrapolate:
             return positions
-        sizes = zip(wide(positions.coords).unbind(-1), positions.feat_shape, self.reference_shape, strict=True)
+        sizes = zip(to_float64(positions.coords).unbind(-1), positions.feat_shape, self.reference_shape, strict=True)
         coords = torch.stack([i / n * n_ref for i, n, n_ref in sizes], dim=-1)
         return replace(positions, coords=coords, feat_shape=self.reference_shape, is_grid=False)
 
     def encode(self, positions: Positions) -> Tensor:
         theta = geometric_frequencies(self.head_dim // 4, self.temperature, device=positions.coords.device)
-        return (wide(positions.coords)[..., None] * theta).flatten(-2).unsqueeze(-3)
+        return (to_float64(positions.coords)[..., None] * theta).flatten(-2).unsqueeze(-3)

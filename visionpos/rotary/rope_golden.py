@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..frequencies import geometric_frequencies, require_multiple, wide
+from ..frequencies import geometric_frequencies, require_multiple, to_float64
 from ..places import RotaryEncoding
 from ..positions import Positions
 from ..registry import register_encoding
@@ -72,16 +72,16 @@ class RopeGolden(RotaryEncoding):
         turning = self.min_freq * geometric_frequencies(pairs // groups - still, ratio, inclusive=True, device=device)
         omega = torch.cat([turning.new_zeros(still), turning]).repeat(groups)  # (pairs,)
         if self.num_directions is None:
-            index = wide(torch.arange(self.num_heads * pairs, device=device)).unflatten(0, (self.num_heads, pairs))
+            index = to_float64(torch.arange(self.num_heads * pairs, device=device)).view(self.num_heads, pairs)
             direction = index * (math.pi * (math.sqrt(5) - 1) / 2)
         else:
-            index = wide(torch.arange(groups, device=device)).repeat_interleave(pairs // groups)
+            index = to_float64(torch.arange(groups, device=device)).repeat_interleave(pairs // groups)
             direction = (index * (math.pi / groups)).unsqueeze(0)
         return torch.stack([direction.cos(), direction.sin()]) * omega
 
     def encode(self, positions: Positions) -> Tensor:
         height, width = positions.feat_shape
         halves = math.sqrt(height / width), math.sqrt(width / height)
-        axes = zip(wide(positions.coords).unbind(-1), positions.feat_shape, halves, strict=True)
+        axes = zip(to_float64(positions.coords).unbind(-1), positions.feat_shape, halves, strict=True)
         box = torch.stack([(i - (n - 1) / 2) * (2 * half / max(n - 1, 1)) for i, n, half in axes], dim=-1)
         return mixed_angles(box, self.frequencies(box.device))

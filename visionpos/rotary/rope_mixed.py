@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..frequencies import geometric_frequencies, require_multiple, wide
+from ..frequencies import geometric_frequencies, require_multiple, to_float64
 from ..places import RotaryEncoding
 from ..positions import Positions
 from ..registry import register_encoding
@@ -41,9 +41,9 @@ class RopeMixed(RotaryEncoding):
     translation_invariant = True
 
     def __init__(
-        self, num_heads: int, head_dim: int, temperature: float = 10.0, layout: Layout = "interleaved", **frame
+        self, num_heads: int, head_dim: int, temperature: float = 10.0, layout: Layout = "interleaved", **grid_options
     ):
-        super().__init__(num_heads, head_dim, layout, **frame)
+        super().__init__(num_heads, head_dim, layout, **grid_options)
         require_multiple("head_dim", head_dim, 4, "pairs of channels for each of two directions")
         self.temperature = temperature
         self.freqs = nn.Parameter(torch.empty(2, num_heads, head_dim // 2))
@@ -55,7 +55,7 @@ class RopeMixed(RotaryEncoding):
     ) -> Float[Tensor, "2 heads pairs"]:
         """The frequencies before training, for given head rotations in radians: (2, heads, head_dim / 2), float64."""
         magnitude = geometric_frequencies(head_dim // 4, temperature, device=rotations.device)
-        directions = torch.stack([wide(rotations), wide(rotations) + math.pi / 2], dim=-1)  # (heads, 2)
+        directions = torch.stack([to_float64(rotations), to_float64(rotations) + math.pi / 2], dim=-1)  # (heads, 2)
         unit = torch.stack([directions.cos(), directions.sin()])  # (2, heads, 2)
         return (unit.unsqueeze(-1) * magnitude).flatten(2)
 

@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 from ..materialize import is_plain_eager
 from ..rotation import Layout, as_pairs, lies_in_pairs, rotate
 
-MANY = 4  # samples for which it pays to write a table out for every head
+MIN_BATCH_TO_EXPAND = 4  # samples for which it pays to write a table out for every head
 
 
 def split_qkv(
@@ -105,7 +105,7 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor, layout: Layout, out: Tensor | Non
     cos, sin = cos.to(wide), sin.to(wide)
     if layout == "interleaved":
         circle = torch.complex(cos, sin)
-        if circle.shape[0] == 1 and x.shape[0] >= MANY:  # a row for all heads makes inner loops long
+        if circle.shape[0] == 1 and x.shape[0] >= MIN_BATCH_TO_EXPAND:  # a row for all heads makes inner loops long
             circle = circle.expand(1, *x.shape[1:-1], -1).contiguous()
         if out is None:
             return torch.view_as_real(as_pairs(x) * circle).flatten(-2)

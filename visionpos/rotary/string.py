@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..encoding import AttentionTensors, full_precision
-from ..frequencies import geometric_frequencies, require_multiple, wide
+from ..frequencies import geometric_frequencies, require_multiple, to_float64
 from ..places import RotaryEncoding
 from ..positions import Positions
 from ..registry import register_encoding
@@ -62,9 +62,9 @@ class String(RotaryEncoding):
         temperature: float = 100.0,
         init_std: float = 0.02,
         layout: Layout = "interleaved",
-        **frame,
+        **grid_options,
     ):
-        super().__init__(num_heads, head_dim, layout, **frame)
+        super().__init__(num_heads, head_dim, layout, **grid_options)
         require_multiple("head_dim", head_dim, 4, "pairs of channels for each of two axes")
         if preset not in ("cayley", "circulant"):
             raise ValueError(f"preset must be 'cayley' or 'circulant', got {preset!r}")
@@ -86,21 +86,21 @@ class String(RotaryEncoding):
     def frequencies(self) -> Float[Tensor, "2 heads pairs"]:
         """Return what multiplies x and y in the angle of each pair, (2, heads, head_dim / 2), float64."""
         if self.preset == "cayley":
-            x, y = wide(self.freqs).chunk(2, dim=-1)
+            x, y = to_float64(self.freqs).chunk(2, dim=-1)
             none = torch.zeros_like(x)
             return torch.stack([torch.cat([x, none], dim=-1), torch.cat([none, y], dim=-1)])
-        k = wide(torch.arange(self.head_dim // 2, device=self.circulant.device))
+        k = to_float64(torch.arange(self.head_dim // 2, device=self.circulant.device))
         waves = 2 * (2 * math.pi / self.head_dim * k[1:, None] * k).sin()  # (k, pair)
-        return wide(self.circulant) @ waves
+        return to_float64(self.circulant) @ waves
 
     def basis(self) -> Float[Tensor, "heads d d"]:
         """Return the orthogonal matrix Q, (heads or 1, head_dim, head_dim), float64; `layout` pairs its columns."""
         if self.preset == "cayley":
-            s = skew(wide(self.skew), self.head_dim)
+            s = skew(to_float64(self.skew), self.head_dim)
             eye = torch.eye(self.head_dim, dtype=s.dtype, device=s.device)
             return torch.linalg.solve_ex(eye + s, eye - s, check_errors=False).result  # I + S is never singular
         d = self.head_dim
-        n = wide(torch.arange(d, device=self.circulant.device))
+        n = to_float64(torch.arange(d, device=self.circulant.device))
         turns = 2 * math.pi / d * n[:, None] * n[: d // 2]
         cosines, sines = math.sqrt(2 / d) * turns.cos(), math.sqrt(2 / d) * turns.sin()
         cosines[:, 0], sines[:, 0] = d**-0.5, d**-0.5 * (math.pi * n).cos()  # mean and Nyquist
@@ -147,7 +147,7 @@ class String(RotaryEncoding):
 
     def folded(self) -> RopeMixed:
         """Return what is left of this encoding for a folded projection: RoPE with its frequencies."""
-        frame = {"reference_shape": self.reference_shape, "extrapolate": self.extrapolate}
-        rope = RopeMixed(self.num_heads, self.head_dim, layout=self.layout, **frame)
+        grid_options = {"reference_shape": self.reference_shape, "extrapolate": self.extrapolate}
+        rope = RopeMixed(self.num_heads, self.head_dim, layout=self.layout, **grid_options)
         rope.freqs = nn.Parameter(self.frequencies().detach().to(next(self.parameters())))
         return rope

@@ -33,7 +33,7 @@ PRETRAINING = re.compile(r"(^mask_token$|^decoder_|^lm_head\.)")
 
 
 def convert_weights(weights: Mapping[str, Any], model: nn.Module) -> Weights:
-    """A state dict of any known format with the names that `model` has. No tensor is resized."""
+    """Return a state dict of any known format with the names that `model` has. No tensor is resized."""
     names = model.state_dict()
     weights = {k: v for k, v in unwrap(weights).items() if k in names or not RECOMPUTED.search(k)}
     left_out = [key for key in weights if PRETRAINING.search(key) and key not in names]
@@ -47,19 +47,19 @@ def convert_weights(weights: Mapping[str, Any], model: nn.Module) -> Weights:
 
 
 def unwrap(weights: Mapping[str, Any]) -> Weights:
-    """The state dict inside a checkpoint, without what wrappers of the model put before its names."""
+    """Return the state dict inside a checkpoint, without what wrappers of the model put before its names."""
     for wrapper in ("model", "module", "state_dict"):
         weights = weights[wrapper] if isinstance(weights.get(wrapper), Mapping) else weights
     return dict(clean_state_dict(weights))
 
 
 def shorten(keys: list[str]) -> str:
-    """The first few names, and how many more there are."""
+    """Return the first few names as text, and how many more there are."""
     return ", ".join(keys[:4]) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
 
 
 def mae(weights: Weights, model: nn.Module) -> Weights:
-    """MAE: its frozen table of sines and cosines is what the encoding computes, if the model has this encoding."""
+    """Convert MAE: its frozen table of sines and cosines is what the encoding computes, if the model has that one."""
     table = weights.get("pos_embed")
     encoding = next((module for module in model.modules() if isinstance(module, SinCos2D)), None)
     if table is None or encoding is None:
@@ -73,7 +73,7 @@ def mae(weights: Weights, model: nn.Module) -> Weights:
 
 
 def swin(weights: Weights, model: nn.Module) -> Weights:
-    """Swin and Swin v2: the authors merge patches at the end of a stage, timm at the start of the next one."""
+    """Convert Swin and Swin v2: the authors merge patches at the end of a stage, timm at the start of the next one."""
 
     def rename(key: str) -> str:
         key = re.sub(r"^layers\.(\d+)\.downsample", lambda match: f"layers.{int(match[1]) + 1}.downsample", key)
@@ -83,13 +83,13 @@ def swin(weights: Weights, model: nn.Module) -> Weights:
 
 
 def swin_absolute(weights: Weights, model: nn.Module) -> Weights:
-    """Swin with `ape`: a table that timm's Swin has only as the encoding `learned`."""
+    """Convert Swin with `ape`: a table that timm's Swin has only as the encoding `learned`."""
     table = next((key for key in model.state_dict() if re.match(r"pos_embed_input\.\d+\.pos_embed$", key)), "pos_embed")
     return {table if key == "absolute_pos_embed" else key: value for key, value in weights.items()}
 
 
 def dinov3(weights: Weights, model: nn.Module) -> Weights:
-    """DINOv3: register tokens, gated layers under one name each, and a bias of q, k, v whose part for k is masked."""
+    """Convert DINOv3: register tokens, gated layers under one name each, a bias of q, k, v with k's part masked."""
     replaced = {"storage_tokens": "reg_token", "mlp.w1.": "mlp.fc1_g.", "mlp.w2.": "mlp.fc1_x.", "mlp.w3.": "mlp.fc2."}
     names, converted = model.state_dict(), {}
     for key, value in weights.items():
@@ -110,7 +110,9 @@ def dinov3(weights: Weights, model: nn.Module) -> Weights:
 
 
 def rope_vit(weights: Weights, model: nn.Module) -> Weights:
-    """rope-vit: the frequencies of all L layers in one tensor, (2, L, heads * head_dim / 2) or timm's (2, L, heads, _).
+    """Convert rope-vit: the frequencies of all L layers in one tensor.
+
+    It is (2, L, heads * head_dim / 2), or timm's (2, L, heads, head_dim / 2).
 
     Raises:
         ValueError: another number of layers.
@@ -131,7 +133,7 @@ def rope_vit(weights: Weights, model: nn.Module) -> Weights:
 
 
 def rope_swin(weights: Weights, model: nn.Module) -> Weights:
-    """rope-vit's Swin: a tensor in each layer; in the axial variant it is a buffer of what the formula says."""
+    """Convert rope-vit's Swin: a tensor in each layer; in the axial variant it is a buffer of what the formula says."""
     axial = any(isinstance(module, RopeAxial) for module in model.modules())
     kept = {key: value for key, value in weights.items() if not (axial and key.endswith(".rope_freqs"))}
     return {key.replace(".rope_freqs", ".freqs"): value for key, value in kept.items()}
@@ -150,7 +152,7 @@ FORMATS: dict[str, Callable[[Weights, nn.Module], Weights]] = {
 
 
 def _rename(key: str, names: Mapping[str, Tensor]) -> str:
-    """The model's name of a tensor that has another one in other families, or moved into an encoding."""
+    """Return the model's name of a tensor that has another one in other families, or moved into an encoding."""
     if key in names:
         return key
     for theirs, ours in ((r"\.gamma_(\d)$", r".ls\1.gamma"), (r"\.ls(\d)\.gamma$", r".gamma_\1")):
@@ -162,7 +164,7 @@ def _rename(key: str, names: Mapping[str, Tensor]) -> str:
 
 
 def _fold_biases(weights: Weights, names: Mapping[str, Tensor]) -> Weights:
-    """BEiT's and Swin v2's biases of q and v, in a model with one of q, k and v."""
+    """Fold BEiT's and Swin v2's biases of q and v into one of q, k and v, where the model has that."""
     for key in [key for key in weights if key.endswith("attn.q_bias") and key not in names]:
         stem = key.removesuffix("q_bias")
         if f"{stem}qkv.bias" in names and f"{stem}v_bias" in weights:

@@ -1,4 +1,4 @@
-"""Weights into a model with encodings, from its own state dict or from the original formats (`formats.py`)."""
+"""Loading of weights into a model with encodings, from its own state dict or from original formats (`formats.py`)."""
 
 from __future__ import annotations
 
@@ -29,8 +29,9 @@ POSITIONS = re.compile(r"(pos_embed|relative_position_bias_table|cpb_mlp\.\d\.\w
 def load_weights(
     model: nn.Module, weights: str | Path | Mapping[str, Any], strict: bool = True, resize: Resize = False
 ):
-    """Load weights into a model, converted or not: its own, or those of ViT, DeiT, MAE, Swin, Swin v2, BEiT, DINOv3
-    and rope-vit in their original formats.
+    """Load weights into a model, converted or not: its own, or those of another origin.
+
+    Known are ViT, DeiT, MAE, Swin, Swin v2, BEiT, DINOv3 and rope-vit in their original formats.
 
     Args:
         model: a timm model of a supported family.
@@ -46,6 +47,12 @@ def load_weights(
     Raises:
         ValueError: a file of another type, tensors of another shape, or, when strict, missing or unknown ones. The
             model is unchanged then.
+
+    Example:
+        >>> model = vp.create_model("vit_tiny_patch16_224", "learned+rope_mixed", depth=1)
+        >>> plain = timm.create_model("vit_tiny_patch16_224", depth=1)  # knows nothing of the frequencies
+        >>> vp.load_weights(model, plain.state_dict(), strict=False).missing_keys
+        ['blocks.0.attn.encodings.0.freqs']
     """
     find_host(model).convert(model)
     weights = convert_weights(_read(weights), model)
@@ -64,7 +71,10 @@ def load_converted(model: nn.Module, weights: Weights, strict: bool = True, resi
 
 
 def fit_pretrained(weights: Weights, model: nn.Module) -> Weights:
-    """timm's `pretrained_filter_fn` of a converted model: only encodings may differ, and one line says how."""
+    """Return pretrained weights that fit a converted model: only encodings may differ, and one line says how.
+
+    This is the model's `pretrained_filter_fn` in timm's sense.
+    """
     weights = convert_weights(weights, model)
     weights = _resized(weights, model, _source_shapes(weights, model))
     ours = _encoding_tensors(model)
@@ -87,7 +97,7 @@ def _read(weights: str | Path | Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _resized(weights: Weights, model: nn.Module, resize: Mapping[str, Resize]) -> Weights:
-    """Position tables carried over where `resize` says so, by their names.
+    """Return position tables by their names, carried over where `resize` says so.
 
     Raises:
         ValueError: a tensor of another shape; names both, and what converts it.
@@ -136,7 +146,7 @@ def _square(rows: int) -> tuple[int, int]:
 
 
 def _source_shapes(weights: Weights, model: nn.Module) -> dict[str, Resize]:
-    """The grid that each table of pretrained weights has where timm knows it, else square if another shape needs it."""
+    """Return the grid of each table of pretrained weights: what timm knows, else square if another shape needs it."""
     names, size = model.state_dict(), model.pretrained_cfg["input_size"][-2:]
     patches = getattr(model, "patch_embed", None)
     grid = tuple(pixels // patch for pixels, patch in zip(size, getattr(patches, "patch_size", size), strict=True))
@@ -169,7 +179,7 @@ def _advice(key: str, encoding: PositionEncoding | None, given: Tensor) -> str:
 
 
 def _encoding_tensors(model: nn.Module) -> Weights:
-    """What encodings have in the state dict, tables under the host's names included."""
+    """Return what encodings have in the state dict, tables under the host's names included."""
     inside = {
         f"{path}.{name}"
         for path, module in model.named_modules()
