@@ -19,7 +19,7 @@ cd "$(dirname "$0")/.."
 part=${1:-} minutes=${2:-9} out=${3:-runs/gpu}
 python=${PYTHON:-python3} data=${DATA:-data} wheels=${WHEELS:-wheels} workers=${WORKERS:-6}
 case $part in check | record | table | speed) ;; *) sed -n '2,19s/^# \{0,1\}//p' "$0"; exit 2 ;; esac
-end=$((SECONDS + minutes * 60 - 15)) # the last seconds are for packing
+end=$((SECONDS + minutes * 60 - 45)) # the last seconds are for stopping, saving and packing
 mkdir -p "$out" && out=$(cd "$out" && pwd) || exit 1
 export PYTHONPATH=.:$out/packages PYTHONUNBUFFERED=1 TORCHINDUCTOR_CACHE_DIR=${TORCHINDUCTOR_CACHE_DIR:-$out/inductor}
 export TORCHINDUCTOR_COMPILE_THREADS=${TORCHINDUCTOR_COMPILE_THREADS:-4} # of each worker

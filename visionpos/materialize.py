@@ -47,7 +47,7 @@ def _is_exporting() -> bool:
 
 
 def materialize(x: Tensor) -> Tensor:
-    """x, in a compiled graph as an operation that nothing is fused with. Exported programs do without."""
+    """Return x, in a compiled graph as an operation that nothing is fused with. Exported programs do without."""
     if torch.compiler.is_compiling() and not _is_exporting():
         return _materialize(x)
     return x

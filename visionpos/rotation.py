@@ -1,4 +1,11 @@
-"""Rotation of channel pairs by angles: RoFormer (Su et al. 2021, arXiv 2104.09864)."""
+"""Rotation of channel pairs by angles: RoFormer (Su et al. 2021, arXiv 2104.09864).
+
+Which channels of a head form pair 0, 1, ... and turn together (head_dim 8):
+
+    channel       0    1    2    3    4    5    6    7
+    interleaved  a0   b0   a1   b1   a2   b2   a3   b3     neighbours: the memory of a complex number
+    half         a0   a1   a2   a3   b0   b1   b2   b3     one from each half of the head
+"""
 
 from __future__ import annotations
 
@@ -15,26 +22,26 @@ Layout = Literal["interleaved", "half"]
 
 
 def lies_in_pairs(x: Tensor) -> bool:
-    """Whether the memory of x (..., D) can be read as complex numbers."""
+    """Return whether the memory of x (..., D) can be read as complex numbers."""
     *outer, inner = x.stride()
     return inner == 1 and not any(step % 2 for step in (*outer, x.storage_offset()))
 
 
 def as_pairs(x: Tensor) -> Tensor:
-    """(..., D) as complex numbers (..., D / 2) of neighbouring channels; a copy where the memory does not allow it."""
+    """Return x (..., D) as complex numbers (..., D / 2) of neighbours; a copy where the memory does not allow it."""
     x = x if lies_in_pairs(x) else x.clone(memory_format=torch.contiguous_format)
     return torch.view_as_complex(x.unflatten(-1, (-1, 2)))
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, layout: Layout) -> Tensor:
-    """x (..., N, D) with its channel pairs rotated; cos and sin (..., N, D / 2). In x's dtype, computed in cos's.
+    """Return x (..., N, D) with its channel pairs rotated, in x's dtype; cos and sin (..., N, D / 2) say how precisely.
 
     A pair is a complex number and its rotation one product, which in eager mode is three times as fast as real
     arithmetic. Compilers fuse the real lines and break on complex ones.
     """
     exact = x.to(torch.promote_types(x.dtype, cos.dtype))
     interleaved = layout == "interleaved"
-    a, b = exact.unflatten(-1, (-1, 2)).unbind(-1) if interleaved else exact.chunk(2, dim=-1)
+    a, b = exact.unflatten(-1, (-1, 2)).unbind(-1) if interleaved else exact.chunk(2, dim=-1)  # (..., N, D / 2)
     if torch.compiler.is_compiling():
         turned = a * cos - b * sin, a * sin + b * cos
     else:
@@ -77,14 +84,14 @@ def apply_rotary(
 def mixed_angles(
     coords: Float[Tensor, "*batch n 2"], freqs: Float[Tensor, "2 heads pairs"]
 ) -> Float[Tensor, "*batch heads n pairs"]:
-    """x freqs[0] + y freqs[1], in float64, for coordinates (y, x): every pair turns along a direction of its own."""
+    """Return x freqs[0] + y freqs[1] for coordinates (y, x), in float64: each pair turns along its own direction."""
     y, x = wide(coords)[..., None, :, :, None].unbind(-2)  # (..., 1, N, 1)
     along_x, along_y = wide(freqs).unsqueeze(-2)  # (heads, 1, pairs)
     return x * along_x + y * along_y
 
 
 def map_qk_rows(rows: Tensor, num_heads: int, change: Callable[[Tensor], Tensor], fused: bool = True) -> Tensor:
-    """The weight or bias of a projection with `change` applied to its query and key rows, head by head.
+    """Return the weight or bias of a projection with `change` applied to its query and key rows, head by head.
 
     Args:
         rows: (3 * heads * head_dim, C) or (3 * heads * head_dim,) of a fused qkv; without the 3 where `fused` is False.
@@ -105,7 +112,7 @@ def map_qk_rows(rows: Tensor, num_heads: int, change: Callable[[Tensor], Tensor]
 def convert_qk_layout(
     rows: Tensor, num_heads: int, source: Layout, target: Layout, *, fused: bool = True, block: int = 2
 ) -> Tensor:
-    """Weight or bias of a query and key projection, reordered from one pairing of channels to the other. Exact.
+    """Return the weight or bias of a query and key projection in the order of the other pairing of channels. Exact.
 
     With both projections converted, attention under the layout `target` computes what it did under `source`: only the
     order of the channels changes, half(x[order]) = interleaved(x)[order], order = the even channels, then the odd.

@@ -28,7 +28,7 @@ class BucketBias(ContextualBias):
     def create_tables(
         self, head_dim: int, shape: tuple[int, int, int], num_prefix_tokens: int, values: bool, init_std: float
     ) -> None:
-        """What a constructor ends with; `shape` is (tables, buckets, channels)."""
+        """Create the tables, at the end of a constructor; `shape` is (tables, buckets, channels)."""
         require_multiple("head_dim", head_dim, 1, "channels of a head")
         tables, self.num_buckets, channels = shape
         self.head_dim, self.has_prefix_row, self.init_std = head_dim, num_prefix_tokens > 0, init_std
@@ -43,7 +43,7 @@ class BucketBias(ContextualBias):
             nn.init.normal_(table, std=self.init_std)
 
     def bucket(self, delta: Float[Tensor, "*batch q k axes"]) -> Int[Tensor, "t *batch q k"]:
-        """The row of each table for the offsets query minus key."""
+        """Return the row of each table for the offsets query minus key."""
         raise TypeError(f"{type(self).__name__} must define bucket()")
 
     def _buckets(self, queries: Positions, keys: Positions) -> Tensor:
@@ -52,7 +52,7 @@ class BucketBias(ContextualBias):
         return index.unsqueeze(1) if index.ndim == 3 else index
 
     def scores(self, content: Float[Tensor, "b heads n d"]) -> Float[Tensor, "t b heads n rows"]:
-        """What each query gives to each row of each table, scaled like the logits."""
+        """Return what each query gives to each row of each table, scaled like the logits."""
         parts = content.unflatten(-1, (-1, self.key_table.shape[-1])).movedim(-2, 0)  # (1 or tables, B, heads, N, C)
         return parts @ self.key_table.to(content.dtype).transpose(-2, -1)[:, None, None] * self.head_dim**-0.5
 
@@ -61,7 +61,7 @@ class BucketBias(ContextualBias):
         return scores.gather(-1, index.expand(*scores.shape[:-1], -1)).sum(0)
 
     def bias(self, positions: Positions, keys: Positions | None = None, content: Tensor | None = None) -> Tensor:
-        """As for every contextual bias; rows and columns of prefix tokens come from the last row of the tables."""
+        """Return the contextual bias; rows and columns of prefix tokens come from the last row of the tables."""
         bias = super().bias(positions, keys, content)
         queries, keys = positions.num_prefix_tokens, (positions if keys is None else keys).num_prefix_tokens
         if not self.has_prefix_row or not (queries or keys):
@@ -78,7 +78,7 @@ class BucketBias(ContextualBias):
             tensors.value_terms.append(partial(self.value_term, prepared))
 
     def value_term(self, positions: Positions, probabilities: Float[Tensor, "b heads t t"]) -> Tensor:
-        """sum over keys of p value_table[bucket], (B, heads, prefix + N, head_dim); p (B, heads, T, T)."""
+        """Return the sum over keys of p value_table[bucket], (B, heads, prefix + N, head_dim); p (B, heads, T, T)."""
         with full_precision(positions):
             p = probabilities.to(torch.promote_types(probabilities.dtype, torch.float32))
             located, prefix = self.locate(positions), positions.num_prefix_tokens

@@ -69,7 +69,7 @@ class Decomposed(ContextualBias):
                 nn.init.trunc_normal_(table, std=self.init_std)
 
     def _resized(self, table: Tensor, size: int) -> Tensor:
-        """(2 old - 1, head_dim) -> (2 size - 1, head_dim), as torch's interpolate in mode "linear"."""
+        """Return a table (2 old - 1, head_dim) at (2 size - 1, head_dim), as torch's interpolate in mode "linear"."""
         if len(table) == 2 * size - 1:
             return table
         rows = wide(table)
@@ -108,7 +108,7 @@ class Decomposed(ContextualBias):
         return bias
 
     def _on_grid(self, q: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        """The same on a whole grid, where each row of queries needs one look-up: q (B, heads, H, W, D)."""
+        """Return the same on a whole grid, where each row of queries needs one look-up: q (B, heads, H, W, D)."""
         y, x = (torch.arange(n, device=q.device) for n in q.shape[2:4])
         up = rows[y[:, None] - y + (len(y) - 1)]  # (H, H, D): query row, key row
         across = columns[x[:, None] - x + (len(x) - 1)]

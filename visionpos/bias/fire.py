@@ -14,14 +14,14 @@ from .offsets import bias_of_offsets, run_mlp
 
 
 def fire_input(distance: Tensor, reach: float, c: Tensor, threshold: Tensor) -> Tensor:
-    """ln(c d + 1) / ln(c max(L, reach) + 1), the input of FIRE's network; the signs of c and of L do not matter."""
+    """Return ln(c d + 1) / ln(c max(L, reach) + 1), the input of FIRE's network; the signs of c and L do not matter."""
     c = c.abs().clamp(min=1e-6)
     normaliser = threshold.abs().clamp(min=torch.full_like(threshold, reach))  # compared as rounded: equal is not below
     return torch.log1p(c * distance) / torch.log1p(c * normaliser)
 
 
 def diameter(feat_shape: tuple[int, int]) -> float:
-    """The distance of opposite corner tokens; 1 where there is a single token."""
+    """Return the distance of opposite corner tokens; 1 where there is a single token."""
     return max(math.hypot(*(size - 1 for size in feat_shape)), 1.0)
 
 
@@ -66,7 +66,7 @@ class Fire(BiasEncoding):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """c and L as given, the network as torch initialises linear layers."""
+        """Set c and L as given, and draw the network as torch initialises linear layers."""
         nn.init.constant_(self.c, self.init_c)
         nn.init.constant_(self.L, self.init_L)
         self.mlp[0].reset_parameters()

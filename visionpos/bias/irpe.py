@@ -15,7 +15,7 @@ Method = Literal["product", "euclid", "quant", "cross"]
 
 
 def piecewise_index(x: Tensor, ratio: float) -> Tensor:
-    """iRPE's g: exact near zero, logarithmic farther off, int64 in [-int(beta), int(beta)].
+    """Return iRPE's g: exact near zero, logarithmic farther off, int64 in [-int(beta), int(beta)].
 
     g(x) = round(x) for |x| <= alpha, else sign(x) min(beta, round(alpha + ln(|x| / alpha) / ln(gamma / alpha)
     (beta - alpha))), with alpha, beta, gamma = ratio, 2 ratio, 8 ratio.

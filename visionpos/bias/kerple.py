@@ -18,7 +18,7 @@ PRESETS = {"log": (2.0, 1.0, None), "power": (1.0, 2.0, 2.0)}
 
 
 def _clamped(parameter: Tensor, low: float, high: float | None) -> Tensor:
-    """Clamped, with the gradient of the parameter itself, so that one at the end of its range can come back."""
+    """Return it clamped, with the gradient of the parameter itself, so that one at the end of its range comes back."""
     return parameter + (parameter.clamp(low, high) - parameter).detach()
 
 

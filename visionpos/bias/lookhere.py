@@ -26,7 +26,7 @@ UNDIRECTED_EXPONENTS = (2, 4, 6, 8)
 
 
 def family_sizes(num_heads: int) -> tuple[int, int, int]:
-    """Heads of the two directed families and of the undirected one.
+    """Return the heads of the two directed families and of the undirected one.
 
     Below 12 heads a third for each directed family, rounded down. From 12 on as in the authors' code: families of whole
     sets of the four directions, the first family the largest (16 heads: 8, 4, 4). The rest is undirected.
@@ -39,7 +39,7 @@ def family_sizes(num_heads: int) -> tuple[int, int, int]:
 
 
 def field_edges(direction: float, width: float) -> list[tuple[int, int]]:
-    """The two half planes n . (dy, dx) >= 0, n in (y, x), whose intersection is the field of view.
+    """Return the two half planes n . (dy, dx) >= 0, n in (y, x), whose intersection is the field of view.
 
     Edges of the presets are multiples of 45 degrees, so that n of integers is exact.
     """

@@ -12,7 +12,7 @@ from ..windows import relative_position_index
 
 
 def bias_of_offsets(function: Callable[[Tensor], Tensor], queries: Positions, keys: Positions) -> Tensor:
-    """function(delta), delta = query minus key: ([B,] heads, Nq, Nk).
+    """Return function(delta), delta = query minus key: ([B,] heads, Nq, Nk).
 
     A whole grid of N tokens has N^2 pairs, but fewer than 4N offsets: there the function is evaluated once for each
     offset, and gathered.
@@ -33,7 +33,7 @@ def bias_of_offsets(function: Callable[[Tensor], Tensor], queries: Positions, ke
 
 
 def run_mlp(mlp: nn.Sequential, x: Tensor) -> Tensor:
-    """Linear layers and activations on x, in x's dtype whatever the dtype of the weights."""
+    """Return linear layers and activations of x, in x's dtype whatever the dtype of the weights."""
     for layer in mlp:
         if isinstance(layer, nn.Linear):
             bias = None if layer.bias is None else layer.bias.to(x.dtype)

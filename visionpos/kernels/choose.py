@@ -60,12 +60,12 @@ class use:
 
 
 def mode() -> Mode:
-    """What `use` said last."""
+    """Return what `use` said last: "auto", "plain" or "fused"."""
     return _mode
 
 
 def report() -> dict[str, str]:
-    """The last choice for every operation that was asked for: "fused", or "plain: " and the reason."""
+    """Return the last choice for every operation that was asked for: "fused", or "plain: " and the reason."""
     return dict(_choices)
 
 
@@ -96,7 +96,7 @@ class Kernel:
         _kernels[self.name] = self
 
     def runs(self, *args) -> bool:
-        """Whether the fused kernel is what a call with these arguments runs.
+        """Return whether a call with these arguments runs the fused kernel.
 
         Raises:
             ValueError: `use("fused")`, and it cannot.
@@ -109,12 +109,12 @@ class Kernel:
         return choose(self.name, _mode, x.device, x.dtype, unfit, self.facts(*args), compiling)
 
     def __call__(self, *args):
-        """The operation, in the version that `runs` says."""
+        """Compute the operation, in the version that `runs` says."""
         return self.fused(*args) if self.runs(*args) else self.plain(*args)
 
 
 def considered(x: Tensor) -> bool:
-    """Whether fused kernels are considered for x at all: on CUDA under "auto", always under "fused"."""
+    """Return whether fused kernels are considered for x at all: on CUDA under "auto", always under "fused"."""
     return _mode == "fused" or (_mode == "auto" and x.device.type == "cuda")
 
 
@@ -144,19 +144,21 @@ def choose(
 
 
 def missing_triton() -> str:
-    """Why there is no Triton, or ""."""
+    """Return why there is no Triton, or ""."""
     return "" if importlib.util.find_spec("triton") else "triton is not installed"
 
 
 def needs_gpu(x: Tensor) -> str:
-    """Why a Triton kernel cannot run on x, or "". Its interpreter runs kernels on CPU tensors, for tests."""
+    """Return why a Triton kernel cannot run on x, or "". Its interpreter runs kernels on CPU tensors, for tests."""
     if x.device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1":
         return ""
     return f"it needs tensors on cuda, got {x.device.type}"
 
 
 def trial(kernel: Kernel, device: torch.device, dtype: torch.dtype, facts: tuple) -> str:
-    """What is wrong with a kernel, or "": run once on a small example, outputs and gradients, beside the plain version.
+    """Return what is wrong with a kernel, or "", after one run on a small example beside the plain version.
+
+    Outputs and gradients are compared, once for a kernel on a device with a dtype and facts.
 
     Warns:
         UserWarning: once, in one line, where something is.
@@ -183,14 +185,14 @@ def trial(kernel: Kernel, device: torch.device, dtype: torch.dtype, facts: tuple
 
 
 def disagreement(kernel: Kernel, args: tuple) -> float:
-    """The largest difference of the two versions, in outputs and gradients, relative to the largest value of each."""
+    """Return the largest difference of the versions, outputs and gradients, relative to the largest value of each."""
     expected, got = (results(version, args) for version in (kernel.plain, kernel.fused))
     errors = [((a - b).abs().max() / a.abs().max()).item() for a, b in zip(expected, got, strict=True)]
     return max(error if error == error else float("inf") for error in errors)  # NaN is a difference
 
 
 def results(version: Callable[..., Any], args: tuple) -> list[Tensor]:
-    """Outputs in float32, and the gradients of those arguments that require one, of a sum with fixed weights."""
+    """Return outputs in float32, and the gradients of those arguments that require one, of a sum with fixed weights."""
     args = [arg.detach().clone().requires_grad_(arg.requires_grad) if isinstance(arg, Tensor) else arg for arg in args]
     wanted = [arg for arg in args if isinstance(arg, Tensor) and arg.requires_grad]
     outputs = version(*args)

@@ -15,14 +15,14 @@ from .choose import Kernel, needs_gpu
 
 
 def fused(qkv: Tensor, table: Tensor, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
-    """As `plain`, for a table without a gradient."""
+    """Return what `plain` does, for a table without a gradient."""
     from .rotation_triton import RotateQKV
 
     return RotateQKV.apply(qkv, *table.unbind(0), layout == "interleaved")
 
 
 def unfit(qkv: Tensor, table: Tensor, layout: Layout) -> str:
-    """Why the kernel cannot run, or ""."""
+    """Return why the kernel cannot run, or ""."""
     if table.requires_grad and torch.is_grad_enabled():
         return "learned angles need a gradient, which only the plain version computes"
     if qkv.dtype not in (torch.float32, torch.float16, torch.bfloat16) or table.dtype != torch.float32:
@@ -33,12 +33,12 @@ def unfit(qkv: Tensor, table: Tensor, layout: Layout) -> str:
 
 
 def facts(qkv: Tensor, table: Tensor, layout: Layout) -> tuple:
-    """What the kernel is compiled for."""
+    """Return what the kernel is compiled for."""
     return int(qkv.shape[3]), int(qkv.shape[4]), layout
 
 
 def example(device: torch.device, dtype: torch.dtype, heads: int, head_dim: int, layout: Layout) -> tuple:
-    """Two samples of a prefix token and four others."""
+    """Return arguments: two samples of a prefix token and four others."""
     generator = torch.Generator().manual_seed(0)
     qkv = torch.randn(2, 5, 3, heads, head_dim, generator=generator).to(device, dtype).requires_grad_()
     angles = torch.randn(heads, 5, head_dim // 2, generator=generator).to(device)

@@ -17,7 +17,7 @@ def rotate_pairs(
     PARTS: tl.constexpr, HEADS: tl.constexpr, PAIRS: tl.constexpr, STEP: tl.constexpr, GAP: tl.constexpr,
     SIGN: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Q, K, V (B, heads, T, d) of any strides -> OUT (B, T, PARTS, heads, d); a third part is copied, not rotated.
+    """Rotate Q and K, (B, heads, T, d) of any strides, to OUT (B, T, PARTS, heads, d); a third part, V, is copied.
 
     The channels of pair p are p * STEP and p * STEP + GAP.
     """
@@ -65,7 +65,7 @@ def launch(parts: list[Tensor], cos: Tensor, sin: Tensor, interleaved: bool, sig
 
 @torch.library.custom_op("visionpos::rotate_qk", mutates_args=())
 def rotate_qk(qkv: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
-    """(B, T, 3, heads, d) -> (B, T, 2, heads, d)."""
+    """Return q and k of a buffer (B, T, 3, heads, d), rotated: (B, T, 2, heads, d)."""
     return launch([qkv[:, :, i].transpose(1, 2) for i in (0, 1)], cos, sin, interleaved, 1.0)
 
 
@@ -78,7 +78,7 @@ def _(qkv: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
 def rotate_qkv_backward(
     grad_q: Tensor, grad_k: Tensor, grad_v: Tensor, cos: Tensor, sin: Tensor, interleaved: bool
 ) -> Tensor:
-    """Gradients (B, heads, T, d) of q, k and v -> that of the buffer, (B, T, 3, heads, d)."""
+    """Return the gradient of the buffer, (B, T, 3, heads, d), from those of q, k and v, (B, heads, T, d) each."""
     return launch([grad_q, grad_k, grad_v], cos, sin, interleaved, -1.0)
 
 

@@ -17,7 +17,7 @@ LARGEST = 64  # tokens of a window, and channels of a head: what one program hol
 
 
 def plain(qkv: Tensor, bias: Tensor, window: tuple[int, int], shift: tuple[int, int], scale: float) -> Tensor:
-    """softmax(scale q k^T + bias + shift mask) v inside every window: (B, H, W, heads, d).
+    """Return softmax(scale q k^T + bias + shift mask) v inside every window: (B, H, W, heads, d).
 
     Args:
         qkv: (B, H, W, 3, heads, d), the whole grid in row-major order, neither rolled nor cut.
@@ -39,14 +39,14 @@ def plain(qkv: Tensor, bias: Tensor, window: tuple[int, int], shift: tuple[int, 
 
 
 def fused(qkv: Tensor, bias: Tensor, window: tuple[int, int], shift: tuple[int, int], scale: float) -> Tensor:
-    """The same by a kernel."""
+    """Return the same by a kernel."""
     from .window_triton import window_attention
 
     return window_attention(qkv, bias, list(window), list(shift), scale)
 
 
 def unfit(qkv: Tensor, bias: Tensor, window: tuple[int, int], shift: tuple[int, int], scale: float) -> str:
-    """Why the kernel cannot run, or ""."""
+    """Return why the kernel cannot run, or ""."""
     (height, width), (h, w), head_dim = qkv.shape[1:3], window, qkv.shape[-1]
     if height % h or width % w:
         return f"the window {(h, w)} does not divide the grid {(height, width)}"
@@ -62,12 +62,12 @@ def unfit(qkv: Tensor, bias: Tensor, window: tuple[int, int], shift: tuple[int, 
 
 
 def facts(qkv: Tensor, bias: Tensor, window: tuple[int, int], shift: tuple[int, int], scale: float) -> tuple:
-    """What the kernel is compiled for."""
+    """Return what the kernel is compiled for."""
     return (*window, any(shift), int(qkv.shape[-2]), int(qkv.shape[-1]))
 
 
 def example(device: torch.device, dtype: torch.dtype, h: int, w: int, shifted: bool, heads: int, head_dim: int):
-    """One image of two by three windows."""
+    """Return arguments: one image of two by three windows."""
     generator = torch.Generator().manual_seed(0)
     qkv = torch.randn(1, 2 * h, 3 * w, 3, heads, head_dim, generator=generator).to(device, dtype).requires_grad_()
     bias = torch.randn(heads, h * w, h * w, generator=generator).to(device).requires_grad_()

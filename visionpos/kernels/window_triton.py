@@ -14,7 +14,7 @@ from torch import Tensor
 
 @triton.jit
 def load_bias(BIAS, h, N: tl.constexpr, M: tl.constexpr):
-    """(M, M), -inf for keys that the window does not have."""
+    """Return the bias of head h, (M, M), -inf for keys that the window does not have."""
     t = tl.arange(0, M)
     real = t < N
     bias = tl.load(BIAS + (h * N + t[:, None]) * N + t[None, :], mask=real[:, None] & real[None, :], other=0.0)
@@ -25,7 +25,7 @@ def load_bias(BIAS, h, N: tl.constexpr, M: tl.constexpr):
 def locate(
     index, H, W, WH: tl.constexpr, WW: tl.constexpr, SY: tl.constexpr, SX: tl.constexpr, M: tl.constexpr
 ):  # fmt: skip
-    """Of window `index`: the place of each token in the image, numbered through the batch, and its shift region."""
+    """Return where the tokens of window `index` are, numbered through the batch, and their shift regions: (M,) each."""
     t = tl.arange(0, M)
     columns, windows = W // WW, (H // WH) * (W // WW)
     b, window = index // windows, index % windows
@@ -37,7 +37,7 @@ def locate(
 
 @triton.jit
 def softmax(q, k, bias, region, scale, N: tl.constexpr, M: tl.constexpr, SHIFTED: tl.constexpr):
-    """(M, M). The rows of tokens that the window does not have are finite."""
+    """Return the probabilities (M, M); the rows of tokens that the window does not have are finite."""
     logits = tl.dot(q, tl.trans(k), input_precision="ieee") * scale + bias
     if SHIFTED:
         seen = (region[:, None] == region[None, :]) | (tl.arange(0, M) >= N)[:, None]
@@ -52,7 +52,7 @@ def forward_kernel(
     HEADS: tl.constexpr, D: tl.constexpr, C: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, SY: tl.constexpr,
     SX: tl.constexpr, M: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """QKV (B, H, W, 3, HEADS, D), BIAS (HEADS, N, N) -> OUT (B, H, W, HEADS, D); C is D rounded up likewise."""
+    """Compute OUT (B, H, W, HEADS, D) of QKV (B, H, W, 3, HEADS, D), BIAS (HEADS, N, N); C is D rounded up likewise."""
     N: tl.constexpr = WH * WW
     h = tl.program_id(0)
     channel = tl.arange(0, C)
@@ -75,7 +75,7 @@ def backward_kernel(
     HEADS: tl.constexpr, D: tl.constexpr, C: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, SY: tl.constexpr,
     SX: tl.constexpr, M: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """GRAD (B, H, W, HEADS, D) -> GRAD_QKV as QKV, and GRAD_BIAS (SPLIT, HEADS, N, N): a part from every program."""
+    """Turn GRAD (B, H, W, HEADS, D) into GRAD_QKV, as QKV, and GRAD_BIAS (SPLIT, HEADS, N, N), a part per program."""
     N: tl.constexpr = WH * WW
     h = tl.program_id(0)
     t = tl.arange(0, M)
@@ -105,13 +105,13 @@ def backward_kernel(
 
 
 def _split(x: Tensor, heads: int, num_windows: int, per_processor: int) -> int:
-    """Programs for a head: enough to fill the device, and no more than there are windows."""
+    """Return the number of programs for a head: enough to fill the device, and no more than there are windows."""
     processors = torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 1
     return min(num_windows, triton.cdiv(per_processor * processors, heads))
 
 
 def _sizes(qkv: Tensor, window: list[int], shift: list[int]) -> dict[str, int]:
-    """What the kernels are compiled for."""
+    """Return what the kernels are compiled for."""
     (h, w), (heads, d) = window, qkv.shape[-2:]
     m, c = (max(triton.next_power_of_2(size), 16) for size in (h * w, d))
     return {"HEADS": heads, "D": d, "C": c, "WH": h, "WW": w, "SY": shift[0], "SX": shift[1], "M": m}
@@ -119,7 +119,7 @@ def _sizes(qkv: Tensor, window: list[int], shift: list[int]) -> dict[str, int]:
 
 @torch.library.custom_op("visionpos::window_attention", mutates_args=())
 def window_attention(qkv: Tensor, bias: Tensor, window: list[int], shift: list[int], scale: float) -> Tensor:
-    """See `window.plain`."""
+    """Return what `window.plain` does."""
     qkv, bias = qkv.contiguous(), bias.contiguous()
     B, H, W, _, heads, d = qkv.shape
     out = qkv.new_empty(B, H, W, heads, d)
@@ -141,7 +141,7 @@ def _(qkv: Tensor, bias: Tensor, window: list[int], shift: list[int], scale: flo
 def window_attention_backward(
     grad: Tensor, qkv: Tensor, bias: Tensor, window: list[int], shift: list[int], scale: float
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of qkv and of the bias."""
+    """Return the gradients of qkv and of the bias."""
     grad, qkv, bias = grad.contiguous(), qkv.contiguous(), bias.contiguous()
     B, H, W, _, heads, _ = qkv.shape
     num_windows = B * H * W // (window[0] * window[1])

@@ -21,7 +21,7 @@ from ..rotation import Layout
 
 
 def skew(upper: Float[Tensor, "*batch k"], size: int) -> Float[Tensor, "*batch b b"]:
-    """The skew-symmetric matrices U - U^T of upper triangles (..., size (size - 1) / 2), read row by row."""
+    """Return the skew-symmetric matrices U - U^T of upper triangles (..., size (size - 1) / 2), read row by row."""
     rows, columns = torch.triu_indices(size, size, 1, device=upper.device)
     matrix = upper.new_zeros(*upper.shape[:-1], size, size)
     matrix[..., rows, columns] = upper
@@ -89,7 +89,7 @@ class BlockRotary(RotaryEncoding):
         return self.num_blocks * self.block_angles
 
     def prepare(self, positions: Positions) -> Tensor:
-        """Rotation matrices, ([B,] heads or 1, prefix + N, head_dim / b, b, b); prefix tokens get the identity."""
+        """Return the rotation matrices, ([B,] heads or 1, prefix + N, head_dim / b, b, b), the identity for a prefix."""
         with full_precision(positions):
             angles = F.pad(self.encode(self.locate(positions)), (0, 0, positions.num_prefix_tokens, 0))
             upper = wide(angles).unflatten(-1, (self.num_blocks, self.block_angles))
@@ -115,7 +115,7 @@ class BlockRotary(RotaryEncoding):
         return table
 
     def rotate(self, x: Tensor, prepared: Tensor) -> Tensor:
-        """x (B, heads, prefix + N, head_dim) turned by what `prepare` returned."""
+        """Return x (B, heads, prefix + N, head_dim) turned by what `prepare` returned."""
         interleaved = self.layout == "interleaved"
         with torch.autocast(x.device.type, enabled=False):
             blocks = x.to(torch.promote_types(x.dtype, prepared.dtype))

@@ -2,6 +2,12 @@
 
 `rotate` is the definition. Here q and k are turned together, in the order of the buffer, and the buffer's gradient is
 written once, where autograd would copy the gradients of three parts into one.
+
+The buffer of one token, and what is read from it (B, T, 3, heads, D):
+
+    memory    q of head 0 | q of head 1 | .. | k of head 0 | k of head 1 | .. | v of head 0 | v of head 1 | ..
+    turned   [--------------- one stretch, q and k together, by one table --------------]
+    q, k, v   views (B, heads, T, D) of that stretch and of the rest: no copy
 """
 
 from __future__ import annotations
@@ -23,7 +29,7 @@ def split_qkv(
     layout: Layout = "interleaved",
     overwrite: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """q, k, v (B, heads, T, D) of qkv (B, T, 3, heads, D), with q and k turned if there is a table.
+    """Return q, k, v (B, heads, T, D) of qkv (B, T, 3, heads, D), with q and k turned if there is a table.
 
     Args:
         qkv: what the projection of an attention layer returned.
@@ -41,8 +47,8 @@ def split_qkv(
 
 
 def _split(qkv: Tensor, table: Tensor | None, layout: Layout, overwrite: bool = False) -> tuple[Tensor, ...]:
-    """`split_qkv` for a table (2, B or 1, T, 1, heads or 1, D / 2), or None."""
-    qk = qkv[:, :, :2]
+    """Return what `split_qkv` does for a table (2, B or 1, T, 1, heads or 1, D / 2), or None."""
+    qk = qkv[:, :, :2]  # (B, T, 2, heads, D)
     inside = overwrite and layout == "interleaved" and lies_in_pairs(qk)
     if table is not None:
         turned = _turn(qk, *table, layout, out=qk if inside else None)
@@ -87,7 +93,7 @@ class SplitQKV(torch.autograd.Function):
 
 
 def _turn(x: Tensor, cos: Tensor, sin: Tensor, layout: Layout, out: Tensor | None = None) -> Tensor:
-    """The turned x in x's dtype, computed in the wider of both; written to `out`, if it is given.
+    """Return the turned x in x's dtype, computed in the wider of both; written to `out`, if it is given.
 
     That may be x itself where layout is "interleaved".
     """
@@ -117,7 +123,7 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor, layout: Layout, out: Tensor | Non
 
 
 def _angle_gradient(x: Tensor, grad: Tensor, layout: Layout, shape: torch.Size) -> Tensor:
-    """Im(conj(x) grad) of every pair of x (B, T, 2, heads, D), summed to (B or 1, T, 1, heads or 1, D / 2)."""
+    """Return Im(conj(x) grad) of every pair of x (B, T, 2, heads, D), summed to (B or 1, T, 1, heads or 1, D / 2)."""
     wide = torch.promote_types(x.dtype, torch.float32)
     step = 1 if layout == "interleaved" else x.shape[-1] // 2  # from a pair's first channel to its second
     parts = x.shape[0] if shape[0] == 1 and x.device.type == "cpu" else 1  # a sample fits into the cache

@@ -84,7 +84,7 @@ class String(RotaryEncoding):
             self.freqs.copy_(geometric_frequencies(self.head_dim // 4, self.temperature).repeat(2))
 
     def frequencies(self) -> Float[Tensor, "2 heads pairs"]:
-        """What multiplies x and y in the angle of each pair, (2, heads, head_dim / 2), float64."""
+        """Return what multiplies x and y in the angle of each pair, (2, heads, head_dim / 2), float64."""
         if self.preset == "cayley":
             x, y = wide(self.freqs).chunk(2, dim=-1)
             none = torch.zeros_like(x)
@@ -94,7 +94,7 @@ class String(RotaryEncoding):
         return wide(self.circulant) @ waves
 
     def basis(self) -> Float[Tensor, "heads d d"]:
-        """The orthogonal matrix Q, (heads or 1, head_dim, head_dim), float64; its columns are paired by `layout`."""
+        """Return the orthogonal matrix Q, (heads or 1, head_dim, head_dim), float64; `layout` pairs its columns."""
         if self.preset == "cayley":
             s = skew(wide(self.skew), self.head_dim)
             eye = torch.eye(self.head_dim, dtype=s.dtype, device=s.device)
@@ -111,7 +111,7 @@ class String(RotaryEncoding):
         return mixed_angles(positions.coords, self.frequencies())
 
     def prepare(self, positions: Positions) -> tuple[Tensor, Tensor]:
-        """Cosines and sines as for any rotary encoding, and the basis."""
+        """Return cosines and sines as for any rotary encoding, and the basis."""
         with full_precision(positions):
             return super().prepare(positions), self.basis().to(positions.coords.dtype)
 
@@ -133,7 +133,7 @@ class String(RotaryEncoding):
             return turned.to(x.dtype)
 
     def rotate(self, x: Tensor, prepared: tuple[Tensor, Tensor]) -> Tensor:
-        """x (B, heads, prefix + N, head_dim) multiplied by R(p), the outer Q included."""
+        """Return x (B, heads, prefix + N, head_dim) multiplied by R(p), the outer Q included."""
         return self._turn(x, prepared, outer=True)
 
     def modify_attention(self, tensors: AttentionTensors, prepared: tuple[Tensor, Tensor]) -> None:
@@ -141,12 +141,12 @@ class String(RotaryEncoding):
         tensors.q, tensors.k = (self._turn(x, prepared, outer=False) for x in (tensors.q, tensors.k))
 
     def fold(self, rows: Tensor, fused: bool = True) -> Tensor:
-        """Weight or bias of the query and key projection with Q^T multiplied in; rows as in `convert_qk_layout`."""
+        """Return weight or bias of the query and key projection times Q^T; rows as in `convert_qk_layout`."""
         basis = self.basis()
         return map_qk_rows(rows, self.num_heads, lambda table: (basis.mT @ table.to(basis)).to(rows), fused)
 
     def folded(self) -> RopeMixed:
-        """What is left of this encoding for a folded projection: RoPE with its frequencies."""
+        """Return what is left of this encoding for a folded projection: RoPE with its frequencies."""
         frame = {"reference_shape": self.reference_shape, "extrapolate": self.extrapolate}
         rope = RopeMixed(self.num_heads, self.head_dim, layout=self.layout, **frame)
         rope.freqs = nn.Parameter(self.frequencies().detach().to(next(self.parameters())))
