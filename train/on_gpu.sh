@@ -21,7 +21,7 @@ python=${PYTHON:-python3} data=${DATA:-data} wheels=${WHEELS:-wheels} workers=${
 case $part in check | record | table | speed) ;; *) sed -n '2,19s/^# \{0,1\}//p' "$0"; exit 2 ;; esac
 end=$((SECONDS + minutes * 60 - 45)) # the last seconds are for stopping, saving and packing
 mkdir -p "$out" && out=$(cd "$out" && pwd) || exit 1
-export PYTHONPATH=.:$out/packages PYTHONUNBUFFERED=1 TORCHINDUCTOR_CACHE_DIR=${TORCHINDUCTOR_CACHE_DIR:-$out/inductor}
+export PYTHONPATH=.:$out/packages${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 TORCHINDUCTOR_CACHE_DIR=${TORCHINDUCTOR_CACHE_DIR:-$out/inductor}
 export TORCHINDUCTOR_COMPILE_THREADS=${TORCHINDUCTOR_COMPILE_THREADS:-4} # of each worker
 [ -e "$out/$part.done" ] && { echo "$part: done before"; exit 0; }
 

@@ -89,7 +89,7 @@ class BlockRotary(RotaryEncoding):
         return self.num_blocks * self.block_angles
 
     def prepare(self, positions: Positions) -> Tensor:
-        """Return the rotation matrices, ([B,] heads or 1, prefix + N, head_dim / b, b, b), the identity for a prefix."""
+        """Return rotation matrices ([B,] heads or 1, prefix + N, head_dim / b, b, b), for a prefix the identity."""
         with full_precision(positions):
             angles = F.pad(self.encode(self.locate(positions)), (0, 0, positions.num_prefix_tokens, 0))
             upper = wide(angles).unflatten(-1, (self.num_blocks, self.block_angles))
