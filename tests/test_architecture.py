@@ -65,6 +65,13 @@ def test_a_stranger_reads_little():
     assert limits["a host"] <= 700
 
 
+def test_the_layers_are_those_that_lint_holds():
+    contract = (ROOT / "pyproject.toml").read_text().split('containers = ["visionpos"]')[1].split("\n]\n")[0]
+    layers = [layer.split(" | ") for layer in re.findall(r'^  "(.*)",', contract, re.M)]
+    lines = re.search(r"```text\n(.*?)```", section("Which imports are allowed"), re.DOTALL)[1].splitlines()
+    assert [re.split(r"\s{2,}", line)[0].split(", ") for line in lines] == [["train", "benchmarks"], *layers]
+
+
 def test_the_glossary_is_short():
     words = [row[0] for row in rows("Words")]
     assert len(words) <= 30
