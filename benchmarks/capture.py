@@ -53,6 +53,7 @@ def milliseconds(encoding: str, device: torch.device) -> float:
 
 
 def main() -> None:
+    """Print and write down a row for each encoding."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--encodings", nargs="+")
     parser.add_argument("--output", type=Path)

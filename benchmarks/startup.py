@@ -33,6 +33,7 @@ def seconds(arguments: list[str]) -> float:
 
 
 def main() -> None:
+    """Print the CPU seconds of each command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     rounds = parser.parse_args().rounds

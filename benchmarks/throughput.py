@@ -128,6 +128,7 @@ def measure(name: str, batch: int, steps: int, rounds: int, device: torch.device
 
 
 def main() -> None:
+    """Print and write down a row for each model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=list(OWN), default=list(OWN))
     parser.add_argument("--batch", type=int, default=512)
