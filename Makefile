@@ -38,9 +38,10 @@ test-oldest:  ## the fast tests with the oldest supported torch and timm, in an 
 		torch==2.8.0 torchvision==0.23.0 timm==1.0.26 --editable '.[dev]'
 	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n $(JOBS) -m 'not slow'
 
-lint: install  ## ruff: style and format
+lint: install  ## style, format, and which imports are allowed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache --no-logo
 
 docs: install  ## write docs/encodings.md, its pictures and docs/hosts.md from the registry and from measurements
 	$(BIN)/python -m visionpos docs
