@@ -34,7 +34,7 @@ def locate(
 ) -> Positions:
     """Where the patch tokens are: x (B, N, C) on the grid that the model was made for, or (B, H, W, C) on its own."""
     feat_shape = tuple(x.shape[1:3]) if x.ndim == 4 else grid_size
-    positions = Positions.grid(feat_shape, num_prefix_tokens, device=x.device)
+    positions = Positions.grid(feat_shape, num_prefix_tokens, device=x.device).promote(x.dtype)
     return positions if augmentation is None else augmentation(positions)
 
 
