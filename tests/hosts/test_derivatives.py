@@ -97,6 +97,14 @@ def test_a_step_with_a_gradient_penalty(family, spec):
     assert penalty() < before
 
 
+@pytest.mark.parametrize("spec", [OWN, "rope_mixed"])
+@pytest.mark.parametrize("family", ZOO)
+def test_jacobians_of_many_gradients_at_once(family, spec):
+    model, x = converted(family, spec)
+    one_by_one, at_once = (torch.autograd.functional.jacobian(model, x[:1], vectorize=v) for v in (False, True))
+    assert (at_once - one_by_one).abs().max() < 1e-12 * one_by_one.abs().max()
+
+
 @pytest.mark.parametrize("family", ZOO)
 def test_keeping_its_own_encoding_changes_no_output_bit_in_float64(family):
     plain, size = build(family)
