@@ -56,6 +56,33 @@ def test_gradcheck(name, grid, prefix, kept):
     assert torch.autograd.gradcheck(along, torch.zeros((), dtype=torch.float64, requires_grad=True))
 
 
+@pytest.mark.parametrize("kept", [False, True], ids=["grid", "kept"])
+@pytest.mark.parametrize("name", NAMES)
+def test_float64_tokens_or_parameters_get_all_of_float64(name, kept):
+    """Positions are float32 until then; on another grid than the reference their coordinates are fractions."""
+    encoding, index = small_encoding(get_encoding_class(name), (3, 5)).double(), torch.tensor([4, 0, 13])
+    encoding.reference_shape = (4, 7)
+    narrow = vp.Positions.grid((3, 5), 1)
+    exact = vp.Positions(narrow.coords.double(), (3, 5), 1, is_grid=True)
+    narrow, exact = (positions.keep(index) if kept else positions for positions in (narrow, exact))
+    got, want = output(encoding, narrow), output(encoding, exact)
+    assert got.dtype == torch.float64
+    assert torch.equal(got, want)
+    if encoding.learnable and encoding.place in ("input", "bias") and not encoding.content_dependent:
+        read = encoding.embed if encoding.place == "input" else encoding.bias
+        assert torch.equal(read(narrow), read(exact))
+
+
+def test_no_tokens_make_positions_less_exact_than_float32():
+    positions = vp.Positions.grid((2, 3))
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        assert positions.promote(dtype) is positions
+    exact = positions.promote(torch.float64)
+    assert exact.coords.dtype == torch.float64
+    assert exact.is_grid
+    assert exact.promote(torch.float32) is exact
+
+
 @pytest.mark.parametrize("size", [(64, 48), (512, 512)])
 @pytest.mark.parametrize("name", FORMULAS)
 def test_float32_is_right_on_large_grids(name, size):

@@ -121,6 +121,11 @@ class PositionEncoding(nn.Module):
         """
         raise TypeError(f"{type(self).__name__} must define encode()")
 
+    def promote(self, positions: Positions) -> Positions:
+        """Return the positions, in float64 where the parameters are: see `Positions.promote`."""
+        parameter = next(self.owner.parameters(), None)
+        return positions if parameter is None else positions.promote(parameter.dtype)
+
     def locate(self, positions: Positions) -> Positions:
         """Return the positions in the coordinates of the grid that was trained on."""
         if self.reference_shape is None or self.extrapolate:

@@ -23,6 +23,17 @@ def is_plain_eager() -> bool:
     )
 
 
+def must_be_differentiable(*grads: Tensor) -> bool:
+    """Return whether a backward pass may only use operations that have derivatives and batches themselves.
+
+    That is so where a graph of it is built, for gradients of a higher order, where it is transformed, and where `grads`
+    are batches of gradients, as `torch.autograd.grad(is_grads_batched=True)` has them.
+    """
+    if torch.is_grad_enabled() or not is_plain_eager():
+        return True
+    return any(torch._C._functorch.is_legacy_batchedtensor(grad) for grad in grads)
+
+
 @torch.library.custom_op("visionpos::materialize", mutates_args=(), schema="(Tensor x) -> Tensor")
 def _materialize(x: Tensor) -> Tensor:
     return x.clone()

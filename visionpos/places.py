@@ -40,6 +40,7 @@ class InputEncoding(PositionEncoding):
 
     def embed(self, positions: Positions) -> Float[Tensor, "*batch n dim"]:
         """Return the vectors of the patch tokens: (N, dim), or (B, N, dim) for batched coordinates."""
+        positions = self.promote(positions)
         with full_precision(positions):
             return self.encode(self.locate(positions)).to(positions.coords.dtype)
 
@@ -67,7 +68,7 @@ class InputEncoding(PositionEncoding):
         check_tokens(x, 1, positions, "x")
         if x.shape[-1] != self.dim:
             raise ValueError(f"x has {x.shape[-1]} channels, but {self.name} was built with dim={self.dim}")
-        return x + self.prepare(positions).to(x.dtype)
+        return x + self.prepare(positions.promote(x.dtype)).to(x.dtype)
 
 
 def take_tokens(table: Tensor, index: Tensor, num_prefix_tokens: int) -> Tensor:
@@ -120,11 +121,13 @@ class RotaryEncoding(PositionEncoding):
 
     def angles(self, positions: Positions) -> Float[Tensor, "*batch heads n pairs"]:
         """Return the angles of the patch tokens in radians: (heads or 1, N, head_dim / 2), float32."""
+        positions = self.promote(positions)
         with full_precision(positions):
             return self.encode(self.locate(positions)).to(positions.coords.dtype)
 
     def prepare(self, positions: Positions) -> Tensor:
         """Return cosines and sines, (2, [B,] heads or 1, prefix + N, head_dim / 2); prefix tokens get the identity."""
+        positions = self.promote(positions)
         with full_precision(positions):
             angles = F.pad(self.encode(self.locate(positions)), (0, 0, positions.num_prefix_tokens, 0))
             return torch.stack([angles.cos(), angles.sin()]).to(positions.coords.dtype)
@@ -169,7 +172,7 @@ class RotaryEncoding(PositionEncoding):
                     f"{what} has {x.shape[1]} heads of {x.shape[3]} channels, but {self.name} was built with "
                     f"num_heads={self.num_heads}, head_dim={self.head_dim}"
                 )
-        prepared = self.prepare(positions)
+        prepared = self.prepare(positions.promote(q.dtype).promote(k.dtype))
         return self.rotate(q, prepared), self.rotate(k, prepared)
 
 
@@ -251,9 +254,11 @@ class BiasEncoding(PositionEncoding):
 
         Its shape is (heads, prefix + N, prefix + N), with a leading B for batched coordinates.
 
-        Rows and columns of prefix tokens are zero. Float32, and added after the scaling of the logits.
+        Rows and columns of prefix tokens are zero. Float32, or float64 where positions or parameters are, and added
+        after the scaling of the logits.
         """
-        keys = positions if keys is None else keys
+        keys = self.promote(positions if keys is None else keys)
+        positions = self.promote(positions)
         with full_precision(positions):
             queries = self.locate(positions)
             bias = self.encode(queries, queries if keys is positions else self.locate(keys))  # ([B,] heads, Nq, Nk)
@@ -278,9 +283,10 @@ class BiasEncoding(PositionEncoding):
 
     def forward(self, logits: Float[Tensor, "b heads q k"], positions: Positions, keys: Positions | None = None):
         """Return scaled logits (B, heads, prefix + N, prefix + N) plus the bias, in the logits' dtype."""
+        keys = positions if keys is None else keys
         check_tokens(logits, 2, positions, "logits")
-        check_tokens(logits, 3, positions if keys is None else keys, "logits")
-        return logits + self.bias(positions, keys).to(logits.dtype)
+        check_tokens(logits, 3, keys, "logits")
+        return logits + self.bias(positions.promote(logits.dtype), keys.promote(logits.dtype)).to(logits.dtype)
 
 
 class ContextualBias(BiasEncoding):
@@ -315,7 +321,8 @@ class ContextualBias(BiasEncoding):
         if content is None:
             raise ValueError(f"{self.name} depends on the queries: pass content= ({self.content_source})")
         check_tokens(content, -2, positions, "content")
-        keys = positions if keys is None else keys
+        keys = self.promote(positions if keys is None else keys).promote(content.dtype)
+        positions = self.promote(positions).promote(content.dtype)
         with full_precision(positions):
             queries = self.locate(positions)
             located = queries if keys is positions else self.locate(keys)
@@ -333,9 +340,10 @@ class ContextualBias(BiasEncoding):
 
     def forward(self, logits: Tensor, positions: Positions, keys: Positions | None = None, content=None) -> Tensor:
         """Return scaled logits (B, heads, prefix + N, prefix + N) plus the bias, in the logits' dtype."""
+        keys = positions if keys is None else keys
         check_tokens(logits, 2, positions, "logits")
-        check_tokens(logits, 3, positions if keys is None else keys, "logits")
-        return logits + self.bias(positions, keys, content).to(logits.dtype)
+        check_tokens(logits, 3, keys, "logits")
+        return logits + self.bias(positions.promote(logits.dtype), keys.promote(logits.dtype), content).to(logits.dtype)
 
 
 class ConditionalEncoding(PositionEncoding):

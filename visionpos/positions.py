@@ -126,6 +126,14 @@ class Positions:
         coords = torch.stack([axis * r for axis, r in zip(self.coords.unbind(-1), ratio, strict=True)], dim=-1)
         return replace(self, coords=coords, feat_shape=feat_shape, is_grid=False)
 
+    def promote(self, dtype: torch.dtype) -> Positions:
+        """Return the same positions for tokens or parameters of a dtype: in float64 if it is, and never in less.
+
+        What is computed from positions has the dtype of their coordinates, so that a float64 model is that throughout.
+        """
+        wide = torch.promote_types(self.coords.dtype, dtype)
+        return self if wide == self.coords.dtype else replace(self, coords=self.coords.to(wide))
+
     def to(self, device: torch.device | str) -> Positions:
         """Return the same positions on another device."""
         return replace(self, coords=self.coords.to(device))

@@ -27,10 +27,20 @@ def lies_in_pairs(x: Tensor) -> bool:
     return inner == 1 and not any(step % 2 for step in (*outer, x.storage_offset()))
 
 
+def in_pairs(x: Tensor) -> Tensor:
+    """(..., D) -> (..., D / 2, 2). A view, as `unflatten`, which batches of gradients do not know."""
+    return x.view(*x.shape[:-1], x.shape[-1] // 2, 2)
+
+
 def as_pairs(x: Tensor) -> Tensor:
     """Return x (..., D) as complex numbers (..., D / 2) of neighbours; a copy where the memory does not allow it."""
     x = x if lies_in_pairs(x) else x.clone(memory_format=torch.contiguous_format)
-    return torch.view_as_complex(x.unflatten(-1, (-1, 2)))
+    return torch.view_as_complex(in_pairs(x))
+
+
+def channels(x: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+    """Return the first and the second channels of all pairs of x (..., D), (..., D / 2) each."""
+    return in_pairs(x).unbind(-1) if layout == "interleaved" else x.chunk(2, dim=-1)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, layout: Layout) -> Tensor:
@@ -41,14 +51,14 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, layout: Layout) -> Tensor:
     """
     exact = x.to(torch.promote_types(x.dtype, cos.dtype))
     interleaved = layout == "interleaved"
-    a, b = exact.unflatten(-1, (-1, 2)).unbind(-1) if interleaved else exact.chunk(2, dim=-1)  # (..., N, D / 2)
+    a, b = channels(exact, layout)  # (..., N, D / 2)
     if torch.compiler.is_compiling():
         turned = a * cos - b * sin, a * sin + b * cos
     else:
         pairs = as_pairs(exact) if interleaved else torch.complex(a, b)
         pairs = pairs * torch.complex(cos, sin).to(pairs.dtype)
         if interleaved:
-            return torch.view_as_real(pairs).flatten(-2).to(x.dtype)
+            return torch.view_as_real(pairs).reshape(*pairs.shape[:-1], 2 * pairs.shape[-1]).to(x.dtype)
         turned = pairs.real, pairs.imag
     rotated = torch.stack(turned, dim=-1).flatten(-2) if interleaved else torch.cat(turned, dim=-1)
     return rotated.to(x.dtype)

@@ -107,6 +107,19 @@ def test_one_graph_forward_and_backward():
     assert (grads[0] - grads[1]).abs().max() < 1e-4
 
 
+@pytest.mark.parametrize("layout", ["interleaved", "half"])
+@pytest.mark.parametrize("table_shape", TABLES)
+def test_gradient_of_the_gradient(table_shape, layout):
+    qkv, table, _ = inputs(table_shape)
+    seconds = {}
+    for mode in ("fused", "plain"):
+        with kernels.use(mode):
+            q, k, v = kernels.rotate_qkv(qkv, table, layout)
+        (first,) = torch.autograd.grad((q @ k.mT).div(DIM).softmax(-1).matmul(v).sum(), qkv, create_graph=True)
+        (seconds[mode],) = torch.autograd.grad(first.square().sum(), qkv)
+    assert (seconds["fused"] - seconds["plain"]).abs().max() < 1e-5 * seconds["plain"].abs().max()
+
+
 def test_operators_are_registered_as_torch_wants_them():
     qkv, table, _ = inputs()
     torch.library.opcheck(rotate_qk, (qkv.detach(), *table, True))

@@ -100,6 +100,19 @@ def test_gradient_of_a_relative_table():
     assert (grads["fused"] - grads["plain"]).abs().max() < 1e-5 * grads["plain"].abs().max()
 
 
+@pytest.mark.parametrize("case", ["square", "oblong"])
+def test_gradient_of_the_gradient(case):
+    qkv, bias, *rest = inputs(case)
+    seconds = {}
+    for mode in ("fused", "plain"):
+        with kernels.use(mode):
+            out = kernels.window_attention(qkv, bias, *rest)
+        firsts = torch.autograd.grad(out.cos().sum(), (qkv, bias), create_graph=True)
+        seconds[mode] = torch.autograd.grad(sum(first.square().sum() for first in firsts), (qkv, bias))
+    for got, want in zip(*seconds.values(), strict=True):
+        assert (got - want).abs().max() < 1e-5 * want.abs().max()
+
+
 def test_results_repeat_bit_for_bit():
     qkv, bias, *rest = inputs("square")
     first, second = (

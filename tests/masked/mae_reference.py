@@ -6,13 +6,13 @@ import torch
 
 
 def sincos_table(height, width, dim):
-    """(1 + H W, dim): a row of zeros, then sin x w, cos x w, sin y w, cos y w; in float32, as checkpoints have it."""
+    """(1 + H W, dim): a row of zeros, then sin x w, cos x w, sin y w, cos y w."""
     rows = [[0.0] * dim]
     omega = [10000 ** (-4 * i / dim) for i in range(dim // 4)]
     for y in range(height):
         for x in range(width):
             rows.append([f(place * w) for place in (x, y) for f in (math.sin, math.cos) for w in omega])
-    return torch.tensor(rows, dtype=torch.float64).float().double()
+    return torch.tensor(rows, dtype=torch.float64)
 
 
 def linear(x, weights, name):

@@ -47,7 +47,9 @@ SPLIT = mutants_of(
         ("pairs of the wrong neighbours", "pairs = total[..., ::2]", "pairs = total[..., ::2].flip(-1)"),
         ("overwritten where it cannot be", 'layout == "interleaved" and lies_in_pairs(qk)', 'layout == "interleaved"'),
         ("transformations unseen", "if not is_plain_eager():", "if False:"),
-        ("a second derivative in silence", "    @once_differentiable\n", ""),
+        ("a second derivative in silence", "differentiable = must_be_differentiable(*grads)", "differentiable = False"),
+        ("turned the same way in a graph", "rotate(q, cos, -sin, layout), ", "rotate(q, cos, sin, layout), "),
+        ("angles reversed in a graph", "(x1 * grad2 - x2 * grad1)", "(x2 * grad1 - x1 * grad2)"),
     ],
 )
 

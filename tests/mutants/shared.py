@@ -108,10 +108,11 @@ RESIZE = mutants_of(
 
 CONTRACT = mutants_of(
     "encoding.py",
-    "test_contract.py hosts/test_attention.py hosts/test_vit.py",
+    "test_contract.py test_numerics.py hosts/test_attention.py hosts/test_vit.py",
     [
         ("reference_shape ignored", "return positions.rescale(self.reference_shape)", "return positions"),
         ("extrapolate ignored", "is None or self.extrapolate:", "is None:"),
+        ("float32 beside float64 parameters", "else positions.promote(parameter.dtype)", "else positions"),
         ("a second bias replaces the first", "else self.bias + bias", "else bias"),
         (
             "autocast left on",
@@ -125,8 +126,10 @@ CONTRACT = mutants_of(
 PLACES = mutants_of(
     "places.py",
     "parity/test_alibi.py parity/test_rope.py parity/test_shaw.py parity/test_lepe.py "
-    "parity/test_learned.py hosts/test_attention.py test_contract.py rotary/test_split.py rotary/test_kept.py",
+    "parity/test_learned.py hosts/test_attention.py test_contract.py test_numerics.py rotary/test_split.py "
+    "rotary/test_kept.py",
     [
+        ("float32 beside float64 tokens", "positions.promote(q.dtype).promote(k.dtype)", "positions"),
         ("kept tokens one off", "index + num_prefix_tokens", "index"),
         ("kept tokens of other samples", ".movedim(-3, -4)", ".flip(-3).movedim(-3, -4)"),
         (

@@ -75,11 +75,39 @@ def test_gradcheck(batch, layout):
     assert torch.autograd.gradcheck(split_qkv, (qkv,))
 
 
-def test_a_second_derivative_is_an_error():
-    qkv = torch.randn(B, T, 3, HEADS, D, requires_grad=True)
-    (first,) = torch.autograd.grad(split_qkv(qkv)[0].square().sum(), qkv, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        first.sum().backward()
+@pytest.mark.parametrize("layout", ["interleaved", "half"])
+@pytest.mark.parametrize(("heads", "batch"), [(HEADS, None), (1, None), (1, 2), (HEADS, 2)])
+def test_the_gradient_of_the_gradient(heads, batch, layout):
+    """By the buffer, by the angles and by both; the plain operations say what is right as well."""
+    angles, _ = table(heads, batch, tokens=2, pairs=2)
+    qkv = torch.randn(2, 2, 3, HEADS, 4, dtype=torch.float64, requires_grad=True)
+
+    def function(qkv, angles, split=split_qkv):
+        return split(qkv, torch.stack([angles.cos(), angles.sin()]), layout)
+
+    assert torch.autograd.gradgradcheck(function, (qkv, angles))
+    assert torch.autograd.gradgradcheck(lambda qkv: function(qkv, angles.detach()), (qkv,))
+    assert torch.autograd.gradgradcheck(split_qkv, (qkv,))
+    seconds = []
+    for split in (split_qkv, plain):
+        q, k, v = function(qkv, angles, split)
+        first = torch.autograd.grad((q @ k.mT @ v).sin().sum(), (qkv, angles), create_graph=True)
+        seconds.append(torch.autograd.grad(sum(x.square().sum() for x in first), (qkv, angles)))
+    for got, want in zip(*seconds, strict=True):
+        assert (got - want).abs().max() < 1e-12 * want.abs().max()
+
+
+@pytest.mark.parametrize("layout", ["interleaved", "half"])
+def test_many_gradients_at_once(layout):
+    angles, turn = table(HEADS, None, torch.float64)
+    qkv = torch.randn(B, T, 3, HEADS, D, dtype=torch.float64, requires_grad=True)
+    grads = torch.randn(5, B, HEADS, T, D, dtype=torch.float64)
+    q, k, _ = split_qkv(qkv, turn(), layout)
+    got = torch.autograd.grad((q, k), (qkv, angles), (grads, grads), is_grads_batched=True, retain_graph=True)
+    for index, grad in enumerate(grads):
+        want = torch.autograd.grad((q, k), (qkv, angles), (grad, grad), retain_graph=True)
+        for batch, one in zip(got, want, strict=True):
+            assert (batch[index] - one).abs().max() < 1e-12
 
 
 def test_any_memory_layout():

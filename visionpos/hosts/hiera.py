@@ -138,7 +138,7 @@ class EncodedHiera(FixedCoordinates, Hiera):
         """
         whole = None if mask is None else mask.view(x.shape[0], 1, *self.mask_spatial_shape)
         x = self.unroll(self._pos_embed(self.patch_embed(x, mask=whole)))
-        positions = Positions.grid(tuple(self.tokens_spatial_shape), device=x.device)
+        positions = Positions.grid(tuple(self.tokens_spatial_shape), device=x.device).promote(x.dtype)
         coords = self.unroll(positions.coords.unsqueeze(0))
         if mask is None:
             coords = coords.squeeze(0)

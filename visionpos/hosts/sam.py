@@ -26,7 +26,8 @@ class EncodedSAMAttention(TimmAttention):
         if not len(self.encodings):
             return super().forward(x)
         feat_shape, tokens = tuple(x.shape[1:3]), x.flatten(1, 2)
-        prepared = prepare_encodings(self, AttentionContext(Positions.grid(feat_shape, device=x.device)))
+        positions = Positions.grid(feat_shape, device=x.device).promote(x.dtype)
+        prepared = prepare_encodings(self, AttentionContext(positions))
         q, k, v = self.qkv(tokens).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         return self_attention(self, tokens, self.q_norm(q), self.k_norm(k), v, prepared).unflatten(1, feat_shape)
 

@@ -28,7 +28,7 @@ def takes_fused_path(layer: nn.Module, x: Tensor) -> bool:
 
 def prepare_windows(layer: nn.Module, x: Tensor) -> Prepared:
     """Return the encodings of the layer and their tables, for windows x (B * windows, N, C)."""
-    positions = Positions.grid(layer.window_size, device=x.device)
+    positions = Positions.grid(layer.window_size, device=x.device).promote(x.dtype)
     prepared = ((encoding, encoding.prepare(positions)) for encoding in layer.encodings)
     return tuple((e, materialize(table) if isinstance(table, Tensor) else table) for e, table in prepared)
 

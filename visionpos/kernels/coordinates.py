@@ -64,6 +64,8 @@ def why_unsupported(q: Tensor, k: Tensor, v: Tensor, encoding: BiasEncoding, pos
     """Return why the kernel cannot run, or ""."""
     if not has_formula(encoding, positions):
         return f"the bias of {encoding.name} is no formula of two coordinates"
+    if q.dtype == torch.float64:
+        return "the formula is computed in float32"
     if not 16 <= q.shape[-1] <= 256:
         return f"it takes 16 to 256 channels per head, got {q.shape[-1]}"
     if q.device.type != "cuda" and torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):

@@ -6,7 +6,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from ..rotary.split import join_gradients
 
 BLOCK = 1024  # pairs that a program rotates
 
@@ -100,6 +101,8 @@ class RotateQKV(torch.autograd.Function):
         return qk[:, :, 0].transpose(1, 2), qk[:, :, 1].transpose(1, 2), qkv[:, :, 2].transpose(1, 2)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad_q: Tensor, grad_k: Tensor, grad_v: Tensor) -> tuple[Tensor, None, None, None]:
+        if torch.is_grad_enabled():  # the gradient's own gradient may be asked for, which the kernel does not have
+            layout = "interleaved" if ctx.interleaved else "half"
+            return join_gradients(grad_q, grad_k, grad_v, torch.stack(ctx.saved_tensors), layout), None, None, None
         return rotate_qkv_backward(grad_q, grad_k, grad_v, *ctx.saved_tensors, ctx.interleaved), None, None, None

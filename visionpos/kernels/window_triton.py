@@ -11,6 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .window_reference import reference
+
 
 @triton.jit
 def load_bias(BIAS, h, N: tl.constexpr, M: tl.constexpr):
@@ -168,6 +170,9 @@ def _setup_context(ctx, inputs: tuple, output: Tensor) -> None:
 
 
 def _backward(ctx, grad: Tensor) -> tuple:
+    if torch.is_grad_enabled():  # the gradient's own gradient may be asked for, which the kernel does not have
+        _, gradients = torch.func.vjp(lambda qkv, bias: reference(qkv, bias, *ctx.rest), *ctx.saved_tensors)
+        return *gradients(grad), None, None, None
     return *window_attention_backward(grad, *ctx.saved_tensors, *ctx.rest), None, None, None
 
 

@@ -89,7 +89,7 @@ class MaskedDecoder(nn.Module):
         patches = torch.cat([visible, hidden], dim=1)
         patches = patches.gather(1, restore.unsqueeze(-1).expand(-1, -1, patches.shape[-1]))
         x = torch.cat([prefix, patches], dim=1)
-        positions = Positions.grid(feat_shape, self.num_prefix_tokens, device=x.device)
+        positions = Positions.grid(feat_shape, self.num_prefix_tokens, device=x.device).promote(x.dtype)
         for encoding in self.pos_embed_input:
             x = encoding(x, positions)
         context = AttentionContext.of(positions, self.pos_embed_shared)

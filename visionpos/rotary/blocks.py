@@ -90,6 +90,7 @@ class BlockRotary(RotaryEncoding):
 
     def prepare(self, positions: Positions) -> Tensor:
         """Return rotation matrices ([B,] heads or 1, prefix + N, head_dim / b, b, b), for a prefix the identity."""
+        positions = self.promote(positions)
         with full_precision(positions):
             angles = F.pad(self.encode(self.locate(positions)), (0, 0, positions.num_prefix_tokens, 0))
             upper = to_float64(angles).unflatten(-1, (self.num_blocks, self.block_angles))

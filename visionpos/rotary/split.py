@@ -15,10 +15,9 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from ..materialize import is_plain_eager
-from ..rotation import Layout, as_pairs, lies_in_pairs, rotate
+from ..materialize import is_plain_eager, must_be_differentiable
+from ..rotation import Layout, as_pairs, channels, lies_in_pairs, rotate
 
 MIN_BATCH_TO_EXPAND = 4  # samples for which it pays to write a table out for every head
 
@@ -74,22 +73,49 @@ class SplitQKV(torch.autograd.Function):
         return _split(qkv, table, layout)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, *grads: Tensor) -> tuple[Tensor, Tensor | None, None]:
         table, qkv = ctx.saved_tensors
-        grads = [grad.transpose(1, 2) for grad in grads]  # (B, T, heads, D)
-        b, t, heads, d = grads[0].shape
-        buffer = grads[0].new_empty(b, t, 3, heads, d)
-        for index, grad in enumerate(grads):
-            if table is None or index == 2:
-                buffer[:, :, index] = grad
-            else:
-                cos, sin = table.squeeze(3)
-                _turn(grad, cos, -sin, ctx.layout, out=buffer[:, :, index])
+        differentiable = must_be_differentiable(*grads)
+        if differentiable:
+            turn = None if table is None else table.squeeze(3).transpose(2, 3)  # (2, B or 1, heads or 1, T, D / 2)
+            buffer = join_gradients(*grads, turn, ctx.layout)
+        else:
+            buffer = _write_gradients(grads, table, ctx.layout)
         if qkv is None:
             return buffer, None, None
-        along = _angle_gradient(qkv[:, :, :2], buffer[:, :, :2], ctx.layout, table[0].shape)
+        product = _cross if differentiable else _cross_in_place
+        along = product(qkv[:, :, :2], buffer[:, :, :2], ctx.layout, table[0].shape)
         return buffer, torch.stack([-along * table[1], along * table[0]]), None
+
+
+def join_gradients(q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, layout: Layout) -> Tensor:
+    """Return the gradient of the buffer (B, T, 3, heads, D) by operations that have gradients of every order.
+
+    Args:
+        q: gradient of the turned q, (B, heads, T, D).
+        k: likewise.
+        v: gradient of v, which is not turned.
+        table: what q and k were turned by, (2, [B,] heads or 1, T, D / 2), or None.
+        layout: which channels form a pair.
+    """
+    if table is not None:
+        cos, sin = table.unbind(0)
+        q, k = rotate(q, cos, -sin, layout), rotate(k, cos, -sin, layout)
+    return torch.stack([q, k, v]).permute(1, 3, 0, 2, 4)
+
+
+def _write_gradients(grads: tuple[Tensor, ...], table: Tensor | None, layout: Layout) -> Tensor:
+    """Return the same, written once; the table is (2, B or 1, T, 1, heads or 1, D / 2)."""
+    grads = [grad.transpose(1, 2) for grad in grads]  # (B, T, heads, D)
+    b, t, heads, d = grads[0].shape
+    buffer = grads[0].new_empty(b, t, 3, heads, d)
+    for index, grad in enumerate(grads):
+        if table is None or index == 2:
+            buffer[:, :, index] = grad
+        else:
+            cos, sin = table.squeeze(3)
+            _turn(grad, cos, -sin, layout, out=buffer[:, :, index])
+    return buffer
 
 
 def _turn(x: Tensor, cos: Tensor, sin: Tensor, layout: Layout, out: Tensor | None = None) -> Tensor:
@@ -122,8 +148,15 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor, layout: Layout, out: Tensor | Non
     return out
 
 
-def _angle_gradient(x: Tensor, grad: Tensor, layout: Layout, shape: torch.Size) -> Tensor:
+def _cross(x: Tensor, grad: Tensor, layout: Layout, shape: torch.Size) -> Tensor:
     """Return Im(conj(x) grad) of every pair of x (B, T, 2, heads, D), summed to (B or 1, T, 1, heads or 1, D / 2)."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    (x1, x2), (grad1, grad2) = (channels(y.to(wide), layout) for y in (x, grad))
+    return (x1 * grad2 - x2 * grad1).sum(2, keepdim=True).sum_to_size(shape)
+
+
+def _cross_in_place(x: Tensor, grad: Tensor, layout: Layout, shape: torch.Size) -> Tensor:
+    """Return the same, without a tensor of products."""
     wide = torch.promote_types(x.dtype, torch.float32)
     step = 1 if layout == "interleaved" else x.shape[-1] // 2  # from a pair's first channel to its second
     parts = x.shape[0] if shape[0] == 1 and x.device.type == "cpu" else 1  # a sample fits into the cache

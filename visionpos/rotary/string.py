@@ -112,6 +112,7 @@ class String(RotaryEncoding):
 
     def prepare(self, positions: Positions) -> tuple[Tensor, Tensor]:
         """Return cosines and sines as for any rotary encoding, and the basis."""
+        positions = self.promote(positions)
         with full_precision(positions):
             return super().prepare(positions), self.basis().to(positions.coords.dtype)
 
