@@ -89,12 +89,11 @@ def test_a_task_run_on_other_grids_interpolated_and_extrapolated(tmp_path):
     ]
     assert extrapolated["coordinates"] == "extrapolated"
     for name, report in (("evaluate", interpolated), ("evaluate_extrapolated", extrapolated)):
-        answers = load_file(tmp_path / "run" / f"{name}.safetensors")
-        assert sorted(answers) == sorted(
-            f"{r['how']} {r['size'][0]}x{r['size'][1]} {r['part']}" for r in report["rows"]
-        )
-        assert {answer.dtype for answer in answers.values()} == {torch.uint8}
-        assert {answer.shape for answer in answers.values()} == {(report["test_size"],)}
+        kept = load_file(tmp_path / "run" / f"{name}.safetensors")
+        rows = {f"{r['how']} {r['size'][0]}x{r['size'][1]} {r['part']}": r["accuracy"] for r in report["rows"]}
+        assert kept.keys() == {*rows, *(f"right {key}" for key in rows)}
+        assert {(kept[key].dtype, kept[key].shape) for key in rows} == {(torch.uint8, (report["test_size"],))}
+        assert {key: kept[f"right {key}"].float().mean().item() for key in rows} == rows
 
 
 def test_extrapolation_changes_angles_at_another_size_and_not_at_its_own():

@@ -48,7 +48,8 @@ def evaluate(
     """Measure the run at `path` at the size it was trained on, scaled to each of `sizes`, and so on.
 
     The report and the answer to every test picture are written beside it, as `evaluate.json` and
-    `evaluate.safetensors`, or `evaluate_extrapolated.*`; the answers (N,) are named as in "scale 24x24 test".
+    `evaluate.safetensors`, or `evaluate_extrapolated.*`; the answers (N,) are named as in "scale 24x24 test", and which
+    of them are right, (N,) bool, as in "right scale 24x24 test".
 
     Args:
         path: The run directory.
@@ -75,7 +76,8 @@ def evaluate(
             for split, batches in splits_at(config, pictures, found.metadata, how, size, device):
                 with precision:
                     given, labels = answers(resized, batches)
-                kept[f"{how} {size_text(size)} {split}"] = compact(given)
+                key = f"{how} {size_text(size)} {split}"
+                kept |= {key: compact(given), f"right {key}": (given == labels).cpu()}
                 row = {"how": how, "size": list(size), "part": split, "accuracy": fraction(given == labels)}
                 unmoved.setdefault(split, given)  # the first request is the size that was trained on
                 rows.append(row | ({"consistency": fraction(given == unmoved[split])} if how == "shift" else {}))
