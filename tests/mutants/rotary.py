@@ -41,8 +41,8 @@ SPLIT = mutants_of(
         ("angles of queries alone", "return pairs.sum(2, keepdim=True)", "return pairs[:, :, :1]"),
         (
             "angles of the first sample alone",
-            "for y in (x, grad))\n",
-            "[:1] for y in (x, grad))\n",
+            ".flatten(2) for y in (x, grad))\n",
+            ".flatten(2)[:1] for y in (x, grad))\n",
         ),
         ("pairs of the wrong neighbours", "pairs = total[..., ::2]", "pairs = total[..., ::2].flip(-1)"),
         ("overwritten where it cannot be", 'layout == "interleaved" and lies_in_pairs(qk)', 'layout == "interleaved"'),
