@@ -50,8 +50,10 @@ docs: install  ## write docs/encodings.md, its pictures and docs/hosts.md from t
 bench: install  ## speed against timm and against no encoding, as ratios in one run (about 4 minutes)
 	$(BIN)/python -m benchmarks.speed --quick
 
-gpu: install  ## GPU tests, throughput, speed and a sweep in 9 minutes, into runs/gpu; repeat to continue
-	PYTHON=$(BIN)/python bash train/on_gpu.sh runs/gpu
+gpu:  ## what a GPU is asked for, in four parts of minutes each, into runs/gpu; repeat to continue
+	@python3 -c "import torch" 2>/dev/null || $(MAKE) install
+	@export PYTHON=$$(python3 -c "import torch" 2>/dev/null && echo python3 || echo $(BIN)/python); status=0; \
+	for part in "check 5" "record 9" "table 9" "speed 9"; do bash train/on_gpu.sh $$part || status=1; done; exit $$status
 
 clean:  ## remove what was built and trained; data/ stays
 	rm -rf $(VENV) $(VENV)-oldest runs build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
