@@ -89,7 +89,7 @@ class IsotropicMixin:
         return [token for token in tokens if token is not None]
 
     @property
-    def tables(self) -> list[nn.Parameter]:
+    def tables(self) -> list[Tensor]:
         """Return parameters of encodings that belong to the model itself, or to one of its children for all layers."""
         children = [getattr(self, name) for name in self.holders]
         held = [parameter for child in children if child is not None for parameter in child.parameters()]
