@@ -39,7 +39,7 @@ def locate(
 
 
 @torch.fx.wrap  # one call in its graphs, which then have the tables among their own parameters
-def add_encodings(x: Tensor, positions: Positions, encodings: nn.ModuleList, tables: list[nn.Parameter]) -> Tensor:
+def add_encodings(x: Tensor, positions: Positions, encodings: nn.ModuleList, tables: list[Tensor]) -> Tensor:
     """Return x (B, prefix + N, C) after input encodings; `tables` are what encodings read from the model itself."""
     for encoding in encodings:
         x = encoding(x, positions)
