@@ -56,6 +56,11 @@ class AttentionContext:
         self.positions, self.prepared, self.kept = positions, prepared, kept
         self.attn_mask, self.is_causal = attn_mask, is_causal
 
+    def __fx_create_arg__(self, tracer: torch.fx.Tracer) -> torch.fx.Node:
+        """Return the node of a graph of torch.fx that makes this context, as torch.fx asks of its own classes."""
+        values = (self.positions, self.prepared, self.attn_mask, self.is_causal, self.kept)
+        return tracer.create_node("call_function", AttentionContext, tuple(map(tracer.create_arg, values)), {})
+
     @classmethod
     def of(
         cls, positions: Positions, shared: Iterable[PositionEncoding], index: Tensor | None = None
