@@ -102,6 +102,7 @@ class PositionEncoding(nn.Module):
     paper: ClassVar[str] = ""
     learnable: ClassVar[bool] = False  # has parameters
     from_model: ClassVar[tuple[str, ...]] = ("reference_shape",)  # a class adds to those of its bases
+    axes: ClassVar[int | None] = 2  # of the coordinates that it takes; None: any number
     translation_invariant: ClassVar[bool] = False  # only coordinate differences matter
     content_dependent: ClassVar[bool] = False  # needs the queries, not only positions
     continuous: ClassVar[bool] = True  # any real coordinates
@@ -122,7 +123,14 @@ class PositionEncoding(nn.Module):
         raise TypeError(f"{type(self).__name__} must define encode()")
 
     def promote(self, positions: Positions) -> Positions:
-        """Return the positions, in float64 where the parameters are: see `Positions.promote`."""
+        """Return the positions that an encoding was given, in float64 where its parameters are (`Positions.promote`).
+
+        Raises:
+            ValueError: coordinates on another number of axes than the encoding takes.
+        """
+        given = len(positions.feat_shape)
+        if self.axes not in (None, given):
+            raise ValueError(f"{self.name} needs {self.axes} coordinates of a token, (y, x) on two axes, got {given}")
         parameter = next(self.owner.parameters(), None)
         return positions if parameter is None else positions.promote(parameter.dtype)
 

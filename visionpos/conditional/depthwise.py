@@ -39,7 +39,7 @@ class DepthwiseMixing(ConditionalEncoding):
         proj: depthwise Conv2d, weight (dim, 1, kernel_size, kernel_size) and bias (dim,).
 
     Raises:
-        ValueError: an even kernel, an unknown padding, or positions that have not two axes.
+        ValueError: an even kernel, or an unknown padding.
     """
 
     def __init__(self, dim: int, kernel_size: int = 3, padding: Padding = "zeros"):
@@ -60,8 +60,6 @@ class DepthwiseMixing(ConditionalEncoding):
         return {"proj.bias"}
 
     def encode(self, x: Float[Tensor, "b n dim"], positions: Positions) -> Float[Tensor, "b n dim"]:
-        if len(positions.feat_shape) != 2:
-            raise ValueError(f"{self.name} convolves on two axes, got feat_shape {positions.feat_shape}")
         height, width = positions.feat_shape
         with full_precision(positions):
             x = x.to(torch.promote_types(x.dtype, self.proj.weight.dtype))

@@ -64,6 +64,7 @@ class Sinusoidal(InputEncoding):
     """
 
     paper = "Vaswani et al. 2017, arXiv 1706.03762"
+    axes = None
 
     def __init__(self, dim: int, temperature: float = 10000.0, layout: SinCosLayout = "interleaved", **grid_options):
         super().__init__(dim, **grid_options)

@@ -27,6 +27,7 @@ class Rope1D(RotaryEncoding):
 
     paper = "Su et al. 2021, arXiv 2104.09864"
     translation_invariant = True
+    axes = None
 
     def __init__(
         self,
