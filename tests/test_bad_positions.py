@@ -79,7 +79,7 @@ def test_indices_of_either_width_and_none_at_all():
 @pytest.mark.unhooked
 @pytest.mark.parametrize("count", [1.0, True, "1", None, -2])
 def test_a_count_of_prefix_tokens_that_is_none(count):
-    with pytest.raises(ValueError, match=f"^num_prefix_tokens must be an integer, 0 or more, got {count!r}$"):
+    with pytest.raises(ValueError, match=f"^num_prefix_tokens must be 0 or more, an integer, got {count!r}$"):
         vp.Positions.grid((3, 5), num_prefix_tokens=count)
 
 

@@ -18,6 +18,7 @@ derives from `ContextualBias`.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -25,6 +26,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from .options import Size, check_values
 from .positions import Positions
 
 Place = Literal["input", "rotary", "bias", "conditional", "none"]
@@ -110,7 +112,14 @@ class PositionEncoding(nn.Module):
 
     _spec: dict[str, Any] | None = None  # in a model: {"name": ..., every option}, see `convert`
 
-    def __init__(self, *, reference_shape: tuple[int, int] | None = None, extrapolate: bool = False):
+    def __new__(cls, *args: Any, **options: Any):
+        """Check the values of all options, before any constructor works with them."""
+        if args or options:  # a copy has none
+            names = list(inspect.signature(cls.__init__).parameters)[1:]
+            check_values(cls, {**dict(zip(names, args, strict=False)), **options})
+        return super().__new__(cls)
+
+    def __init__(self, *, reference_shape: Size | None = None, extrapolate: bool = False):
         super().__init__()
         self.reference_shape = None if reference_shape is None else tuple(reference_shape)
         self.extrapolate = extrapolate

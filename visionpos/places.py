@@ -13,6 +13,7 @@ from torch import Tensor
 from .encoding import AttentionTensors, PositionEncoding, check_tokens, full_precision
 from .frequencies import require_multiple
 from .materialize import materialize
+from .options import Count
 from .positions import Positions
 from .rotation import Layout, rotate
 
@@ -33,9 +34,8 @@ class InputEncoding(PositionEncoding):
 
     place = "input"
 
-    def __init__(self, dim: int, **grid_options):
+    def __init__(self, dim: Count, **grid_options):
         super().__init__(**grid_options)
-        require_multiple("dim", dim, 1, "the channels of a token")
         self.dim = dim
 
     def embed(self, positions: Positions) -> Float[Tensor, "*batch n dim"]:
@@ -107,7 +107,7 @@ class RotaryEncoding(PositionEncoding):
 
     place = "rotary"
 
-    def __init__(self, num_heads: int, head_dim: int, layout: Layout = "interleaved", **grid_options):
+    def __init__(self, num_heads: Count, head_dim: Count, layout: Layout = "interleaved", **grid_options):
         super().__init__(**grid_options)
         require_multiple("head_dim", head_dim, 2, "channels are rotated in pairs")
         if layout not in ("interleaved", "half"):
@@ -204,9 +204,8 @@ class BiasEncoding(PositionEncoding):
         if any(getattr(cls, name) is not getattr(author, name) for name in computes):
             cls.formula = BiasEncoding.formula
 
-    def __init__(self, num_heads: int, **grid_options):
+    def __init__(self, num_heads: Count, **grid_options):
         super().__init__(**grid_options)
-        require_multiple("num_heads", num_heads, 1, "attention heads")
         self.num_heads = num_heads
 
     def encode(self, queries: Positions, keys: Positions) -> Tensor:
@@ -379,9 +378,8 @@ class ConditionalEncoding(PositionEncoding):
     content_dependent = True
     site: ClassVar[Literal["tokens", "values"]] = "tokens"  # between blocks, or on the values inside attention
 
-    def __init__(self, dim: int, **grid_options):
+    def __init__(self, dim: Count, **grid_options):
         super().__init__(**grid_options)
-        require_multiple("dim", dim, 1, "the channels of a token")
         self.dim = dim
 
     def encode(self, x: Tensor, positions: Positions) -> Tensor:

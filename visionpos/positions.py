@@ -54,7 +54,7 @@ class Positions:
             raise ValueError(f"coords must have shape (N, axes) or (B, N, axes), got {tuple(coords.shape)}")
         prefix = self.num_prefix_tokens
         if not isinstance(prefix, (int, torch.SymInt)) or isinstance(prefix, bool) or prefix < 0:
-            raise ValueError(f"num_prefix_tokens must be an integer, 0 or more, got {prefix!r}")
+            raise ValueError(f"num_prefix_tokens must be 0 or more, an integer, got {prefix!r}")
         object.__setattr__(self, "coords", coords)
         object.__setattr__(self, "feat_shape", _check_shape("feat_shape", self.feat_shape, coords.shape[-1]))
 

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..encoding import full_precision
+from ..options import Count
 from ..places import ConditionalEncoding
 from ..positions import Positions
 
@@ -42,7 +43,7 @@ class DepthwiseMixing(ConditionalEncoding):
         ValueError: an even kernel, or an unknown padding.
     """
 
-    def __init__(self, dim: int, kernel_size: int = 3, padding: Padding = "zeros"):
+    def __init__(self, dim: Count, kernel_size: Count = 3, padding: Padding = "zeros"):
         super().__init__(dim)
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be a positive odd number, got {kernel_size}")

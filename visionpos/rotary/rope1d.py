@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..frequencies import flat_index, geometric_frequencies
+from ..options import Count, Positive
 from ..places import RotaryEncoding
 from ..positions import Positions
 from ..registry import register_encoding
@@ -31,9 +32,9 @@ class Rope1D(RotaryEncoding):
 
     def __init__(
         self,
-        num_heads: int,
-        head_dim: int,
-        temperature: float = 10000.0,
+        num_heads: Count,
+        head_dim: Count,
+        temperature: Positive = 10000.0,
         layout: Layout = "interleaved",
         **grid_options,
     ):
