@@ -103,6 +103,7 @@ def test_copies_are_not_asked_again():
         assert torch.equal(twin.pos_embed, encoding.pos_embed)
 
 
+@pytest.mark.unhooked
 @pytest.mark.parametrize("key", [1, None, (2, 3)])
 def test_an_option_whose_name_is_no_word(key):
     with pytest.raises(ValueError, match="learned has no option .* Valid: dim, "):
