@@ -18,6 +18,7 @@ derives from `ContextualBias`.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -25,6 +26,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from .options import Size, check_values
 from .positions import Positions
 
 Place = Literal["input", "rotary", "bias", "conditional", "none"]
@@ -102,6 +104,7 @@ class PositionEncoding(nn.Module):
     paper: ClassVar[str] = ""
     learnable: ClassVar[bool] = False  # has parameters
     from_model: ClassVar[tuple[str, ...]] = ("reference_shape",)  # a class adds to those of its bases
+    axes: ClassVar[int | None] = 2  # of the coordinates that it takes; None: any number
     translation_invariant: ClassVar[bool] = False  # only coordinate differences matter
     content_dependent: ClassVar[bool] = False  # needs the queries, not only positions
     continuous: ClassVar[bool] = True  # any real coordinates
@@ -109,7 +112,14 @@ class PositionEncoding(nn.Module):
 
     _spec: dict[str, Any] | None = None  # in a model: {"name": ..., every option}, see `convert`
 
-    def __init__(self, *, reference_shape: tuple[int, int] | None = None, extrapolate: bool = False):
+    def __new__(cls, *args: Any, **options: Any):
+        """Check the values of all options, before any constructor works with them."""
+        if args or options:  # a copy has none
+            names = list(inspect.signature(cls.__init__).parameters)[1:]
+            check_values(cls, {**dict(zip(names, args, strict=False)), **options})
+        return super().__new__(cls)
+
+    def __init__(self, *, reference_shape: Size | None = None, extrapolate: bool = False):
         super().__init__()
         self.reference_shape = None if reference_shape is None else tuple(reference_shape)
         self.extrapolate = extrapolate
@@ -122,7 +132,14 @@ class PositionEncoding(nn.Module):
         raise TypeError(f"{type(self).__name__} must define encode()")
 
     def promote(self, positions: Positions) -> Positions:
-        """Return the positions, in float64 where the parameters are: see `Positions.promote`."""
+        """Return the positions that an encoding was given, in float64 where its parameters are (`Positions.promote`).
+
+        Raises:
+            ValueError: coordinates on another number of axes than the encoding takes.
+        """
+        given = len(positions.feat_shape)
+        if self.axes not in (None, given):
+            raise ValueError(f"{self.name} needs {self.axes} coordinates of a token, (y, x) on two axes, got {given}")
         parameter = next(self.owner.parameters(), None)
         return positions if parameter is None else positions.promote(parameter.dtype)
 

@@ -16,8 +16,8 @@ def geometric_frequencies(count: int, temperature: float, inclusive: bool = Fals
 
     With `inclusive` the exponent is i / (count - 1), so that the slowest is exactly 1 / temperature (big_vision).
     """
-    if temperature <= 0:
-        raise ValueError(f"temperature must be positive, got {temperature}")
+    if not 0 < temperature < float("inf"):
+        raise ValueError(f"temperature must be positive, finite and a number, got {temperature}")
     steps = max(count - 1, 1) if inclusive else count
     return temperature ** -(to_float64(torch.arange(count, device=device)) / steps)
 

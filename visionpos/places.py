@@ -13,6 +13,7 @@ from torch import Tensor
 from .encoding import AttentionTensors, PositionEncoding, check_tokens, full_precision
 from .frequencies import require_multiple
 from .materialize import materialize
+from .options import Count
 from .positions import Positions
 from .rotation import Layout, rotate
 
@@ -33,9 +34,8 @@ class InputEncoding(PositionEncoding):
 
     place = "input"
 
-    def __init__(self, dim: int, **grid_options):
+    def __init__(self, dim: Count, **grid_options):
         super().__init__(**grid_options)
-        require_multiple("dim", dim, 1, "the channels of a token")
         self.dim = dim
 
     def embed(self, positions: Positions) -> Float[Tensor, "*batch n dim"]:
@@ -107,7 +107,7 @@ class RotaryEncoding(PositionEncoding):
 
     place = "rotary"
 
-    def __init__(self, num_heads: int, head_dim: int, layout: Layout = "interleaved", **grid_options):
+    def __init__(self, num_heads: Count, head_dim: Count, layout: Layout = "interleaved", **grid_options):
         super().__init__(**grid_options)
         require_multiple("head_dim", head_dim, 2, "channels are rotated in pairs")
         if layout not in ("interleaved", "half"):
@@ -204,9 +204,8 @@ class BiasEncoding(PositionEncoding):
         if any(getattr(cls, name) is not getattr(author, name) for name in computes):
             cls.formula = BiasEncoding.formula
 
-    def __init__(self, num_heads: int, **grid_options):
+    def __init__(self, num_heads: Count, **grid_options):
         super().__init__(**grid_options)
-        require_multiple("num_heads", num_heads, 1, "attention heads")
         self.num_heads = num_heads
 
     def encode(self, queries: Positions, keys: Positions) -> Tensor:
@@ -284,9 +283,20 @@ class BiasEncoding(PositionEncoding):
     def forward(self, logits: Float[Tensor, "b heads q k"], positions: Positions, keys: Positions | None = None):
         """Return scaled logits (B, heads, prefix + N, prefix + N) plus the bias, in the logits' dtype."""
         keys = positions if keys is None else keys
+        self.check_logits(logits, positions, keys)
+        return logits + self.bias(positions.promote(logits.dtype), keys.promote(logits.dtype)).to(logits.dtype)
+
+    def check_logits(self, logits: Tensor, positions: Positions, keys: Positions) -> None:
+        """Check that the bias of these positions fits logits (B, heads, T, T) without anything being repeated.
+
+        Raises:
+            ValueError: another number of heads, tokens or samples.
+        """
+        heads = logits.shape[1]
+        if heads != self.num_heads:
+            raise ValueError(f"logits have {heads} heads, but {self.name} was built with num_heads={self.num_heads}")
         check_tokens(logits, 2, positions, "logits")
         check_tokens(logits, 3, keys, "logits")
-        return logits + self.bias(positions.promote(logits.dtype), keys.promote(logits.dtype)).to(logits.dtype)
 
 
 class ContextualBias(BiasEncoding):
@@ -316,11 +326,14 @@ class ContextualBias(BiasEncoding):
         """Return the bias of queries with `content` (prefix tokens included): (B, heads, prefix + N, prefix + N).
 
         Raises:
-            ValueError: no content, or content of another number of tokens.
+            ValueError: no content, or content of another number of tokens or heads.
         """
         if content is None:
             raise ValueError(f"{self.name} depends on the queries: pass content= ({self.content_source})")
         check_tokens(content, -2, positions, "content")
+        heads = self.num_heads if self.content_source == "x" else content.shape[1]
+        if heads != self.num_heads:
+            raise ValueError(f"content has {heads} heads, but {self.name} was built with num_heads={self.num_heads}")
         keys = self.promote(positions if keys is None else keys).promote(content.dtype)
         positions = self.promote(positions).promote(content.dtype)
         with full_precision(positions):
@@ -341,8 +354,7 @@ class ContextualBias(BiasEncoding):
     def forward(self, logits: Tensor, positions: Positions, keys: Positions | None = None, content=None) -> Tensor:
         """Return scaled logits (B, heads, prefix + N, prefix + N) plus the bias, in the logits' dtype."""
         keys = positions if keys is None else keys
-        check_tokens(logits, 2, positions, "logits")
-        check_tokens(logits, 3, keys, "logits")
+        self.check_logits(logits, positions, keys)
         return logits + self.bias(positions.promote(logits.dtype), keys.promote(logits.dtype), content).to(logits.dtype)
 
 
@@ -366,9 +378,8 @@ class ConditionalEncoding(PositionEncoding):
     content_dependent = True
     site: ClassVar[Literal["tokens", "values"]] = "tokens"  # between blocks, or on the values inside attention
 
-    def __init__(self, dim: int, **grid_options):
+    def __init__(self, dim: Count, **grid_options):
         super().__init__(**grid_options)
-        require_multiple("dim", dim, 1, "the channels of a token")
         self.dim = dim
 
     def encode(self, x: Tensor, positions: Positions) -> Tensor:
@@ -377,7 +388,10 @@ class ConditionalEncoding(PositionEncoding):
 
     def mix(self, x: Float[Tensor, "b t dim"], positions: Positions) -> Float[Tensor, "b t dim"]:
         """Return what is added to x (B, prefix + N, dim), in x's dtype: zeros for prefix tokens."""
+        positions = self.promote(positions)
         check_tokens(x, 1, positions, "x")
+        if x.shape[-1] != self.dim:
+            raise ValueError(f"x has {x.shape[-1]} channels, but {self.name} was built with dim={self.dim}")
         added = self.encode(x[:, positions.num_prefix_tokens :], positions)  # (B, N, dim)
         return F.pad(added, (0, 0, positions.num_prefix_tokens, 0)).to(x.dtype)
 

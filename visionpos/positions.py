@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Int, Num
 from torch import Tensor
 
+from .materialize import is_plain_eager
 from .windows import same_grid, window_partition
 
 
@@ -32,7 +33,7 @@ class Positions:
         num_prefix_tokens: class and register tokens in front of the patch tokens. They have no coordinates.
 
     Raises:
-        ValueError: coordinates of another rank or number of axes, or an empty grid.
+        ValueError: coordinates of another rank or number of axes, an empty grid, or a count that is no integer.
 
     Example:
         >>> positions = vp.Positions.grid((2, 3), num_prefix_tokens=1)
@@ -51,8 +52,9 @@ class Positions:
         coords = self.coords if self.coords.dtype == torch.float64 else self.coords.float()
         if coords.ndim not in (2, 3):
             raise ValueError(f"coords must have shape (N, axes) or (B, N, axes), got {tuple(coords.shape)}")
-        if self.num_prefix_tokens < 0:
-            raise ValueError(f"num_prefix_tokens must be 0 or more, got {self.num_prefix_tokens}")
+        prefix = self.num_prefix_tokens
+        if not isinstance(prefix, (int, torch.SymInt)) or isinstance(prefix, bool) or prefix < 0:
+            raise ValueError(f"num_prefix_tokens must be 0 or more, an integer, got {prefix!r}")
         object.__setattr__(self, "coords", coords)
         object.__setattr__(self, "feat_shape", _check_shape("feat_shape", self.feat_shape, coords.shape[-1]))
 
@@ -85,14 +87,28 @@ class Positions:
         """Return the positions of a subset of the patch tokens: masked autoencoders, patch dropout.
 
         Args:
-            index: (B, K) or (K,) indices into the patch tokens (prefix tokens not counted), in any order.
+            index: (B, K) or (K,) indices into the patch tokens (prefix tokens not counted), from 0 to N - 1, in any
+                order; one that comes twice gives two tokens in one place.
+
+        Raises:
+            ValueError: an index that is no tensor of integers, of another shape, or, on a CPU, out of range.
         """
+        whole = isinstance(index, Tensor) and index.dtype in (torch.int64, torch.int32)
+        if not whole or index.ndim not in (1, 2):
+            given = f"{index.dtype} {tuple(index.shape)}" if isinstance(index, Tensor) else repr(index)
+            raise ValueError(f"index must be a tensor of integers of shape (K,) or (B, K), got {given}")
+        if index.device.type == "cpu" and index.numel() and is_plain_eager():  # elsewhere it would wait for the device
+            outside = index[(index < 0) | (index >= self.num_patches)].tolist()
+            if outside:
+                raise ValueError(f"index must lie in 0 .. {self.num_patches - 1}, got {outside[0]}")
         coords = self.coords
+        if index.ndim == 2 and self.is_batched and len(coords) not in (1, len(index)):
+            raise ValueError(f"index has {len(index)} samples, but the positions have {len(coords)}")
         if index.ndim == 1:
             coords = coords.index_select(-2, index)  # ([B,] K, A)
         else:
             coords = coords.expand(index.shape[0], -1, -1)  # (B, N, A)
-            coords = coords.gather(1, index.unsqueeze(-1).expand(-1, -1, coords.shape[-1]))  # (B, K, A)
+            coords = coords.gather(1, index.long().unsqueeze(-1).expand(-1, -1, coords.shape[-1]))  # (B, K, A)
         return replace(self, coords=coords, is_grid=False)
 
     def windows(self, window_size: tuple[int, int], shift: tuple[int, int] = (0, 0)) -> Positions:

@@ -10,9 +10,10 @@ import pkgutil
 import types
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
 from .encoding import LayerFacts, PositionEncoding
+from .options import check_values
 
 PLACES = ("input", "rotary", "bias", "conditional", "none")
 CLAIMS = ("learnable", "translation_invariant", "content_dependent", "continuous", "extrapolation")
@@ -176,53 +177,18 @@ def require_all(cls: type[PositionEncoding], options: dict[str, Any]) -> dict[st
     return {key: as_tuple(value) for key, value in options.items()}
 
 
-def _hints(cls: type) -> dict[str, Any]:
-    hints: dict[str, Any] = {}
-    for base in reversed(cls.__mro__):
-        if "__init__" in vars(base) and issubclass(base, PositionEncoding):
-            hints.update(get_type_hints(base.__init__))
-    return hints
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    origin, args = get_origin(hint), get_args(hint)
-    if origin is Literal:
-        return value in args
-    if origin in (Union, types.UnionType):
-        return any(_fits(value, arg) for arg in args)
-    if origin is tuple:
-        return isinstance(value, (tuple, list)) and len(value) == len(args) and all(map(_fits, value, args))
-    if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return not isinstance(hint, type) or isinstance(value, hint)
-
-
-def _describe(hint: Any) -> str:
-    if get_origin(hint) is Literal:
-        return "one of " + ", ".join(map(repr, get_args(hint)))
-    if get_origin(hint) in (Union, types.UnionType):
-        return " or ".join(map(_describe, get_args(hint)))
-    if hint is types.NoneType:
-        return "None"
-    return {int: "an integer", float: "a number", bool: "true or false"}.get(hint, str(hint))
-
-
 def check_options(cls: type[PositionEncoding], options: Mapping[str, Any]) -> None:
-    """Check that every option exists and has a value of its type.
+    """Check that every option exists and has a value of its type and in its range.
 
     Raises:
         ValueError: one line that names the option, what was given and what is accepted.
     """
-    parameters, hints = constructor_parameters(cls), _hints(cls)
-    for key, value in options.items():
+    parameters = constructor_parameters(cls)
+    for key in options:
         if key not in parameters:
-            raise ValueError(
-                f"{cls.name} has no option {key!r}{closest(key, parameters)} Valid: {', '.join(parameters) or 'none'}"
-            )
-        if key in hints and not _fits(value, hints[key]):
-            raise ValueError(f"{cls.name}: {key} must be {_describe(hints[key])}, got {value!r}")
+            valid = ", ".join(parameters) or "none"
+            raise ValueError(f"{cls.name} has no option {key!r}{closest(str(key), parameters)} Valid: {valid}")
+    check_values(cls, options)
 
 
 def create_encoding(name: str | Mapping[str, Any], **options: Any) -> PositionEncoding:

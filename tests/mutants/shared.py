@@ -11,8 +11,8 @@ POSITIONS = mutants_of(
         ("kept index off by one", "coords.index_select(-2, index)", "coords.index_select(-2, (index - 1).abs())"),
         (
             "kept tokens of the first sample",
-            "coords.gather(1, index.unsq",
-            "coords.gather(1, index[:1].expand_as(index).unsq",
+            "coords.gather(1, index.long().unsq",
+            "coords.gather(1, index[:1].long().expand_as(index).unsq",
         ),
         ("kept tokens called a grid", "replace(self, coords=coords, is_grid=False)", "replace(self, coords=coords)"),
         ("shifted the wrong way", ".roll((-shift[0], -shift[1])", ".roll((shift[0], shift[1])"),

@@ -101,5 +101,5 @@ def test_names_and_options():
     mlp = {"mlp.0.weight": (32, 1), "mlp.0.bias": (32,), "mlp.2.weight": (3, 32), "mlp.2.bias": (3,)}
     assert shapes == {"c": (), "L": (), **mlp}
     assert (encoding.c.item(), encoding.L.item()) == (0.5, 20.0)
-    with pytest.raises(ValueError, match="init_c and init_L must be positive, got init_c=0"):
+    with pytest.raises(ValueError, match="fire: init_c must be a positive, finite number, got 0"):
         vp.create_encoding("fire", num_heads=3, feat_shape=(3, 5), init_c=0)

@@ -151,9 +151,9 @@ def test_options():
     ("options", "message"),
     [
         ({"layer": 12}, r"layer must lie in \[0, depth\), got layer=12, depth=12"),
-        ({"layer": -1}, "got layer=-1"),
+        ({"layer": -1}, "layer must be an integer, 0 or more, got -1"),
         ({"preset": "lh60"}, "preset must be one of 'lh45', 'lh90', 'lh180', got 'lh60'"),
-        ({"num_heads": 0}, "num_heads must be a positive multiple"),
+        ({"num_heads": 0}, "lookhere: num_heads must be a positive integer, got 0"),
     ],
 )
 def test_errors(options, message):

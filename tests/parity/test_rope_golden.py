@@ -103,11 +103,11 @@ def test_bfloat16_tokens_keep_exact_angles():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"min_freq": 0.0}, "frequencies must be 0 < min_freq <= max_freq, got 0.0 and 20.0"),
+        ({"min_freq": 0.0}, "rope_golden: min_freq must be a positive, finite number, got 0.0"),
         ({"min_freq": 30.0}, "frequencies must be 0 < min_freq <= max_freq, got 30.0 and 20.0"),
         ({"zero_fraction": 1.0}, r"zero_fraction must be in \[0, 1\), got 1.0"),
         ({"num_directions": 3}, "head_dim must be a positive multiple of 6 .* got 8"),
-        ({"num_directions": 0}, "num_directions must be a positive multiple of 1"),
+        ({"num_directions": 0}, "rope_golden: num_directions must be a positive integer or None, got 0"),
         ({"extrapolate": True}, "rope_golden has no option 'extrapolate'"),
     ],
 )

@@ -83,5 +83,5 @@ def test_relative():
 def test_errors():
     with pytest.raises(ValueError, match="head_dim must be a positive multiple of 4 .* got 6"):
         vp.create_encoding("rope_mixed", num_heads=1, head_dim=6)
-    with pytest.raises(ValueError, match="temperature must be positive, got 0"):
+    with pytest.raises(ValueError, match="rope_mixed: temperature must be a positive, finite number, got 0"):
         vp.create_encoding("rope_mixed", num_heads=1, head_dim=8, temperature=0.0)

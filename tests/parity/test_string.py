@@ -167,7 +167,7 @@ def test_gradients(preset, layout):
     [
         ({"preset": "householder"}, "preset must be one of 'cayley', 'circulant', got 'householder'"),
         ({"head_dim": 6}, "head_dim must be a positive multiple of 4 .* got 6"),
-        ({"temperature": -1.0}, "temperature must be positive, got -1.0"),
+        ({"temperature": -1.0}, "string: temperature must be a positive, finite number, got -1.0"),
     ],
 )
 def test_errors(options, message):

@@ -50,6 +50,7 @@ class Alibi(BiasEncoding):
 
     paper = "Press et al. 2021, arXiv 2108.12409"
     translation_invariant = True
+    axes = None
 
     def encode(self, queries: Positions, keys: Positions) -> Tensor:
         q = flat_index(queries.coords, queries.feat_shape)

@@ -25,6 +25,7 @@ class Alibi2D(BiasEncoding):
 
     paper = "Fuller et al. 2023, arXiv 2311.00566"
     translation_invariant = True
+    axes = None
 
     def encode(self, queries: Positions, keys: Positions) -> Tensor:
         delta = queries.coords[..., :, None, :] - keys.coords[..., None, :, :]

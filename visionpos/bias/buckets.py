@@ -10,7 +10,6 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..encoding import AttentionTensors, full_precision
-from ..frequencies import require_multiple
 from ..places import ContextualBias
 from ..positions import Positions
 
@@ -29,7 +28,6 @@ class BucketBias(ContextualBias):
         self, head_dim: int, shape: tuple[int, int, int], num_prefix_tokens: int, values: bool, init_std: float
     ) -> None:
         """Create the tables, at the end of a constructor; `shape` is (tables, buckets, channels)."""
-        require_multiple("head_dim", head_dim, 1, "channels of a head")
         tables, self.num_buckets, channels = shape
         self.head_dim, self.has_prefix_row, self.init_std = head_dim, num_prefix_tokens > 0, init_std
         rows = self.num_buckets + self.has_prefix_row

@@ -7,7 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ..frequencies import require_multiple, to_float64
+from ..frequencies import to_float64
+from ..options import Count, Size, Spread
 from ..places import ContextualBias
 from ..positions import Positions
 from ..registry import register_encoding
@@ -45,14 +46,13 @@ class Decomposed(ContextualBias):
 
     def __init__(
         self,
-        num_heads: int,
-        head_dim: int,
-        feat_shape: tuple[int, int],
+        num_heads: Count,
+        head_dim: Count,
+        feat_shape: Size,
         preset: Literal["sam", "mvit"] = "sam",
-        init_std: float | None = None,
+        init_std: Spread | None = None,
     ):
         super().__init__(num_heads)
-        require_multiple("head_dim", head_dim, 1, "channels of a head")
         if preset not in ("sam", "mvit"):
             raise ValueError(f"preset must be 'sam' or 'mvit', got {preset!r}")
         self.head_dim, self.feat_shape = head_dim, tuple(feat_shape)

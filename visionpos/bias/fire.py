@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from ..options import Count, Positive, Size
 from ..places import BiasEncoding
 from ..positions import Positions
 from ..registry import register_encoding
@@ -56,11 +57,9 @@ class Fire(BiasEncoding):
     learnable = True
     translation_invariant = True
 
-    def __init__(self, num_heads: int, feat_shape: tuple[int, int], init_c: float = 0.1, init_L: float | None = None):
+    def __init__(self, num_heads: Count, feat_shape: Size, init_c: Positive = 0.1, init_L: Positive | None = None):
         super().__init__(num_heads)
         self.init_c, self.init_L = init_c, diameter(feat_shape) if init_L is None else init_L
-        if min(self.init_c, self.init_L) <= 0:
-            raise ValueError(f"init_c and init_L must be positive, got init_c={init_c}, init_L={init_L}")
         self.mlp = nn.Sequential(nn.Linear(1, 32), nn.ReLU(), nn.Linear(32, num_heads))
         self.c, self.L = nn.Parameter(torch.empty(())), nn.Parameter(torch.empty(()))
         self.reset_parameters()

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..options import Count, Natural, Positive, Spread
 from ..registry import register_encoding
 from .buckets import BucketBias
 
@@ -63,14 +64,14 @@ class IRPE(BucketBias):
 
     def __init__(
         self,
-        num_heads: int,
-        head_dim: int,
-        num_prefix_tokens: int = 0,
+        num_heads: Count,
+        head_dim: Count,
+        num_prefix_tokens: Natural = 0,
         method: Method = "product",
         mode: Literal["contextual", "bias"] = "contextual",
-        ratio: float = 1.9,
+        ratio: Positive = 1.9,
         values: bool = False,
-        init_std: float = 0.0,
+        init_std: Spread = 0.0,
         **grid_options,
     ):
         super().__init__(num_heads, **grid_options)
@@ -80,8 +81,6 @@ class IRPE(BucketBias):
             raise ValueError(f"mode must be 'contextual' or 'bias', got {mode!r}")
         if values and mode == "bias":
             raise ValueError("values=True needs mode='contextual': in bias mode iRPE has no value side")
-        if ratio <= 0:
-            raise ValueError(f"ratio must be positive, got {ratio}")
         self.method, self.mode, self.ratio = method, mode, ratio
         per_axis = 2 * int(2 * ratio) + 1
         buckets = per_axis**2 if method == "product" else per_axis

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from ..options import Count
 from ..places import BiasEncoding
 from ..positions import Positions
 from ..registry import register_encoding
@@ -53,7 +54,7 @@ class Kerple(BiasEncoding):
     learnable = True
     translation_invariant = True
 
-    def __init__(self, num_heads: int, preset: Literal["log", "power"] = "log", **grid_options):
+    def __init__(self, num_heads: Count, preset: Literal["log", "power"] = "log", **grid_options):
         super().__init__(num_heads, **grid_options)
         if preset not in PRESETS:
             raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")

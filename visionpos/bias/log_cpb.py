@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..options import Count, Positive, Size
 from ..places import BiasEncoding
 from ..positions import Positions
 from ..registry import register_encoding
@@ -35,6 +36,7 @@ class LogCPB(BiasEncoding):
         pretrained_window: (M_h, M_w) that was trained on, so that other windows extrapolate in logarithmic units.
             None: the window or grid of the positions, whose borders then always have the same g.
         init_std: standard deviation of the network's initial weights, 0.02 in the authors' code; biases are zero.
+            A network of zeros has no gradient, and 0 is refused.
 
     Attributes:
         cpb_mlp: Sequential(Linear(2, 512), ReLU, Linear(512, heads, bias=False)).
@@ -48,10 +50,8 @@ class LogCPB(BiasEncoding):
     from_model = ("pretrained_window",)
     translation_invariant = True
 
-    def __init__(self, num_heads: int, pretrained_window: tuple[int, int] | None = None, init_std: float = 0.02):
+    def __init__(self, num_heads: Count, pretrained_window: Size | None = None, init_std: Positive = 0.02):
         super().__init__(num_heads)
-        if pretrained_window is not None and min(pretrained_window) < 1:
-            raise ValueError(f"pretrained_window must be two positive integers or None, got {pretrained_window}")
         self.pretrained_window = None if pretrained_window is None else tuple(pretrained_window)
         self.init_std = init_std
         self.cpb_mlp = nn.Sequential(nn.Linear(2, 512), nn.ReLU(), nn.Linear(512, num_heads, bias=False))

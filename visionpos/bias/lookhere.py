@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..frequencies import to_float64
+from ..options import Count, Finite, Natural
 from ..places import BORDER, HIDDEN, BiasEncoding
 from ..positions import Positions
 from ..registry import register_encoding
@@ -88,12 +89,12 @@ class LookHere(BiasEncoding):
 
     def __init__(
         self,
-        num_heads: int,
-        layer: int,
-        depth: int,
+        num_heads: Count,
+        layer: Natural,
+        depth: Count,
         preset: Literal["lh45", "lh90", "lh180"] = "lh90",
-        global_slope: float = 2.0,
-        layer_slopes: tuple[float, float] = (1.5, 0.5),
+        global_slope: Finite = 2.0,
+        layer_slopes: tuple[Finite, Finite] = (1.5, 0.5),
         **grid_options,
     ):
         super().__init__(num_heads, **grid_options)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..frequencies import require_multiple
+from ..options import Count
 from ..places import ContextualBias
 from ..positions import Positions
 from ..registry import register_encoding
@@ -51,10 +51,10 @@ class PaPE(ContextualBias):
 
     def __init__(
         self,
-        num_heads: int,
-        head_dim: int,
-        dim: int,
-        num_parabolas: int | None = None,
+        num_heads: Count,
+        head_dim: Count,
+        dim: Count,
+        num_parabolas: Count | None = None,
         preset: Literal["pape", "ri"] = "pape",
         scaled: bool = True,
         **grid_options,
@@ -65,7 +65,6 @@ class PaPE(ContextualBias):
         if preset == "ri" and num_parabolas is not None:
             raise ValueError(f"num_parabolas belongs to preset 'pape'; 'ri' has one parabola, got {num_parabolas}")
         num_parabolas = 50 if num_parabolas is None else num_parabolas
-        require_multiple("num_parabolas", num_parabolas, 1, "parabolas of a head")
         self.head_dim, self.dim, self.preset, self.scaled = head_dim, dim, preset, scaled
         if preset == "ri":
             self.ab = nn.Linear(dim, num_heads, bias=False)

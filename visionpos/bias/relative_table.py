@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from ..options import Count, Size, Spread
 from ..places import BiasEncoding
 from ..positions import Positions
 from ..registry import register_encoding
@@ -58,10 +59,10 @@ class RelativeTable(BiasEncoding):
 
     def __init__(
         self,
-        num_heads: int,
-        feat_shape: tuple[int, int],
+        num_heads: Count,
+        feat_shape: Size,
         preset: Preset = "swin",
-        init_std: float | None = None,
+        init_std: Spread | None = None,
         interpolation: Interpolation | None = None,
     ):
         super().__init__(num_heads)

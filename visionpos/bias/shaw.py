@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..frequencies import require_multiple
+from ..options import Count, Natural, Spread
 from ..registry import register_encoding
 from .buckets import BucketBias
 
@@ -47,17 +48,16 @@ class Shaw(BucketBias):
 
     def __init__(
         self,
-        num_heads: int,
-        head_dim: int,
-        num_prefix_tokens: int = 0,
-        clip: int = 2,
+        num_heads: Count,
+        head_dim: Count,
+        num_prefix_tokens: Natural = 0,
+        clip: Count = 2,
         values: bool = False,
-        init_std: float | None = None,
+        init_std: Spread | None = None,
         **grid_options,
     ):
         super().__init__(num_heads, **grid_options)
         require_multiple("head_dim", head_dim, 2, "half of the channels for each axis")
-        require_multiple("clip", clip, 1, "the largest offset that is told apart")
         self.clip = clip
         init_std = head_dim**-0.5 if init_std is None else init_std
         self.create_tables(head_dim, (2, 2 * clip + 1, head_dim // 2), num_prefix_tokens, values, init_std)

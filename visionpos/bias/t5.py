@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..frequencies import require_multiple
+from ..options import Count, Spread
 from ..places import BiasEncoding
 from ..positions import Positions
 from ..registry import register_encoding
@@ -68,7 +69,12 @@ class T5(BiasEncoding):
     translation_invariant = True
 
     def __init__(
-        self, num_heads: int, num_buckets: int = 32, max_distance: int = 128, init_std: float = 0.02, **grid_options
+        self,
+        num_heads: Count,
+        num_buckets: Count = 32,
+        max_distance: Count = 128,
+        init_std: Spread = 0.02,
+        **grid_options,
     ):
         super().__init__(num_heads, **grid_options)
         require_multiple("num_buckets", num_buckets, 4, "exact and logarithmic buckets for each sign")

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..encoding import full_precision
+from ..options import Count
 from ..places import ConditionalEncoding
 from ..positions import Positions
 
@@ -39,10 +40,10 @@ class DepthwiseMixing(ConditionalEncoding):
         proj: depthwise Conv2d, weight (dim, 1, kernel_size, kernel_size) and bias (dim,).
 
     Raises:
-        ValueError: an even kernel, an unknown padding, or positions that have not two axes.
+        ValueError: an even kernel, or an unknown padding.
     """
 
-    def __init__(self, dim: int, kernel_size: int = 3, padding: Padding = "zeros"):
+    def __init__(self, dim: Count, kernel_size: Count = 3, padding: Padding = "zeros"):
         super().__init__(dim)
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be a positive odd number, got {kernel_size}")
@@ -60,8 +61,6 @@ class DepthwiseMixing(ConditionalEncoding):
         return {"proj.bias"}
 
     def encode(self, x: Float[Tensor, "b n dim"], positions: Positions) -> Float[Tensor, "b n dim"]:
-        if len(positions.feat_shape) != 2:
-            raise ValueError(f"{self.name} convolves on two axes, got feat_shape {positions.feat_shape}")
         height, width = positions.feat_shape
         with full_precision(positions):
             x = x.to(torch.promote_types(x.dtype, self.proj.weight.dtype))

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from ..options import Count, Size, Spread
 from ..places import InputEncoding
 from ..positions import Positions
 from ..registry import register_encoding
@@ -41,17 +42,14 @@ class AbsWin(InputEncoding):
 
     def __init__(
         self,
-        dim: int,
-        window_size: tuple[int, int] = (8, 8),
-        global_size: tuple[int, int] = (14, 14),
+        dim: Count,
+        window_size: Size = (8, 8),
+        global_size: Size = (14, 14),
         interpolation: Literal["bicubic", "bilinear"] = "bicubic",
         antialias: bool = True,
-        init_std: float = 0.02,
+        init_std: Spread = 0.02,
     ):
         super().__init__(dim)
-        for name, size in (("window_size", window_size), ("global_size", global_size)):
-            if len(size) != 2 or min(size) < 1:
-                raise ValueError(f"{name} must be two positive integers, got {tuple(size)}")
         if interpolation not in ("bicubic", "bilinear"):
             raise ValueError(f"interpolation must be 'bicubic' or 'bilinear', got {interpolation!r}")
         self.window_size, self.global_size = tuple(window_size), tuple(global_size)
@@ -62,8 +60,10 @@ class AbsWin(InputEncoding):
 
     def reset_parameters(self) -> None:
         """Draw both tables from a normal distribution of standard deviation `init_std`, cut at +-2 as in timm."""
-        nn.init.trunc_normal_(self.pos_embed, std=self.init_std)
-        nn.init.trunc_normal_(self.pos_embed_win, std=self.init_std)
+        for table in (self.pos_embed, self.pos_embed_win):
+            nn.init.zeros_(table)
+            if self.init_std:
+                nn.init.trunc_normal_(table, std=self.init_std)
 
     def encode(self, positions: Positions) -> Tensor:
         rows = self.pos_embed[0].flatten(1).t()  # (Gh Gw, dim)

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from ..options import Count, Size, Spread
 from ..places import InputEncoding
 from ..positions import Positions
 from ..registry import register_encoding
@@ -42,15 +43,13 @@ class Factorized(InputEncoding):
 
     def __init__(
         self,
-        dim: int,
-        feat_shape: tuple[int, int],
+        dim: Count,
+        feat_shape: Size,
         combine: Literal["sum", "product"] = "sum",
         coordinates: Literal["fraction", "index"] = "fraction",
-        init_std: float = 0.02,
+        init_std: Spread = 0.02,
     ):
         super().__init__(dim)
-        if len(feat_shape) != 2 or min(feat_shape) < 1:
-            raise ValueError(f"feat_shape must be two positive integers, got {tuple(feat_shape)}")
         if combine not in ("sum", "product"):
             raise ValueError(f"combine must be 'sum' or 'product', got {combine!r}")
         if coordinates not in ("fraction", "index"):

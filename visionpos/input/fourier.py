@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..frequencies import require_multiple, to_float64
+from ..frequencies import to_float64
+from ..options import Count, Positive, Size
 from ..places import InputEncoding
 from ..positions import Positions
 from ..registry import register_encoding
@@ -52,23 +53,19 @@ class Fourier(InputEncoding):
 
     def __init__(
         self,
-        dim: int,
-        feat_shape: tuple[int, int],
+        dim: Count,
+        feat_shape: Size,
         preset: Literal["perceiver", "learnable"] = "perceiver",
-        num_bands: int = 64,
-        hidden_dim: int | None = None,
-        gamma: float | None = None,
+        num_bands: Count = 64,
+        hidden_dim: Count | None = None,
+        gamma: Positive | None = None,
     ):
         super().__init__(dim)
-        require_multiple("num_bands", num_bands, 1, "frequencies of an axis")
         if preset not in ("perceiver", "learnable"):
             raise ValueError(f"preset must be 'perceiver' or 'learnable', got {preset!r}")
         if preset == "perceiver" and (hidden_dim, gamma) != (None, None):
             raise ValueError("hidden_dim and gamma belong to preset 'learnable'; 'perceiver' has neither")
         hidden_dim, gamma = 32 if hidden_dim is None else hidden_dim, 10.0 if gamma is None else gamma
-        require_multiple("hidden_dim", hidden_dim, 1, "channels of the hidden layer")
-        if gamma <= 0:
-            raise ValueError(f"gamma must be positive, got {gamma}")
         self.feat_shape, self.preset, self.num_bands, self.gamma = tuple(feat_shape), preset, num_bands, gamma
         if preset == "perceiver":
             self.proj = nn.Linear(2 + 4 * num_bands, dim, bias=False)

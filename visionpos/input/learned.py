@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from ..options import Count, Natural, Size, Spread
 from ..places import InputEncoding
 from ..positions import Positions
 from ..registry import register_encoding
@@ -40,10 +41,10 @@ class Learned(InputEncoding):
 
     def __init__(
         self,
-        dim: int,
-        feat_shape: tuple[int, int],
-        num_prefix_tokens: int = 0,
-        init_std: float = 0.02,
+        dim: Count,
+        feat_shape: Size,
+        num_prefix_tokens: Natural = 0,
+        init_std: Spread = 0.02,
         interpolation: Literal["bicubic", "bilinear"] = "bicubic",
         antialias: bool = True,
     ):

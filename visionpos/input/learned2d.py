@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from ..options import Count, Size, Spread
 from ..places import InputEncoding
 from ..positions import Positions
 from ..registry import register_encoding
@@ -42,15 +43,13 @@ class Learned2D(InputEncoding):
 
     def __init__(
         self,
-        dim: int,
-        grid_size: tuple[int, int] = (16, 16),
+        dim: Count,
+        grid_size: Size = (16, 16),
         interpolation: Literal["sample", "bilinear", "bicubic"] = "sample",
         keep_aspect: bool = False,
-        init_std: float = 0.02,
+        init_std: Spread = 0.02,
     ):
         super().__init__(dim)
-        if len(grid_size) != 2 or min(grid_size) < 1:
-            raise ValueError(f"grid_size must be two positive integers, got {tuple(grid_size)}")
         if interpolation not in ("sample", "bilinear", "bicubic"):
             raise ValueError(f"interpolation must be 'sample', 'bilinear' or 'bicubic', got {interpolation!r}")
         self.grid_size, self.interpolation, self.keep_aspect = tuple(grid_size), interpolation, keep_aspect

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..frequencies import flat_index, geometric_frequencies, require_multiple, to_float64
+from ..options import Count, Positive
 from ..places import InputEncoding
 from ..positions import Positions
 from ..registry import register_encoding
@@ -83,7 +84,7 @@ class SinCos2D(InputEncoding):
 
     paper = "He et al. 2021, arXiv 2111.06377"
 
-    def __init__(self, dim: int, temperature: float = 10000.0, preset: Preset = "mae", **grid_options):
+    def __init__(self, dim: Count, temperature: Positive = 10000.0, preset: Preset = "mae", **grid_options):
         super().__init__(dim, **grid_options)
         require_multiple("dim", dim, 4, "a sine and a cosine for each frequency of each axis")
         if preset not in PRESETS:

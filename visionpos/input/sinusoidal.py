@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..frequencies import flat_index, geometric_frequencies, require_multiple, to_float64
+from ..options import Count, Positive
 from ..places import InputEncoding
 from ..positions import Positions
 from ..registry import register_encoding
@@ -64,8 +65,11 @@ class Sinusoidal(InputEncoding):
     """
 
     paper = "Vaswani et al. 2017, arXiv 1706.03762"
+    axes = None
 
-    def __init__(self, dim: int, temperature: float = 10000.0, layout: SinCosLayout = "interleaved", **grid_options):
+    def __init__(
+        self, dim: Count, temperature: Positive = 10000.0, layout: SinCosLayout = "interleaved", **grid_options
+    ):
         super().__init__(dim, **grid_options)
         require_multiple("dim", dim, 2, "a sine and a cosine for each frequency")
         self.temperature, self.layout = temperature, layout

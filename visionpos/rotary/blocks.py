@@ -15,6 +15,7 @@ from torch import Tensor
 from ..encoding import full_precision
 from ..frequencies import require_multiple, to_float64
 from ..materialize import is_plain_eager
+from ..options import Count
 from ..places import RotaryEncoding, take_tokens
 from ..positions import Positions
 from ..rotation import Layout
@@ -66,7 +67,7 @@ class BlockRotary(RotaryEncoding):
             channel. For b = 2 they are the layouts of all rotary encodings.
     """
 
-    def __init__(self, num_heads: int, head_dim: int, block: int, layout: Layout):
+    def __init__(self, num_heads: Count, head_dim: Count, block: Count, layout: Layout):
         super().__init__(num_heads, head_dim, layout)
         if block < 2:
             raise ValueError(f"block must be 2 or more, got {block}")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..frequencies import require_multiple, to_float64
+from ..options import Count, Spread
 from ..positions import Positions
 from ..registry import register_encoding
 from ..rotation import Layout, mixed_angles
@@ -47,11 +48,11 @@ class ComRoPE(BlockRotary):
 
     def __init__(
         self,
-        num_heads: int,
-        head_dim: int,
+        num_heads: Count,
+        head_dim: Count,
         preset: Literal["ld", "ap"] = "ld",
-        block: int = 8,
-        init_std: float = 1.0,
+        block: Count = 8,
+        init_std: Spread = 1.0,
         layout: Layout = "interleaved",
     ):
         super().__init__(num_heads, head_dim, block, layout)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..frequencies import to_float64
+from ..options import Count, Size
 from ..positions import Positions
 from ..registry import register_encoding
 from ..rotation import Layout, mixed_angles
@@ -41,11 +42,11 @@ class LieRE(BlockRotary):
 
     def __init__(
         self,
-        num_heads: int,
-        head_dim: int,
-        block: int = 8,
+        num_heads: Count,
+        head_dim: Count,
+        block: Count = 8,
         layout: Layout = "interleaved",
-        reference_shape: tuple[int, int] | None = None,
+        reference_shape: Size | None = None,
     ):
         super().__init__(num_heads, head_dim, block, layout)
         self.reference_shape = None if reference_shape is None else tuple(reference_shape)

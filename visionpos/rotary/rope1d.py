@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..frequencies import flat_index, geometric_frequencies
+from ..options import Count, Positive
 from ..places import RotaryEncoding
 from ..positions import Positions
 from ..registry import register_encoding
@@ -27,12 +28,13 @@ class Rope1D(RotaryEncoding):
 
     paper = "Su et al. 2021, arXiv 2104.09864"
     translation_invariant = True
+    axes = None
 
     def __init__(
         self,
-        num_heads: int,
-        head_dim: int,
-        temperature: float = 10000.0,
+        num_heads: Count,
+        head_dim: Count,
+        temperature: Positive = 10000.0,
         layout: Layout = "interleaved",
         **grid_options,
     ):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..frequencies import geometric_frequencies, require_multiple, to_float64
+from ..options import Count, Positive
 from ..places import RotaryEncoding
 from ..positions import Positions
 from ..registry import register_encoding
@@ -45,11 +46,11 @@ class RopeDinoV3(RotaryEncoding):
 
     def __init__(
         self,
-        num_heads: int,
-        head_dim: int,
-        temperature: float | None = 100.0,
-        min_period: float | None = None,
-        max_period: float | None = None,
+        num_heads: Count,
+        head_dim: Count,
+        temperature: Positive | None = 100.0,
+        min_period: Positive | None = None,
+        max_period: Positive | None = None,
         normalize: Literal["separate", "max", "min"] = "separate",
         layout: Layout = "half",
     ):
@@ -57,7 +58,7 @@ class RopeDinoV3(RotaryEncoding):
         require_multiple("head_dim", head_dim, 4, "pairs of channels for each of two axes")
         if (min_period is None) != (max_period is None):
             raise ValueError(f"min_period and max_period come together, got {min_period} and {max_period}")
-        if min_period is not None and not 0 < min_period <= max_period:
+        if min_period is not None and min_period > max_period:
             raise ValueError(f"periods must be 0 < min_period <= max_period, got {min_period} and {max_period}")
         if min_period is not None and temperature not in (None, 100.0):
             raise ValueError(f"temperature={temperature} and min_period, max_period exclude each other: give one")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..frequencies import geometric_frequencies, require_multiple, to_float64
+from ..options import Count, Positive
 from ..places import RotaryEncoding
 from ..positions import Positions
 from ..registry import register_encoding
@@ -35,9 +36,9 @@ class RopeEva(RotaryEncoding):
 
     def __init__(
         self,
-        num_heads: int,
-        head_dim: int,
-        temperature: float = 10000.0,
+        num_heads: Count,
+        head_dim: Count,
+        temperature: Positive = 10000.0,
         layout: Layout = "interleaved",
         **grid_options,
     ):

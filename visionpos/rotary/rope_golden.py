@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..frequencies import geometric_frequencies, require_multiple, to_float64
+from ..options import Count, Positive, Share
 from ..places import RotaryEncoding
 from ..positions import Positions
 from ..registry import register_encoding
@@ -45,21 +46,18 @@ class RopeGolden(RotaryEncoding):
 
     def __init__(
         self,
-        num_heads: int,
-        head_dim: int,
-        min_freq: float = 0.2,
-        max_freq: float = 20.0,
-        zero_fraction: float = 0.0,
-        num_directions: int | None = None,
+        num_heads: Count,
+        head_dim: Count,
+        min_freq: Positive = 0.2,
+        max_freq: Positive = 20.0,
+        zero_fraction: Share = 0.0,
+        num_directions: Count | None = None,
         layout: Layout = "half",
     ):
         super().__init__(num_heads, head_dim, layout)
-        if not 0 < min_freq <= max_freq:
+        if min_freq > max_freq:
             raise ValueError(f"frequencies must be 0 < min_freq <= max_freq, got {min_freq} and {max_freq}")
-        if not 0 <= zero_fraction < 1:
-            raise ValueError(f"zero_fraction must be in [0, 1), got {zero_fraction}")
         if num_directions is not None:
-            require_multiple("num_directions", num_directions, 1, "directions")
             require_multiple("head_dim", head_dim, 2 * num_directions, "pairs of channels for each direction")
         self.min_freq, self.max_freq, self.zero_fraction = min_freq, max_freq, zero_fraction
         self.num_directions = num_directions

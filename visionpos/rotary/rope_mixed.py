@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..frequencies import geometric_frequencies, require_multiple, to_float64
+from ..options import Count, Positive
 from ..places import RotaryEncoding
 from ..positions import Positions
 from ..registry import register_encoding
@@ -41,7 +42,12 @@ class RopeMixed(RotaryEncoding):
     translation_invariant = True
 
     def __init__(
-        self, num_heads: int, head_dim: int, temperature: float = 10.0, layout: Layout = "interleaved", **grid_options
+        self,
+        num_heads: Count,
+        head_dim: Count,
+        temperature: Positive = 10.0,
+        layout: Layout = "interleaved",
+        **grid_options,
     ):
         super().__init__(num_heads, head_dim, layout, **grid_options)
         require_multiple("head_dim", head_dim, 4, "pairs of channels for each of two directions")

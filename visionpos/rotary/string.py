@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..encoding import AttentionTensors, full_precision
 from ..frequencies import geometric_frequencies, require_multiple, to_float64
+from ..options import Count, Positive, Spread
 from ..places import RotaryEncoding
 from ..positions import Positions
 from ..registry import register_encoding
@@ -56,11 +57,11 @@ class String(RotaryEncoding):
 
     def __init__(
         self,
-        num_heads: int,
-        head_dim: int,
+        num_heads: Count,
+        head_dim: Count,
         preset: Literal["cayley", "circulant"] = "cayley",
-        temperature: float = 100.0,
-        init_std: float = 0.02,
+        temperature: Positive = 100.0,
+        init_std: Spread = 0.02,
         layout: Layout = "interleaved",
         **grid_options,
     ):
