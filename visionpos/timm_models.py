@@ -51,9 +51,10 @@ def _build(
     size, built_size = (given and to_2tuple(given) for given in (img_size, encoded_size or img_size))
     model = create_model(host, encoding=encoding, img_size=built_size, **kwargs)
     if size and size != built_size:
-        windows = kwargs.get("window_size")  # of every stage where timm recorded a change of size: those of `size`
-        recorded = isinstance(windows, Sequence) and any(isinstance(window, Sequence) for window in windows)
-        model.set_input_size(size, **({"window_size": windows} if recorded else {}))
+        if not hasattr(model, "set_input_size"):  # SAM and Hiera, which have one size for life
+            return _build(host, encoding, None, size, **kwargs)
+        windows = {"window_size": kwargs["window_size"]} if "window_size" in kwargs else {}
+        model.set_input_size(size, **windows)
     model._model_args = {k: v for k, v in getattr(model, "_model_args", {}).items() if k != "host"}
     return model
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from timm.layers import resample_patch_embed
 from torch import Tensor, nn
 
 from ..bias.relative_table import RelativeTable
@@ -24,6 +25,7 @@ _logger = logging.getLogger(__name__)
 
 Resize = bool | tuple[int, int]
 
+PATCHES = "patch_embed.proj.weight"  # (dim, channels, height, width of a patch)
 POSITIONS = re.compile(r"(pos_embed|relative_position_bias_table|cpb_mlp\.\d\.\w+|freqs)$")
 
 
@@ -84,10 +86,14 @@ def load_converted(model: nn.Module, weights: Weights, strict: bool = True, resi
 def fit_pretrained(weights: Weights, model: nn.Module) -> Weights:
     """Return pretrained weights that fit a converted model: only encodings may differ, and one line says how.
 
-    This is the model's `pretrained_filter_fn` in timm's sense.
+    This is the model's `pretrained_filter_fn` in timm's sense: patches of another size and position tables are
+    resampled here, as timm's own filters do; the classifier and the channels, which timm adapts afterwards, are left.
     """
     weights = convert_weights(weights, model)
     weights = _resized(weights, model, _source_shapes(weights, model))
+    kernel, target = weights.get(PATCHES), model.state_dict().get(PATCHES)
+    if kernel is not None and target is not None and kernel.ndim == target.ndim == 4:
+        weights[PATCHES] = resample_patch_embed(kernel, list(target.shape[-2:]))
     ours = _encoding_tensors(model)
     new = {key: ours[key] for key in ours if key not in weights}
     old = [key for key in weights if POSITIONS.search(key) and key not in model.state_dict()]
@@ -188,8 +194,9 @@ def _square(rows: int) -> tuple[int, int]:
 def _source_shapes(weights: Weights, model: nn.Module) -> dict[str, Resize]:
     """Return the grid of each table of pretrained weights: what timm knows, else square if another shape needs it."""
     names, size = model.state_dict(), model.pretrained_cfg["input_size"][-2:]
-    patches = getattr(model, "patch_embed", None)
-    grid = tuple(pixels // patch for pixels, patch in zip(size, getattr(patches, "patch_size", size), strict=True))
+    patches, kernel = getattr(model, "patch_embed", None), weights.get(PATCHES)
+    patch = getattr(patches, "patch_size", size) if kernel is None or kernel.ndim != 4 else kernel.shape[-2:]
+    grid = tuple(pixels // side for pixels, side in zip(size, patch, strict=True))
     shapes: dict[str, Resize] = {}
     for encoding, key in _tables(model):
         if key in weights:
@@ -213,7 +220,7 @@ def _advice(key: str, encoding: PositionEncoding | None, given: Tensor) -> str:
         return f"{square}, resize=(h, w) from any other (see {function})"
     if key.startswith("head") and given.ndim:
         return f"create the model with num_classes={given.shape[0]}, or leave the head out"
-    if key == "patch_embed.proj.weight" and given.ndim == 4:
+    if key == PATCHES and given.ndim == 4:
         return f"create the model with patch_size={tuple(given.shape[2:])} and in_chans={given.shape[1]}"
     return "create the model as the weights need it"
 
