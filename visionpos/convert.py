@@ -10,12 +10,13 @@ where visionpos is not imported. timm records arguments since 1.0.31; with an ol
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import zip_longest
 from typing import Any
 
 import timm
-from torch import nn
+from timm.models._features import FeatureGetterNet
+from torch import Tensor, nn
 
 from .encoding import LayerFacts, PositionEncoding
 from .hosts import beit, cait, eva, hiera, relpos, sam, swin, swin_v2, vit  # noqa: F401, every family is registered
@@ -36,7 +37,8 @@ def create_model(name: str, encoding: Spec | None = None, **kwargs: Any) -> nn.M
     Args:
         name: a timm model name.
         encoding: an encoding spec; None keeps the model's own.
-        kwargs: everything that `timm.create_model` takes: pretrained, img_size, patch_size, num_classes ...
+        kwargs: everything that `timm.create_model` takes: pretrained, img_size, patch_size, num_classes ... With
+            features_only=True the levels and their layout are those of the family, out of a `FeatureExtractor`.
 
     Raises:
         ValueError: an unknown encoding or option, or a model that is no host. Checked before the model is built.
@@ -47,8 +49,51 @@ def create_model(name: str, encoding: Spec | None = None, **kwargs: Any) -> nn.M
         torch.Size([1, 1000])
     """
     spec = None if encoding is None else parse_spec(encoding)
-    model = timm.create_model(name, **kwargs)
-    return model if spec is None else _set_encoding(model, spec)
+    if spec is None:
+        return timm.create_model(name, **kwargs)
+    if kwargs.get("features_only"):
+        return _create_extractor(name, spec, **kwargs)
+    return _set_encoding(timm.create_model(name, **kwargs), spec)
+
+
+class FeatureExtractor(FeatureGetterNet):
+    """timm's feature extractor by `forward_intermediates`, which keeps a converted model whole.
+
+    Swin's own in timm is made of the model's parts, among which input encodings would be missing. Its layout,
+    (B, H, W, C), is one that timm's `forward_intermediates` does not give.
+    """
+
+    def __init__(self, model: nn.Module, out_indices: int | Sequence[int], output_fmt: str = "NCHW", **_: Any):
+        super().__init__(model, out_indices=out_indices)
+        self.channels_last = output_fmt == "NHWC"
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Return the features of images (B, C, H, W), one tensor for each level."""
+        levels = super().forward(x)
+        return [level.permute(0, 2, 3, 1) for level in levels] if self.channels_last else levels
+
+
+def _create_extractor(
+    name: str, spec: list[Item], feature_cls: str | Callable[..., nn.Module] = "getter", **kwargs: Any
+) -> nn.Module:
+    """Return a feature extractor around a model that is converted first: timm's wrappers cut layers away.
+
+    Those that take a model apart are refused: they lose its input encodings.
+    """
+    if isinstance(feature_cls, str) and feature_cls != "getter":
+        raise ValueError(f"feature_cls must be 'getter', which keeps a converted model whole, got {feature_cls!r}")
+    wrap = FeatureExtractor if feature_cls == "getter" else feature_cls
+
+    def convert(model: nn.Module, out_indices, output_fmt: str = "NCHW", **_: Any) -> nn.Module:
+        return wrap(_set_encoding(model, spec), out_indices=out_indices, output_fmt=output_fmt)
+
+    features = timm.create_model(name, feature_cls=convert, **kwargs)
+    if isinstance(features, FeatureGetterNet):  # what timm writes down names the host alone, and `convert`
+        arguments = {**getattr(features, "_model_args", {}), **getattr(features.model, "_model_args", {})}
+        features._model_args = {key: value for key, value in arguments.items() if key != "feature_cls"}
+        features.pretrained_cfg = {**features.pretrained_cfg, "architecture": ARCHITECTURE}
+        features.default_cfg = features.pretrained_cfg
+    return features
 
 
 def set_encoding(model: nn.Module, encoding: Spec) -> nn.Module:

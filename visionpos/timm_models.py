@@ -14,7 +14,7 @@ from timm.layers import to_2tuple
 from timm.models import build_model_with_cfg, generate_default_cfgs, get_pretrained_cfg, register_model
 from torch import nn
 
-from .convert import ARCHITECTURE, create_model
+from .convert import ARCHITECTURE, FeatureExtractor, create_model
 from .registry import Spec
 from .weights.load import fit_pretrained
 
@@ -30,7 +30,6 @@ CIFAR = {
 }
 VIT, SWIN = {**CIFAR, "classifier": "head"}, {**CIFAR, "classifier": "head.fc"}
 VIT_HOST, SWIN_HOST = "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"
-GETTER = {"out_indices": 3, "feature_cls": "getter"}
 
 default_cfgs = generate_default_cfgs(
     {
@@ -45,16 +44,26 @@ default_cfgs = generate_default_cfgs(
 
 
 def _build(
-    host: str, encoding: Spec | None, encoded_size: Sequence[int] | None, img_size=None, **kwargs: Any
+    host: str, encoding: Spec | None, encoded_size: Sequence[int] | None, levels: dict, img_size=None, **kwargs: Any
 ) -> nn.Module:
-    """Return the converted model, without weights; encodings are made for `encoded_size` and carried to `img_size`."""
+    """Return the converted model, without weights; encodings are made for `encoded_size` and carried to `img_size`.
+
+    If the host is asked for features, `levels` gets which ones and in which layout.
+    """
+
+    def note(model: nn.Module, out_indices, output_fmt: str = "NCHW", **_: Any) -> nn.Module:
+        levels.update(out_indices=out_indices, output_fmt=output_fmt)
+        return model
+
     size, built_size = (given and to_2tuple(given) for given in (img_size, encoded_size or img_size))
-    model = create_model(host, encoding=encoding, img_size=built_size, **kwargs)
+    extracted = {"feature_cls": note} if "features_only" in kwargs else {}
+    model = create_model(host, encoding=encoding, img_size=built_size, **kwargs, **extracted)
     if size and size != built_size:
-        windows = kwargs.get("window_size")  # of every stage where timm recorded a change of size: those of `size`
-        recorded = isinstance(windows, Sequence) and any(isinstance(window, Sequence) for window in windows)
-        model.set_input_size(size, **({"window_size": windows} if recorded else {}))
-    model._model_args = {k: v for k, v in getattr(model, "_model_args", {}).items() if k != "host"}
+        if not hasattr(model, "set_input_size"):  # SAM and Hiera, which have one size for life
+            return _build(host, encoding, None, levels, size, **kwargs)
+        windows = {"window_size": kwargs["window_size"]} if "window_size" in kwargs else {}
+        model.set_input_size(size, **windows)
+    model._model_args = {k: v for k, v in getattr(model, "_model_args", {}).items() if k not in ("host", "feature_cls")}
     return model
 
 
@@ -62,28 +71,22 @@ def _create(
     variant: str,
     pretrained: bool,
     host: str,
-    features: dict,
     encoding: Spec | None = None,
     encoded_size: Sequence[int] | None = None,
     **kwargs: Any,
 ) -> nn.Module:
+    levels = {"feature_cls": FeatureExtractor, "flatten_sequential": True}  # timm reads it after the host was built
+    asked = {
+        key: kwargs[key] for key in ("features_only", "out_indices") if kwargs.get("features_only") and key in kwargs
+    }
     return build_model_with_cfg(
-        partial(_build, host, encoding, encoded_size),
+        partial(_build, host, encoding, encoded_size, levels, **asked),
         variant,
         pretrained,
         pretrained_filter_fn=fit_pretrained,
-        feature_cfg=dict(features),
+        feature_cfg=levels,
         **kwargs,
     )
-
-
-def _vit(variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
-    return _create(variant, pretrained, VIT_HOST, GETTER, **kwargs)
-
-
-def _swin(variant: str, pretrained: bool, depths: Sequence[int], **kwargs: Any) -> nn.Module:
-    features = {"out_indices": tuple(range(len(depths))), "flatten_sequential": True}
-    return _create(variant, pretrained, SWIN_HOST, features, depths=depths, **kwargs)
 
 
 @register_model
@@ -97,14 +100,14 @@ def visionpos(pretrained: bool = False, *, host: str, pretrained_cfg: Any = None
     has_weights = not isinstance(given, dict) or any(map(given.get, ("file", "url", "hf_hub_id", "state_dict")))
     if known is not None and not has_weights:
         pretrained_cfg = {**known.to_dict(), "architecture": ARCHITECTURE}
-    return _create(ARCHITECTURE, pretrained, host, GETTER, pretrained_cfg=pretrained_cfg, **kwargs)
+    return _create(ARCHITECTURE, pretrained, host, pretrained_cfg=pretrained_cfg, **kwargs)
 
 
 @register_model
 def visionpos_vit_tiny_patch4_32(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Build ViT-Ti for images of 32 x 32: 64 tokens of 4 x 4 pixels and a class token; 5.4M parameters."""
     options = {"patch_size": 4, "embed_dim": 192, "depth": 12, "num_heads": 3}
-    return _vit("visionpos_vit_tiny_patch4_32", pretrained, **{**options, **kwargs})
+    return _create("visionpos_vit_tiny_patch4_32", pretrained, VIT_HOST, **{**options, **kwargs})
 
 
 @register_model
@@ -112,7 +115,7 @@ def visionpos_vit_small_patch4_32(pretrained: bool = False, **kwargs: Any) -> nn
     """Build the ViT of the CIFAR recipe: 64 tokens, 6 heads of 32 channels, mean of the tokens; 2.7M parameters."""
     options = {"patch_size": 4, "embed_dim": 192, "depth": 9, "num_heads": 6, "mlp_ratio": 2.0}
     options |= {"class_token": False, "global_pool": "avg"}
-    return _vit("visionpos_vit_small_patch4_32", pretrained, **{**options, **kwargs})
+    return _create("visionpos_vit_small_patch4_32", pretrained, VIT_HOST, **{**options, **kwargs})
 
 
 @register_model
@@ -120,25 +123,27 @@ def visionpos_vit_xs_patch4_32(pretrained: bool = False, **kwargs: Any) -> nn.Mo
     """Build the small ViT of the CIFAR recipe: 64 tokens, 4 heads of 32, mean of the tokens; 0.8M parameters."""
     options = {"patch_size": 4, "embed_dim": 128, "depth": 6, "num_heads": 4, "mlp_ratio": 2.0}
     options |= {"class_token": False, "global_pool": "avg"}
-    return _vit("visionpos_vit_xs_patch4_32", pretrained, **{**options, **kwargs})
+    return _create("visionpos_vit_xs_patch4_32", pretrained, VIT_HOST, **{**options, **kwargs})
 
 
 @register_model
 def visionpos_swin_xs_patch2_window4_32(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Build a Swin for images of 32 x 32: grids of 16, 8 and 4 tokens a side, windows of 4; 7.1M parameters."""
     options = {"patch_size": 2, "window_size": 4, "embed_dim": 96, "depths": (2, 6, 4), "num_heads": (3, 6, 12)}
-    return _swin("visionpos_swin_xs_patch2_window4_32", pretrained, **{**options, "mlp_ratio": 2.0, **kwargs})
+    return _create(
+        "visionpos_swin_xs_patch2_window4_32", pretrained, SWIN_HOST, **{**options, "mlp_ratio": 2.0, **kwargs}
+    )
 
 
 @register_model
 def visionpos_vit_tiny_patch16_224(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Build timm's vit_tiny_patch16_224 with its pretrained weights."""
     options = {"patch_size": 16, "embed_dim": 192, "depth": 12, "num_heads": 3}
-    return _vit("visionpos_vit_tiny_patch16_224", pretrained, **{**options, **kwargs})
+    return _create("visionpos_vit_tiny_patch16_224", pretrained, VIT_HOST, **{**options, **kwargs})
 
 
 @register_model
 def visionpos_swin_tiny_patch4_window7_224(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Build timm's swin_tiny_patch4_window7_224 with its pretrained weights."""
     options = {"patch_size": 4, "window_size": 7, "embed_dim": 96, "depths": (2, 2, 6, 2), "num_heads": (3, 6, 12, 24)}
-    return _swin("visionpos_swin_tiny_patch4_window7_224", pretrained, **{**options, **kwargs})
+    return _create("visionpos_swin_tiny_patch4_window7_224", pretrained, SWIN_HOST, **{**options, **kwargs})

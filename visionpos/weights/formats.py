@@ -7,6 +7,7 @@ them (buffers, layer scale, biases of q and v, tensors that moved into an encodi
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -31,11 +32,27 @@ RECOMPUTED = re.compile(
 )
 PRETRAINING = re.compile(r"(^mask_token$|^decoder_|^lm_head\.)")
 
+# whose names these are, of weights that no format below converts
+FOREIGN = {
+    "Hugging Face": re.compile(
+        r"(^|\.)(embeddings|vision_model|(encoder\.)?layer\.\d+|encoder\.(layers|stages)\.\d+)\."
+    ),
+    "torchvision": re.compile(r"^(conv_proj|encoder\.layers\.encoder_layer_\d+|features\.\d+(\.\d+)*)\."),
+    "a ResNet": re.compile(r"^layer\d\.\d+\.(conv|bn)\d\."),
+    "JAX (npz)": re.compile(r"^\w+/"),
+}
+
 
 def convert_weights(weights: Mapping[str, Any], model: nn.Module) -> Weights:
-    """Return a state dict of any known format with the names that `model` has. No tensor is resized."""
+    """Return a state dict of any known format with the names that `model` has. No tensor is resized.
+
+    Raises:
+        ValueError: names of another library, or a value that is no dense tensor of floating-point numbers.
+    """
     names = model.state_dict()
     weights = {k: v for k, v in unwrap(weights).items() if k in names or not RECOMPUTED.search(k)}
+    _check_origin([key for key in weights if key not in names])
+    _check_values(weights)
     left_out = [key for key in weights if PRETRAINING.search(key) and key not in names]
     if left_out:
         _logger.warning("left out, of use in pretraining only: %s", shorten(left_out))
@@ -50,7 +67,29 @@ def unwrap(weights: Mapping[str, Any]) -> Weights:
     """Return the state dict inside a checkpoint, without what wrappers of the model put before its names."""
     for wrapper in ("model", "module", "state_dict"):
         weights = weights[wrapper] if isinstance(weights.get(wrapper), Mapping) else weights
-    return dict(clean_state_dict(weights))
+    return dict(clean_state_dict({str(key): value for key, value in weights.items()}))
+
+
+def _check_origin(unknown: list[str]) -> None:
+    for origin, pattern in FOREIGN.items():
+        if key := next(filter(pattern.search, unknown), None):
+            raise ValueError(
+                f"the weights have the names of {origin}, such as {key!r}; accepted are those of timm and "
+                "of the authors' code"
+            )
+
+
+def _check_values(weights: Mapping[str, Any]) -> None:
+    for key, value in weights.items():
+        if not isinstance(value, Tensor):
+            seen = f"of type {type(value).__name__}"
+        elif value.is_meta:
+            seen = "on the meta device, where tensors have no values"
+        elif not value.is_floating_point() or value.layout != torch.strided or value.is_nested:
+            seen = f"{value.dtype}, {value.layout}"
+        else:
+            continue
+        raise ValueError(f"{key} is {seen}; weights are dense tensors of floating-point numbers")
 
 
 def shorten(keys: list[str]) -> str:
@@ -95,7 +134,7 @@ def dinov3(weights: Weights, model: nn.Module) -> Weights:
     for key, value in weights.items():
         for theirs, timms in replaced.items():
             key = key.replace(theirs, timms)
-        if key.endswith("attn.qkv.bias"):
+        if key.endswith("attn.qkv.bias") and value.ndim == 1 and len(value) >= 3:
             q, k, v = value.chunk(3)
             stem = key.removesuffix("qkv.bias")
             if f"{stem}q_bias" in names:
@@ -115,21 +154,22 @@ def rope_vit(weights: Weights, model: nn.Module) -> Weights:
     It is (2, L, heads * head_dim / 2), or timm's (2, L, heads, head_dim / 2).
 
     Raises:
-        ValueError: another number of layers.
+        ValueError: another number of layers, or of frequencies.
     """
     mark = "freqs" if "freqs" in weights else "rope.freqs"
     weights = dict(weights)
     names, freqs = model.state_dict(), weights.pop(mark)
-    if "rope.freqs" in names:
-        return {**weights, "rope.freqs": freqs.reshape(*freqs.shape[:2], *names["rope.freqs"].shape[2:])}
     own = [key for key in names if re.search(r"encodings\.\d+\.freqs$", key)]
-    if not own:
+    if "rope.freqs" not in names and not own:
         return {**weights, mark: freqs}  # reported: this model has no frequencies
-    if len(own) != freqs.shape[1]:
-        raise ValueError(f"{mark} has the frequencies of {freqs.shape[1]} layers, and the model has {len(own)}")
-    return weights | {
-        key: layer.reshape(2, *names[key].shape[1:]) for key, layer in zip(own, freqs.unbind(1), strict=True)
-    }
+    shape = names["rope.freqs"].shape if "rope.freqs" in names else (2, len(own), *names[own[0]].shape[1:])
+    if freqs.ndim < 3 or freqs.shape[:2] != shape[:2] or freqs[0, 0].numel() != math.prod(shape[2:]):
+        raise ValueError(
+            f"{mark} has the frequencies of {freqs.shape[1] if freqs.ndim > 1 else 0} layers, and the model has "
+            f"{shape[1]} layers with {math.prod(shape[2:])} each; its shape is {tuple(freqs.shape)}"
+        )
+    freqs = freqs.reshape(shape)
+    return weights | ({"rope.freqs": freqs} if not own else dict(zip(own, freqs.unbind(1), strict=True)))
 
 
 def rope_swin(weights: Weights, model: nn.Module) -> Weights:
@@ -167,7 +207,8 @@ def _fold_biases(weights: Weights, names: Mapping[str, Tensor]) -> Weights:
     """Fold BEiT's and Swin v2's biases of q and v into one of q, k and v, where the model has that."""
     for key in [key for key in weights if key.endswith("attn.q_bias") and key not in names]:
         stem = key.removesuffix("q_bias")
-        if f"{stem}qkv.bias" in names and f"{stem}v_bias" in weights:
+        parts = [weights.get(f"{stem}{part}_bias") for part in "qv"]
+        if f"{stem}qkv.bias" in names and all(part is not None and part.ndim == 1 for part in parts):
             q, v = weights.pop(key), weights.pop(f"{stem}v_bias")
             weights[f"{stem}qkv.bias"] = torch.cat([q, torch.zeros_like(q), v])
     return weights

@@ -9,7 +9,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file
+from timm.layers import resample_patch_embed
 from torch import Tensor, nn
 
 from ..bias.relative_table import RelativeTable
@@ -23,6 +25,7 @@ _logger = logging.getLogger(__name__)
 
 Resize = bool | tuple[int, int]
 
+PATCHES = "patch_embed.proj.weight"  # (dim, channels, height, width of a patch)
 POSITIONS = re.compile(r"(pos_embed|relative_position_bias_table|cpb_mlp\.\d\.\w+|freqs)$")
 
 
@@ -45,8 +48,9 @@ def load_weights(
         `missing_keys` and `unexpected_keys`, as `load_state_dict` does.
 
     Raises:
-        ValueError: a file of another type, tensors of another shape, or, when strict, missing or unknown ones. The
-            model is unchanged then.
+        ValueError: a file of another type or a damaged one, names of another library, weights of which nothing is for
+            the layers of the model, values that are no dense floating-point tensors, tensors of another shape, or,
+            when strict, missing or unknown ones. No tensor of the model is changed then.
 
     Example:
         >>> model = vp.create_model("vit_tiny_patch16_224", "learned+rope_mixed", depth=1)
@@ -54,17 +58,26 @@ def load_weights(
         >>> vp.load_weights(model, plain.state_dict(), strict=False).missing_keys
         ['blocks.0.attn.encodings.0.freqs']
     """
+    if not isinstance(resize, bool):
+        resize = _checked_size(resize)
+    weights = _read(weights)
     find_host(model).convert(model)
-    weights = convert_weights(_read(weights), model)
+    weights = convert_weights(weights, model)
     return load_converted(model, weights, strict, {key: resize for _, key in _tables(model)})
 
 
 def load_converted(model: nn.Module, weights: Weights, strict: bool = True, resize: Mapping[str, Resize] | None = None):
-    """Load tensors that have the model's own names; `resize` is for each of its position tables, by name."""
+    """Load tensors that have the model's own names; `resize` is for each of its position tables, by name.
+
+    Everything is checked before the first tensor is written.
+    """
+    difference, misfit = _difference(weights, model), f"the weights do not fit {type(model).__name__}"
+    if _are_strangers(weights, model):
+        raise ValueError(f"{misfit}, nothing of them is for its layers: {difference}")
     weights = _resized(weights, model, resize or {})
-    difference = _difference(weights, model)
+    _check_targets(weights, model)
     if difference and strict:
-        raise ValueError(f"the weights do not fit {type(model).__name__}: {difference}; strict=False loads the rest")
+        raise ValueError(f"{misfit}: {difference}; strict=False loads the rest")
     if difference:
         _logger.warning("loaded without these: %s", difference)
     return model.load_state_dict(weights, strict=False)
@@ -73,10 +86,14 @@ def load_converted(model: nn.Module, weights: Weights, strict: bool = True, resi
 def fit_pretrained(weights: Weights, model: nn.Module) -> Weights:
     """Return pretrained weights that fit a converted model: only encodings may differ, and one line says how.
 
-    This is the model's `pretrained_filter_fn` in timm's sense.
+    This is the model's `pretrained_filter_fn` in timm's sense: patches of another size and position tables are
+    resampled here, as timm's own filters do; the classifier and the channels, which timm adapts afterwards, are left.
     """
     weights = convert_weights(weights, model)
     weights = _resized(weights, model, _source_shapes(weights, model))
+    kernel, target = weights.get(PATCHES), model.state_dict().get(PATCHES)
+    if kernel is not None and target is not None and kernel.ndim == target.ndim == 4:
+        weights[PATCHES] = resample_patch_embed(kernel, list(target.shape[-2:]))
     ours = _encoding_tensors(model)
     new = {key: ours[key] for key in ours if key not in weights}
     old = [key for key in weights if POSITIONS.search(key) and key not in model.state_dict()]
@@ -88,33 +105,59 @@ def fit_pretrained(weights: Weights, model: nn.Module) -> Weights:
 def _read(weights: str | Path | Mapping[str, Any]) -> Mapping[str, Any]:
     if isinstance(weights, Mapping):
         return weights
-    if Path(weights).suffix != ".safetensors":
+    if not isinstance(weights, (str, Path)):
+        raise ValueError(f"weights must be a path or a state dict, got {type(weights).__name__}")
+    path, seen = Path(weights), {".npz": " (an npz archive, as JAX writes)"}
+    if path.suffix != ".safetensors":
+        kind = " (a directory)" if path.is_dir() else seen.get(path.suffix, "")
         raise ValueError(
-            f"only .safetensors files are loaded, got {str(weights)!r}: a pickle can run code when it is read; of one "
-            "that you trust, pass the state dict: torch.load(path, weights_only=True)"
+            f"only .safetensors files are loaded, got {str(weights)!r}{kind}: a pickle can run code when it is read; "
+            "of one that you trust, pass the state dict: torch.load(path, weights_only=True)"
         )
-    return load_file(weights)
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        found = "is a directory" if path.is_dir() else f"cannot be read as safetensors: {error}"
+        raise ValueError(f"{str(weights)!r} {found}") from error
+
+
+def _checked_size(resize: Any) -> tuple[int, int]:
+    if not (isinstance(resize, (tuple, list)) and len(resize) == 2 and all(type(n) is int and n > 0 for n in resize)):
+        raise ValueError(f"resize must be True, False or a grid (h, w) of positive integers, got {resize!r}")
+    return tuple(resize)
 
 
 def _resized(weights: Weights, model: nn.Module, resize: Mapping[str, Resize]) -> Weights:
-    """Return position tables by their names, carried over where `resize` says so.
+    """Return weights with the position tables that `resize` names carried over to the model's grid or window."""
+    weights, names = dict(weights), model.state_dict()
+    for encoding, key in _tables(model):
+        # also of the same shape: 2 x 8 tokens are as many as 4 x 4
+        if resize.get(key) and key in weights and weights[key].ndim == names[key].ndim:
+            weights[key] = _resize_table(weights[key], encoding, resize[key])
+    return weights
+
+
+def _check_targets(weights: Weights, model: nn.Module) -> None:
+    """Check that every tensor can be copied into that of its name.
 
     Raises:
-        ValueError: a tensor of another shape; names both, and what converts it.
+        ValueError: a model without memory, or a tensor of another shape; names both, and what converts it.
     """
     tables = {key: encoding for encoding, key in _tables(model)}
-    weights = dict(weights)
     for key, target in model.state_dict().items():
-        if key not in weights:
-            continue
-        if resize.get(key):  # also of the same shape: 2 x 8 tokens are as many as 4 x 4
-            weights[key] = _resize_table(weights[key], tables[key], resize[key])
-        if weights[key].shape != target.shape:
+        if key in weights and weights[key].shape != target.shape:
             raise ValueError(
                 f"{key} is {tuple(weights[key].shape)} in the weights and {tuple(target.shape)} in the model; "
                 + _advice(key, tables.get(key), weights[key])
             )
-    return weights
+        if target.is_meta:
+            raise ValueError(f"{key} of the model is on the meta device; call model.to_empty(device=...) first")
+
+
+def _are_strangers(weights: Weights, model: nn.Module) -> bool:
+    """Return whether weights are those of another network: nothing is for a layer, and most of them or all unknown."""
+    known = [key for key in model.state_dict() if key in weights]
+    return not known or (2 * len(known) < len(weights) and not any(re.search(r"\.\d+\.", key) for key in known))
 
 
 def _tables(model: nn.Module) -> Iterable[tuple[Learned | RelativeTable, str]]:
@@ -126,16 +169,19 @@ def _tables(model: nn.Module) -> Iterable[tuple[Learned | RelativeTable, str]]:
 
 
 def _resize_table(table: Tensor, encoding: Learned | RelativeTable, resize: Resize) -> Tensor:
-    new = encoding.feat_shape
-    if isinstance(encoding, Learned):
-        prefix = encoding.num_prefix_tokens
-        old = _square(table.shape[-2] - prefix) if resize is True else resize
-        return resize_position_table(table, new, old, prefix, encoding.interpolation, encoding.antialias)
-    rows = table.shape[0] - 3 * (encoding.preset == "beit")
-    old = resize
-    if resize is True:
-        old = _square(rows) if encoding.preset == "levit" else tuple((size + 1) // 2 for size in _square(rows))
-    return encoding.dialect.resize(table, new, tuple(old), encoding.interpolation)
+    learned, rows = isinstance(encoding, Learned), table.shape[-2]
+    old, new = resize, encoding.feat_shape
+    if resize is True and (learned or encoding.preset == "levit"):
+        old = _square(rows - encoding.num_prefix_tokens if learned else rows)
+    elif resize is True:
+        old = tuple((size + 1) // 2 for size in _square(rows - encoding.dialect.class_rows))
+    if rows != _num_rows(encoding, old):
+        raise ValueError(f"a table of {rows} rows is not that of {tuple(old)}, which has {_num_rows(encoding, old)}")
+    if learned:
+        return resize_position_table(
+            table, new, old, encoding.num_prefix_tokens, encoding.interpolation, encoding.antialias
+        )
+    return encoding.dialect.resize(table, new, old, encoding.interpolation)
 
 
 def _square(rows: int) -> tuple[int, int]:
@@ -148,8 +194,9 @@ def _square(rows: int) -> tuple[int, int]:
 def _source_shapes(weights: Weights, model: nn.Module) -> dict[str, Resize]:
     """Return the grid of each table of pretrained weights: what timm knows, else square if another shape needs it."""
     names, size = model.state_dict(), model.pretrained_cfg["input_size"][-2:]
-    patches = getattr(model, "patch_embed", None)
-    grid = tuple(pixels // patch for pixels, patch in zip(size, getattr(patches, "patch_size", size), strict=True))
+    patches, kernel = getattr(model, "patch_embed", None), weights.get(PATCHES)
+    patch = getattr(patches, "patch_size", size) if kernel is None or kernel.ndim != 4 else kernel.shape[-2:]
+    grid = tuple(pixels // side for pixels, side in zip(size, patch, strict=True))
     shapes: dict[str, Resize] = {}
     for encoding, key in _tables(model):
         if key in weights:
@@ -171,9 +218,9 @@ def _advice(key: str, encoding: PositionEncoding | None, given: Tensor) -> str:
         function = "resize_position_table" if isinstance(encoding, Learned) else "resize_relative_table"
         square = "resize=True (of load_weights) carries it over from a square grid"
         return f"{square}, resize=(h, w) from any other (see {function})"
-    if key.startswith("head"):
+    if key.startswith("head") and given.ndim:
         return f"create the model with num_classes={given.shape[0]}, or leave the head out"
-    if key == "patch_embed.proj.weight":
+    if key == PATCHES and given.ndim == 4:
         return f"create the model with patch_size={tuple(given.shape[2:])} and in_chans={given.shape[1]}"
     return "create the model as the weights need it"
 
