@@ -17,8 +17,9 @@ from visionpos import places
 from visionpos.encoding import AttentionTensors
 from visionpos.hosts import attention
 from visionpos.hosts import vit as vit_host
+from visionpos.options import hints
 from visionpos.probe import DIM, GRID, HEAD_DIM, HEADS, output, small_encoding
-from visionpos.registry import _hints, constructor_parameters, get_encoding_class
+from visionpos.registry import constructor_parameters, get_encoding_class
 from visionpos.rotary.rope_axial import RopeAxial
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -168,7 +169,7 @@ NEEDS = {
 
 def other_value(cls, option, default):
     """Another value than the default."""
-    hint = _hints(cls).get(option)
+    hint = hints(cls).get(option)
     choices = [v for part in (hint, *typing.get_args(hint)) for v in typing.get_args(part) if isinstance(v, str)]
     if option in OTHER or not (choices or isinstance(default, (bool, int, float, tuple))):
         return OTHER.get(option, 0.7)

@@ -53,6 +53,7 @@ VALUES = {
 }
 
 
+@pytest.mark.unhooked
 @pytest.mark.parametrize("make", MODELS, ids=["vit", "swin", *HOSTS])
 def test_one_tensor_of_another_kind_changes_nothing(make):
     """In the first and in the last tensor, and in a position table, which may be resized."""
