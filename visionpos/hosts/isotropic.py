@@ -34,7 +34,7 @@ def locate(
 ) -> Positions:
     """Return the positions of patch tokens: x (B, N, C) on the model's own grid, or (B, H, W, C) on the grid of x."""
     feat_shape = tuple(x.shape[1:3]) if x.ndim == 4 else grid_size
-    positions = Positions.grid(feat_shape, num_prefix_tokens, device=x.device).promote(x.dtype)
+    positions = Positions.grid(feat_shape, int(num_prefix_tokens), device=x.device).promote(x.dtype)
     return positions if augmentation is None else augmentation(positions)
 
 
