@@ -282,6 +282,15 @@ def test_optuna_chooses_as_many_settings_for_each_encoding(tmp_path, capsys):
     assert len({str(params) for params in first}) == 4
 
 
+def test_settings_of_trials_hold_for_trials_alone(tmp_path):
+    flags = write_tuned(tmp_path, "tune: {grid: {recipe.lr: [1e-3]}, settings: {recipe.epochs: 2}, validation: 6}")
+    plan = open_plan(Path(flags[0]), [], flags[2], None)
+    jobs = list(plan.jobs(lambda job: True))
+    epochs = {job.path.parent.parent.name: job.config.recipe.epochs for job in jobs if job.config}
+    assert epochs["tune"] == 2
+    assert plan.cells[0].config({}, 0, tmp_path).recipe.epochs == 1
+
+
 def test_without_optuna_a_grid_works_and_ranges_are_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.setitem(sys.modules, "optuna", None)
@@ -366,6 +375,8 @@ MISTAKES = [
     ("tune: {grid: {recipe.lr: [1]}, trials: 2}", [], "tune.trials: 2 given"),
     ("tune: {grid: {recipe.lr: [1]}, seed: 3}", [], "tune.seed: 3 given; accepted: none of seeds"),
     ("tune: {grid: {recipe.lr: [1]}}\nvary: {recipe.lr: [1]}", [], "recipe.lr: the sweep decides this field elsewhere"),
+    ("tune: {grid: {recipe.lr: [1]}, settings: {recipe.lr: 2}}", [], "tune.settings.recipe.lr: the sweep decides"),
+    ("tune: {settings: {recipe.epochs: 2}}", [], "tune.settings: {'recipe.epochs': 2} given, but there is nothing"),
     ("tune: {validation: 6}", [], "tune.validation: 6 given, but there is nothing to tune: no grid or ranges"),
     ("tune: {seed: 7}", [], "tune.seed: 7 given, but there is nothing to tune"),
     ("evaluate: {sizes: [big]}", [], "sizes: 'big' given; accepted: pixels"),

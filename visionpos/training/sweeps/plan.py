@@ -72,6 +72,11 @@ class Cell:
         """Return the configuration of a run in `path` with these settings."""
         return replace(configure(self.flags + as_flags(settings)), seed=seed, output=str(path))
 
+    def trial_config(self, settings: Settings, path: Path) -> Config:
+        """Return the configuration of a trial in `path` of these settings."""
+        fixed = {**self.tune.settings, "data.validation": self.tune.validation}
+        return self.config({**settings, **fixed}, self.tune.seed, path)
+
     @property
     def trial_folder(self) -> Path:
         """Return the directory of the trials."""
@@ -82,7 +87,7 @@ class Cell:
         path, settings = self.trial_folder / f"trial-{number:02d}", self.tuner.settings(number)
         if settings is None:
             return Job(path)
-        return Job(path, self.config({**settings, "data.validation": self.tune.validation}, self.tune.seed, path))
+        return Job(path, self.trial_config(settings, path))
 
     def trials(self, is_done: IsDone | None) -> Iterator[Job]:
         """Yield all trials; with `is_done`, Optuna is asked for settings that are not known yet."""
@@ -246,7 +251,7 @@ def check_tuning(cell: Cell) -> None:
     if isinstance(cell.tuner, Search):
         for end in (0, 1):
             values = {key: ends[end] for key, ends in cell.tune.ranges.items()}
-            cell.config({**values, "data.validation": cell.tune.validation}, cell.tune.seed, cell.folder)
+            cell.trial_config(values, cell.folder)
 
 
 def check_starts(cells: Sequence[Cell], seeds: Sequence[int]) -> None:

@@ -32,6 +32,7 @@ class Tune:
         grid: Values of each field; every combination is tried.
         ranges: Lowest and highest value of each field; Optuna chooses `trials` settings on a logarithmic scale.
         trials: For `ranges`: how many.
+        settings: Values of other fields in every trial, in place of the run's: {recipe.epochs: 1} for shorter trials.
         validation: Training pictures held out, as data.validation.
         seed: Of every trial; none of `seeds`.
     """
@@ -39,6 +40,7 @@ class Tune:
     grid: dict[str, list[Any]] = field(default_factory=dict)
     ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
     trials: int | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
     validation: int = 5000
     seed: int = 1000
 
@@ -107,7 +109,14 @@ class Sweep:
             raise ConfigError(
                 f"tune.trials: {tune.trials} given; accepted: a whole number from 1 with ranges, else none"
             )
-        for name in () if tune.fields else changed(tune, ["validation", "seed"]):
+        for key in tune.settings:
+            if key in (*FIELDS_OF_SWEEP, *tune.fields, "data.validation"):
+                raise ConfigError(
+                    f"tune.settings.{key}: the sweep decides this field elsewhere; accepted: other fields"
+                )
+        for name in (
+            () if tune.fields else [*changed(tune, ["validation", "seed"]), *(["settings"] if tune.settings else [])]
+        ):
             raise ConfigError(
                 f"tune.{name}: {getattr(tune, name)} given, but there is nothing to tune: no grid or ranges"
             )
