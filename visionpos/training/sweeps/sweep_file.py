@@ -114,9 +114,8 @@ class Sweep:
                 raise ConfigError(
                     f"tune.settings.{key}: the sweep decides this field elsewhere; accepted: other fields"
                 )
-        for name in (
-            () if tune.fields else [*changed(tune, ["validation", "seed"]), *(["settings"] if tune.settings else [])]
-        ):
+        alone = changed(tune, ["validation", "seed"]) + (["settings"] if tune.settings else [])
+        for name in () if tune.fields else alone:
             raise ConfigError(
                 f"tune.{name}: {getattr(tune, name)} given, but there is nothing to tune: no grid or ranges"
             )
