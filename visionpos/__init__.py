@@ -1,6 +1,6 @@
 """visionpos: any position encoding in any timm vision transformer, exact, in one line."""
 
-from . import bias, conditional, input, none, rotary, timm_models
+from . import bias, conditional, input, layers, none, rotary, timm_models
 from .augment import CoordinateAugmentation
 from .bias.alibi import alibi_slopes
 from .convert import create_model, get_encoding, set_encoding
@@ -47,6 +47,7 @@ __all__ = [
     "draw_mask",
     "encoding_info",
     "get_encoding",
+    "layers",
     "list_encodings",
     "load_weights",
     "register_encoding",
