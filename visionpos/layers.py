@@ -2,7 +2,7 @@
 
 `PosEmbed` and `SinCos2d` add to tokens, `RelPosBias` adds to attention logits, `Rope2d` rotates queries and keys,
 `PosConv` mixes neighbouring tokens. Each takes any encoding of its place by name, and is built for a grid (H, W), whose
-coordinates it holds as a buffer, so that they follow `.to()`; tokens, logits or queries and keys are all that is passed.
+coordinates it holds as a buffer, so that they follow `.to()`; tokens, logits or queries and keys are all it is given.
 
 Parameters have timm's names in the state dict: `pos_embed`, `relative_position_bias_table`. docs/layers.md builds five
 small models from these layers.
