@@ -4,8 +4,8 @@
     python -m tests.weights.make_fixtures
 
 Each folder has the checkpoint as the library saves it, and `expected.safetensors`: the library's output for
-`images(size)`, computed in float64. Every weight is drawn at random and away from its initial value, so that none can be lost
-unseen. Pictures are not square wherever the library is right there.
+`images(size)`, computed in float64. Every weight is drawn at random and away from its initial value, so that none can
+be lost unseen. Pictures are not square wherever the library is right there.
 """
 
 from __future__ import annotations
