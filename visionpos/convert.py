@@ -125,9 +125,10 @@ def set_encoding(model: nn.Module, encoding: Spec) -> nn.Module:
     Args:
         model: a timm model of a supported family, converted or not.
         encoding: a name, names joined by "+", a dict {"name": ..., **options}, an encoding, or a list of those;
-            "none" removes every position. A dict may list the `layers` that it is for. An encoding given as an object
-            stays where the model has it; one that the model has not serves all layers, and of one that belongs to
-            another model a copy does. So `set_encoding(model, get_encoding(model))` changes nothing.
+            "none" removes every position. A dict may say which `layers` it is for: [0, 5], "3::4", "::2", "-4:" (the
+            last four). An encoding given as an object stays where the model has it; one that the model has not serves
+            all layers, and of one that belongs to another model a copy does. So
+            `set_encoding(model, get_encoding(model))` changes nothing.
 
     Returns:
         The model.
@@ -141,6 +142,9 @@ def set_encoding(model: nn.Module, encoding: Spec) -> nn.Module:
         >>> model = vp.set_encoding(model, ["learned", {"name": "rope_axial", "temperature": 100.0}])
         >>> [encoding.name for encoding in vp.get_encoding(model)]
         ['learned', 'rope_axial']
+        >>> model = vp.set_encoding(model, {"name": "rope_mixed", "layers": "1:"})  # not in the first layer
+        >>> [len(block.attn.encodings) for block in model.blocks]
+        [0, 1]
     """
     return _set_encoding(model, parse_spec(encoding))
 
@@ -216,6 +220,11 @@ def _choose_layers(item: Item, cls: type[PositionEncoding], mixing: list[int], o
     if isinstance(item, PositionEncoding):
         return [index for index, layer in enumerate(old) if item in layer] or default
     chosen = item[1].get("layers", default)
+    if isinstance(chosen, str):
+        bounds = (int(bound) if bound.strip() else None for bound in chosen.split(":"))
+        if indices := range(len(old))[slice(*bounds)]:
+            return sorted(indices)
+        raise ValueError(f"{cls.name}: layers {chosen!r} are none of the {len(old)} layers of the model")
     if not all(0 <= index < len(old) for index in chosen) or len(set(chosen)) < len(chosen):
         raise ValueError(f"{cls.name}: layers must be different indices from 0 to {len(old) - 1}, got {list(chosen)}")
     return chosen
