@@ -1,4 +1,4 @@
-"""The contract of a position encoding. The base class of each of the four places is in `places.py`.
+"""The contract of a position encoding. The base class of each of the four places is in `places/`.
 
 The author of an encoding writes a single method, `encode`, on positions; the base class of the place adds what is
 the same for all: coordinates carried to the grid that was trained on, full precision under autocast, prefix tokens,

@@ -91,6 +91,18 @@ ZOO: dict[str, tuple[str, dict[str, Any], tuple[int, int]]] = {
 }
 
 
+SWIN = (
+    "## Where timm's Swin is not the authors'",
+    "",
+    "Both versions, and for as long as a Swin has its own encoding alone, which keeps timm's bits:",
+    "",
+    "- **Windows that do not divide the grid.** timm rolls the grid before it pads it, the authors pad first. Rows",
+    "  (and columns) of opposite borders then meet in a window, and timm's mask lets them see each other. With any",
+    "  other encoding, and in `vp.shifted_window_mask`, they do not. `python -m train.evaluate` names such sizes.",
+    "- **One side of the grid fits the window.** timm then stops shifting along that axis, the authors along both.",
+)
+
+
 def build(family: str, **options: Any) -> tuple[nn.Module, tuple[int, int]]:
     """Return a small model of a family, freshly initialised with seed 0, and the size of its images."""
     name, small, size = ZOO[family]
@@ -148,4 +160,5 @@ def host_matrix(progress: Callable[[str], None] = lambda family: None) -> str:
     for index, name in enumerate(names):
         lines.append(f"| `{name}` | " + " | ".join(row[2 + index] for row in rows) + " |")
     lines += ["", *(f"[{number}] {why}" + "  " for number, why in enumerate(reasons, start=1))]
+    lines += ["", *SWIN]
     return "\n".join(lines).rstrip() + "\n"

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import torch
+import torch.nn.functional as F
 from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock
 from torch import Tensor, nn
 
 from ..bias.relative_table import RelativeTable
 from ..encoding import LayerFacts
 from ..materialize import is_plain_eager
-from ..windows import TakeTokens, window_order
+from ..windows import TakeTokens, shift_mask, window_order, window_partition, window_reverse
 from .grids import AddPositions, GridHost, add_positions
 from .host import FixedCoordinates, encoding_parameters, first, register_host
 from .parameters import adopt_parameters, bind_parameters
@@ -33,18 +35,51 @@ def hide_fully(mask: Tensor | None) -> Tensor | None:
 class EncodedGridBlock:
     """Mixin for a block on (B, H, W, C) tokens, after which conditional encodings may mix those of the whole grid."""
 
-    def get_attn_mask(self, *args, **kwargs) -> Tensor | None:
-        """Return timm's shift mask, (windows, N, N), of 0 and -inf."""
-        return hide_fully(super().get_attn_mask(*args, **kwargs))
+    def has_its_own(self) -> bool:
+        """Return whether attention has the encoding of timm's model, and no other: it then keeps timm's bits."""
+        return [encoding.owner for encoding in self.attn.encodings] == [self.attn]
+
+    def get_attn_mask(self, x: Tensor | None = None, device=None, dtype=None, feat_shape=None) -> Tensor | None:
+        """Return the shift mask, (windows, N, N), of 0 and -inf: timm's, or that of any other encoding.
+
+        They differ where the window does not divide the grid: timm's lets tokens of opposite borders see each other.
+
+        Args:
+            x: tokens of any picture, rolled and padded; by default the mask is for `input_resolution`.
+            device: of the mask, without x.
+            dtype: likewise.
+            feat_shape: (H, W) of the grid that became x.
+        """
+        mask = super().get_attn_mask(x, device=device, dtype=dtype)
+        if mask is None or self.has_its_own():
+            return hide_fully(mask)
+        feat_shape = self.input_resolution if feat_shape is None else feat_shape
+        return shift_mask(feat_shape, self.window_size, self.shift_size, mask.device).to(mask.dtype)
+
+    def sees_across_border(self) -> bool:
+        """Return whether tokens of opposite borders of the picture see each other, as in timm's model."""
+        mask = self.get_attn_mask(device=torch.device("cpu"))
+        if mask is None:
+            return False
+        apart = shift_mask(self.input_resolution, self.window_size, self.shift_size, mask.device) != 0
+        return bool((apart & (mask == 0)).any())
 
     def _attn(self, x: Tensor) -> Tensor:
         """Return the attention of x (B, H, W, C) as timm does; the ways into the windows and back are a gather each.
 
         timm's rolls, padding and copies stay where a graph is traced, and for pictures of any size.
         """
-        if self.dynamic_mask or not isinstance(x, Tensor) or not is_plain_eager():
+        if not isinstance(x, Tensor):  # symbolic tracing
             return super()._attn(x)
-        way = window_order(tuple(x.shape[1:3]), self.window_size, self.shift_size, x.device)
+        shape, (wh, ww) = tuple(x.shape[1:3]), self.window_size
+        if self.dynamic_mask or not is_plain_eager():
+            padding = (0, 0, 0, -shape[1] % ww, 0, -shape[0] % wh)
+            rolled = F.pad(x.roll([-s for s in self.shift_size], (1, 2)), padding)
+            mask = self.get_attn_mask(rolled, feat_shape=shape) if self.dynamic_mask else self.attn_mask
+            windows = self.attn(window_partition(rolled, self.window_size), mask=mask)
+            rolled = window_reverse(windows, self.window_size, tuple(rolled.shape[1:3]))
+            return rolled[:, : shape[0], : shape[1]].roll(self.shift_size, (1, 2))
+        way = window_order(shape, self.window_size, self.shift_size, x.device)
         windows = TakeTokens.apply(x.flatten(1, 2), *way)
         windows = self.attn(windows.view(-1, self.window_area, x.shape[-1]), mask=self.attn_mask)
         return TakeTokens.apply(windows.view(x.shape[0], -1, x.shape[-1]), *reversed(way)).view(x.shape)
@@ -71,6 +106,10 @@ class EncodedSwinMixin(FixedCoordinates):
         super().set_input_size(img_size=img_size, patch_size=patch_size, window_size=window_size, **kwargs)
         for encoding in self.pos_embed_input:
             encoding.set_feat_shape(tuple(self.patch_embed.grid_size))
+
+    def sees_across_border(self) -> bool:
+        """Return whether a shifted window joins opposite borders of the picture, at the size the model is set to."""
+        return any(block.sees_across_border() for stage in self.layers for block in stage.blocks)
 
     def no_weight_decay(self) -> set[str]:
         """Return timm's names and every parameter of an encoding."""
@@ -109,7 +148,7 @@ class SwinHost(GridHost):
         """Swap the class of timm's block and of its attention."""
         self.wrap_attention(block.attn)
         block.__class__, block.mixers = self.block_class, nn.ModuleList()
-        block.attn_mask = hide_fully(block.attn_mask)
+        block._init_buffers()
 
     def convert_parts(self, model: nn.Module) -> None:
         for block in self.blocks(model):
@@ -144,6 +183,7 @@ class SwinHost(GridHost):
             native = first(block.attn.encodings, self.native)
             if native is not None:
                 bind_parameters(native, block.attn)
+            block._init_buffers()  # whose shift mask depends on the encodings
 
 
 HOST = register_host(SwinHost())
