@@ -156,6 +156,24 @@ ROPE = [
             ("directions over a whole turn", "(math.pi / groups)", "(2 * math.pi / groups)"),
         ],
     ),
+    *mutants_of(
+        "rotary/rope_spiral.py",
+        "parity/test_rope_spiral.py",
+        [
+            ("a direction for each frequency", "device=device) // 2 % half)", "device=device) % half)"),
+            ("directions over a quarter", "(math.pi / self.num_directions)", "(math.pi / 2 / self.num_directions)"),
+            ("directions not shared out", "// 2 % half)", "// 2 % self.num_directions)"),
+            ("highest frequency 1", "self.max_freq * geometric", "geometric"),
+            ("sense of the second direction", "torch.cat([along, -across])", "torch.cat([along, across])"),
+            (
+                "x before y",
+                "torch.cat([across, along]), torch.cat([along, -across])",
+                "torch.cat([along, across]), torch.cat([-across, along])",
+            ),
+            ("end to end", "(self.reference_side / n)", "((self.reference_side - 1) / max(n - 1, 1))"),
+            ("steps of the grid at hand", "i * (self.reference_side / n)", "i"),
+        ],
+    ),
 ]
 
 LEARNED = [
