@@ -15,7 +15,7 @@ from .frequencies import require_multiple
 from .materialize import materialize
 from .options import Count
 from .positions import Positions
-from .rotation import Layout, rotate
+from .rotation import AxialLayout, rotate
 
 
 class InputEncoding(PositionEncoding):
@@ -93,7 +93,8 @@ class RotaryEncoding(PositionEncoding):
     Args:
         num_heads: attention heads.
         head_dim: channels of a head, even.
-        layout: which channels form a pair: "interleaved" (2i, 2i + 1) or "half" (i, i + head_dim / 2).
+        layout: which channels form a pair: "interleaved" (2i, 2i + 1), "half" (i, i + head_dim / 2), or
+            "half_per_axis", half in each half of the head.
 
     Example:
         >>> class Column(vp.RotaryEncoding):
@@ -107,11 +108,9 @@ class RotaryEncoding(PositionEncoding):
 
     place = "rotary"
 
-    def __init__(self, num_heads: Count, head_dim: Count, layout: Layout = "interleaved", **grid_options):
+    def __init__(self, num_heads: Count, head_dim: Count, layout: AxialLayout = "interleaved", **grid_options):
         super().__init__(**grid_options)
-        require_multiple("head_dim", head_dim, 2, "channels are rotated in pairs")
-        if layout not in ("interleaved", "half"):
-            raise ValueError(f"layout must be 'interleaved' or 'half', got {layout!r}")
+        require_multiple("head_dim", head_dim, 4 if layout == "half_per_axis" else 2, "channels are rotated in pairs")
         self.num_heads, self.head_dim, self.layout = num_heads, head_dim, layout
 
     @property
@@ -148,10 +147,14 @@ class RotaryEncoding(PositionEncoding):
     def turns_pairs(self) -> bool:
         """Return whether cosines and sines of `prepare` turn q and k, and nothing else happens to them.
 
-        So it is unless a subclass says otherwise.
+        So it is unless a subclass says otherwise, in the two layouts that kernels know.
         """
         own, base = type(self), RotaryEncoding
-        return own.rotate is base.rotate and own.modify_attention is base.modify_attention
+        return (
+            self.layout != "half_per_axis"
+            and own.rotate is base.rotate
+            and own.modify_attention is base.modify_attention
+        )
 
     def modify_attention(self, tensors: AttentionTensors, prepared: Tensor) -> None:
         """Turn the queries and keys of an attention layer."""
