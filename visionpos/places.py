@@ -143,6 +143,10 @@ class RotaryEncoding(PositionEncoding):
         cos, sin = prepared.unbind(0)  # ([B,] heads or 1, prefix + N, head_dim / 2) each
         return rotate(x, cos, sin, self.layout)
 
+    def rotate_qk(self, q: Tensor, k: Tensor, prepared: Any) -> tuple[Tensor, Tensor]:
+        """Return queries and keys turned by what `prepare` returned: both alike, unless a subclass says otherwise."""
+        return self.rotate(q, prepared), self.rotate(k, prepared)
+
     @property
     def turns_pairs(self) -> bool:
         """Return whether cosines and sines of `prepare` turn q and k, and nothing else happens to them.
@@ -150,15 +154,12 @@ class RotaryEncoding(PositionEncoding):
         So it is unless a subclass says otherwise, in the two layouts that kernels know.
         """
         own, base = type(self), RotaryEncoding
-        return (
-            self.layout != "half_per_axis"
-            and own.rotate is base.rotate
-            and own.modify_attention is base.modify_attention
-        )
+        same = all(getattr(own, name) is getattr(base, name) for name in ("rotate", "rotate_qk", "modify_attention"))
+        return same and self.layout != "half_per_axis"
 
     def modify_attention(self, tensors: AttentionTensors, prepared: Tensor) -> None:
         """Turn the queries and keys of an attention layer."""
-        tensors.q, tensors.k = self.rotate(tensors.q, prepared), self.rotate(tensors.k, prepared)
+        tensors.q, tensors.k = self.rotate_qk(tensors.q, tensors.k, prepared)
 
     def forward(self, q: Float[Tensor, "b heads t d"], k: Float[Tensor, "b heads t d"], positions: Positions):
         """Return q and k (B, heads, prefix + N, head_dim), rotated, in their own dtype.
@@ -176,7 +177,7 @@ class RotaryEncoding(PositionEncoding):
                     f"num_heads={self.num_heads}, head_dim={self.head_dim}"
                 )
         prepared = self.prepare(positions.promote(q.dtype).promote(k.dtype))
-        return self.rotate(q, prepared), self.rotate(k, prepared)
+        return self.rotate_qk(q, k, prepared)
 
 
 HIDDEN = -1e4  # finite in float16 too, and so are sums of a few; e^HIDDEN is 0 in every dtype

@@ -123,7 +123,8 @@ def map_qk_rows(rows: Tensor, num_heads: int, change: Callable[[Tensor], Tensor]
     Args:
         rows: (3 * heads * head_dim, C) or (3 * heads * head_dim,) of a fused qkv; without the 3 where `fused` is False.
         num_heads: attention heads.
-        change: maps (heads, head_dim, C) to a tensor of the same shape; a bias comes with C = 1.
+        change: maps (2, heads, head_dim, C), queries and keys, or (1, heads, head_dim, C) where `fused` is False, to a
+            tensor of the same shape; a bias comes with C = 1.
         fused: queries, keys and values in one projection; the rows of the values stay as they are.
 
     Raises:
@@ -133,7 +134,8 @@ def map_qk_rows(rows: Tensor, num_heads: int, change: Callable[[Tensor], Tensor]
     require_multiple("rows", rows.shape[0], heads, "query, key and value heads" if fused else "heads")
     table = rows.reshape(heads, rows.shape[0] // heads, -1)  # (all heads, head_dim, C or 1)
     turned, kept = table.split([2 * num_heads, num_heads] if fused else [num_heads, 0])
-    return torch.cat([*map(change, turned.split(num_heads)), kept]).reshape(rows.shape)
+    turned = change(turned.unflatten(0, (-1, num_heads))).flatten(0, 1)
+    return torch.cat([turned, kept]).reshape(rows.shape)
 
 
 def convert_qk_layout(
@@ -168,9 +170,9 @@ def convert_qk_layout(
         return rows
 
     def reorder(table: Tensor) -> Tensor:
-        head_dim = table.shape[1]
+        head_dim = table.shape[-2]
         require_multiple("head_dim", head_dim, block, "channels that turn together")
         order = torch.arange(head_dim, device=table.device).reshape(-1, block).T.flatten()  # (head_dim,)
-        return table[:, order if target == "half" else order.argsort()]
+        return table[..., order if target == "half" else order.argsort(), :]
 
     return map_qk_rows(rows, num_heads, reorder, fused)

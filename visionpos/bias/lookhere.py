@@ -63,7 +63,6 @@ class LookHere(BiasEncoding):
         lh180: half planes up, down, left, right; and up right, up left, down right, down left.
         lh90: corners up left, up right, down left, down right; triangles up, down, left, right.
         lh45: the left halves of the triangles up and down, the upper halves of left and right; then the other halves.
-    lh90 is known from the authors' weights and lh180 from a public configuration; lh45 is inferred from its angle.
 
     Translation invariant, not isotropic: a directed head tells left from right.
 
