@@ -7,16 +7,14 @@ the best of several looks at the test pictures. `--init RUN` starts from the enc
 run above takes 31 minutes on one thread of a busy CPU; every run file says its own time.
 """
 
-import sys
-
 from visionpos.training.config.command_line import parse
-from visionpos.training.errors import run_command
+from visionpos.training.errors import run_script
 from visionpos.training.run.classification import train
 
 
 def main() -> None:
     """Run the command line of this process and exit with its code."""
-    sys.exit(run_command(lambda: train(parse(sys.argv[1:]))))
+    run_script(lambda argv: train(parse(argv)))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ it is at chance everywhere; one that knows distances only (alibi2d) is at chance
 """
 
 import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from torch import nn
 import visionpos as vp
 from visionpos.training.config.command_line import make_parser, parse, parse_flags
 from visionpos.training.config.schema import Config, encoding_label
-from visionpos.training.errors import ConfigError, run_command
+from visionpos.training.errors import ConfigError, run_script
 from visionpos.training.run import checkpoint
 from visionpos.training.run.build import trained_model
 from visionpos.training.run.classification import train
@@ -166,7 +165,7 @@ def command(argv: Sequence[str]) -> None:
 
 def main() -> None:
     """Run the command line of this process and exit with its code."""
-    sys.exit(run_command(lambda: command(sys.argv[1:])))
+    run_script(command)
 
 
 if __name__ == "__main__":

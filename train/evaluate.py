@@ -11,13 +11,12 @@ thread, imports included.
 """
 
 import itertools
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from visionpos.training.config.command_line import make_parser, parse_flags
-from visionpos.training.errors import run_command
+from visionpos.training.errors import run_script
 from visionpos.training.run.evaluation import evaluate, parse_size, size_text
 
 
@@ -48,7 +47,7 @@ def command(argv: Sequence[str]) -> None:
     parser.add_argument("--extrapolate", action="store_true", help="let coordinates run on beyond the trained grid")
     parser.add_argument("--device", default=None, help="where to compute; by default where the run did")
     flags = parse_flags(
-        parser, argv, dict.fromkeys(["sizes", "aspect", "canvas", "shifts", "extrapolate", "device"], str)
+        parser, argv, dict.fromkeys(["sizes", "aspect", "canvas", "shifts", "extrapolate", "device"], str | None)
     )
     sizes = [parse_size(f"--{name}", text) for name in ("sizes", "aspect") for text in flags[name]]
     canvas = [parse_size("--canvas", text) for text in flags.canvas]
@@ -58,7 +57,7 @@ def command(argv: Sequence[str]) -> None:
 
 def main() -> None:
     """Run the command line of this process and exit with its code."""
-    sys.exit(run_command(lambda: command(sys.argv[1:])))
+    run_script(command)
 
 
 if __name__ == "__main__":

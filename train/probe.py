@@ -8,7 +8,6 @@ L-BFGS; the neighbours vote with weights exp(cosine / 0.07), 20 of them (Wu et a
 the time of two passes over all pictures, one for each model, and of two fits.
 """
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from visionpos.training.config.command_line import make_parser, parse_flags
 from visionpos.training.config.schema import Config, PretrainConfig, encoding_label
 from visionpos.training.data.datasets import Pictures
-from visionpos.training.errors import ConfigError, run_command
+from visionpos.training.errors import ConfigError, run_script
 from visionpos.training.run.build import build_model, load_encoder, trained_model
 from visionpos.training.run.checkpoint import Checkpoint
 from visionpos.training.run.engine import mixed_precision, pick_device
@@ -151,7 +150,7 @@ def command(argv: Sequence[str]) -> None:
     parser.add_argument("run", help="the run directory")
     parser.add_argument("--l2", type=float, default=1e-4, help="weight decay of the linear probe")
     parser.add_argument("--device", default=None, help="where to compute; by default where the run did")
-    flags = parse_flags(parser, argv, {"l2": float, "device": str})
+    flags = parse_flags(parser, argv, {"l2": float, "device": str | None})
     if not 0 <= flags.l2 < float("inf"):
         raise ConfigError(f"--l2: {flags.l2} given; accepted: a number from 0")
     print(table(probe(Path(flags.run), flags.l2, flags.device)))
@@ -159,7 +158,7 @@ def command(argv: Sequence[str]) -> None:
 
 def main() -> None:
     """Run the command line of this process and exit with its code."""
-    sys.exit(run_command(lambda: command(sys.argv[1:])))
+    run_script(command)
 
 
 if __name__ == "__main__":

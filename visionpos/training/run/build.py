@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import timm
+from timm.layers import to_2tuple
 from torch import Tensor, nn
 
 import visionpos as vp
 from visionpos.training.config.schema import Config
-from visionpos.training.errors import ConfigError, did_you_mean
+from visionpos.training.errors import ConfigError, did_you_mean, one_line, reason, reporting
 from visionpos.training.run import checkpoint
 from visionpos.training.run.checkpoint import Checkpoint
 
@@ -38,8 +40,10 @@ def build_model(config: Config, metadata: Mapping[str, Any]) -> nn.Module:
 def check_model(config: Config) -> nn.Module:
     """Find mistakes in the model and its encoding before any picture is read; the size may not be the final one."""
     options = config.model.options
-    small = config.data.size or (32 if config.data.name.startswith("cifar") else 4 * options.get("patch_size", 16))
-    return _assemble(config, {"img_size": small, **options})
+    with reporting("model.options.patch_size"):
+        patches = tuple(4 * side for side in to_2tuple(options.get("patch_size") or 16))
+    small = config.data.size or (32 if config.data.name.startswith("cifar") else patches)
+    return _assemble(config, {"img_size": small, **options}, weights=False)
 
 
 def pretrained_encoder(path: str) -> dict[str, Tensor]:
@@ -79,27 +83,49 @@ def trained_model(config: Config, found: Checkpoint) -> tuple[nn.Module, str]:
     return model, "raw" if averaged is None else "ema"
 
 
-def _assemble(config: Config, options: Mapping[str, Any]) -> nn.Module:
-    """Return timm's model with the encoding; ConfigError for what either refuses."""
+def _assemble(config: Config, options: dict[str, Any], weights: bool = True) -> nn.Module:
+    """Return timm's model with the encoding; ConfigError for what either refuses.
+
+    Without `weights` those of a `checkpoint_path` are left out, for they may fit the classes of the data alone.
+    """
+    name, file = config.model.name, options.get("checkpoint_path")
+    if file and not Path(str(file)).is_file():
+        raise ConfigError(f"model.options.checkpoint_path: {file!r} given; accepted: an existing file")
+    options = options if weights else {**options, "checkpoint_path": None}
+    if ":" in name or options.get("pretrained"):
+        _refuse_to_wait_for_the_hub()
     try:
-        model = timm.create_model(config.model.name, **options)
-    except RuntimeError as error:
-        close = did_you_mean(config.model.name, timm.list_models(), listed=False)
-        raise ConfigError(f"model.name: {error}; {close}accepted: what timm.list_models() lists") from None
-    except (TypeError, ValueError, AssertionError, ArithmeticError) as error:
-        raise ConfigError(f"model.options{_explain(config.model.name, str(error))}") from None
+        model = timm.create_model(name, **options)
+    except Exception as error:  # whatever timm, the hub and PyTorch come up with for these options
+        raise ConfigError(_explain(name, options, one_line(reason(error)))) from error
     try:
         return vp.set_encoding(model, config.encoding)
     except (ValueError, TypeError) as error:
-        raise ConfigError(f"encoding: {error}") from None
+        raise ConfigError(f"encoding: {error}") from error
 
 
-def _explain(name: str, message: str) -> str:
-    """Return timm's complaint; for an unknown option, with those that the model takes."""
+def _refuse_to_wait_for_the_hub() -> None:
+    """Work from what was downloaded before where the hub does not answer, which it is asked six times otherwise."""
+    try:
+        huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=5)
+    except Exception:  # whatever the network comes up with
+        huggingface_hub.constants.HF_HUB_OFFLINE = True
+
+
+def _explain(name: str, options: Mapping[str, Any], message: str) -> str:
+    """Return timm's complaint, with the field that it is about; for an unknown name or option, with those there are."""
+    architecture, _, tag = name.partition(".")
+    if ":" in name or "/" in name:
+        return f"model.name: {name}: {message}"
+    if not timm.is_model(architecture):
+        return f"model.name: {message}; {did_you_mean(name, timm.list_models(), listed=False)}accepted: what timm.list_models() lists"
+    if tag and "pretrained tag" in message:
+        return f"model.name: {message}; accepted: {', '.join(timm.list_pretrained(architecture))}"
     if unknown := re.search(r"unexpected keyword argument '(\w+)'", message):
-        parameters = inspect.signature(type(timm.create_model(name))).parameters
-        return f".{unknown[1]}: no such option; {did_you_mean(unknown[1], list(parameters))}"
-    return f": {message}"
+        parameters = inspect.signature(type(timm.create_model(architecture))).parameters
+        return f"model.options.{unknown[1]}: no such option; {did_you_mean(unknown[1], list(parameters))}"
+    quoted = (f".{key}" for key, value in options.items() if isinstance(value, str) and repr(value) in message)
+    return f"model.options{next(quoted, '')}: {message}"
 
 
 def _comparable(key: str, value: Any) -> Any:
