@@ -21,7 +21,7 @@ from visionpos.training.config.command_line import make_parser, parse_flags
 from visionpos.training.config.schema import Config, PretrainConfig, encoding_label
 from visionpos.training.data.datasets import Pictures
 from visionpos.training.errors import ConfigError, run_command
-from visionpos.training.run.build import build_model, load_encoder, trained_model
+from visionpos.training.run.build import build_model, load_encoder, trained_model, without_files
 from visionpos.training.run.checkpoint import Checkpoint
 from visionpos.training.run.engine import mixed_precision, pick_device
 from visionpos.training.run.record import open_run, write_json
@@ -47,7 +47,7 @@ def probe(path: Path, l2: float = 1e-4, device: str | None = None) -> dict[str, 
     place = pick_device(device or config.device)
     metadata, splits = found.metadata, [split.to(place) for split in training_pictures(config.data)]
     torch.manual_seed(config.seed)
-    models = {"random": build_model(config, metadata), "trained": encoder_of(config, path, found)}
+    models = {"random": build_model(without_files(config), metadata), "trained": encoder_of(config, path, found)}
     report = {
         "run": str(path),
         "encoding": encoding_label(config.encoding),

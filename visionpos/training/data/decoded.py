@@ -20,10 +20,10 @@ FORMAT_VERSION = "1"  # of how pictures are decoded and resized: another one, an
 Decoded = tuple[Tensor, Tensor, tuple[str, ...]]  # images, labels, classes
 
 
-def load(archive: Path, split: str, size: tuple[int, int] | None) -> Decoded | None:
+def load(archive: Path, split: str, shape: str) -> Decoded | None:
     """Return the kept pictures of an archive; None if there are none, or not of this archive as it is now."""
     try:
-        with safe_open(_beside(archive, split, size), "pt") as file:
+        with safe_open(_beside(archive, split, shape), "pt") as file:
             kept = file.metadata() or {}
             if kept.get("version") != FORMAT_VERSION or kept.get("archive") != _checksum(archive):
                 return None
@@ -34,10 +34,10 @@ def load(archive: Path, split: str, size: tuple[int, int] | None) -> Decoded | N
         return None
 
 
-def save(archive: Path, split: str, size: tuple[int, int] | None, decoded: Decoded) -> None:
+def save(archive: Path, split: str, shape: str, decoded: Decoded) -> None:
     """Keep decoded pictures beside their archive, in full or not at all; where nothing can be written, do nothing."""
     images, labels, classes = decoded
-    path = _beside(archive, split, size)
+    path = _beside(archive, split, shape)
     aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     metadata = {
         "version": FORMAT_VERSION,
@@ -53,10 +53,9 @@ def save(archive: Path, split: str, size: tuple[int, int] | None, decoded: Decod
             aside.unlink(missing_ok=True)
 
 
-def _beside(archive: Path, split: str, size: tuple[int, int] | None) -> Path:
+def _beside(archive: Path, split: str, shape: str) -> Path:
     """Return the path of the decoded pictures of a split of an archive."""
-    resized = "" if size is None else f"-{size[0]}x{size[1]}"
-    return archive.with_name(f".{archive.name}-{split}{resized}.safetensors")
+    return archive.with_name(f".{archive.name}-{split}{shape}.safetensors")
 
 
 def _checksum(path: Path) -> str:

@@ -3,6 +3,8 @@
 import inspect
 import re
 from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,11 @@ from visionpos.training.config.schema import Config
 from visionpos.training.errors import ConfigError, did_you_mean
 from visionpos.training.run import checkpoint
 from visionpos.training.run.checkpoint import Checkpoint
+from visionpos.training.run.start import ACCEPTED, fit_start, is_run, reachable_hub
 
-__all__ = ["build_model", "check_model", "load_encoder", "pretrained_encoder", "trained_model"]
+__all__ = ["build_model", "check_model", "load_encoder", "pretrained_encoder", "trained_model", "without_files"]
+
+FILE_OPTIONS = ("checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay")
 
 
 def build_model(config: Config, metadata: Mapping[str, Any]) -> nn.Module:
@@ -36,10 +41,18 @@ def build_model(config: Config, metadata: Mapping[str, Any]) -> nn.Module:
 
 
 def check_model(config: Config) -> nn.Module:
-    """Find mistakes in the model and its encoding before any picture is read; the size may not be the final one."""
+    """Find mistakes in the model, its encoding and its start before any picture is read.
+
+    What only the pictures say may be another here: their size, and the number of classes. So files that
+    `model.options` names, whose classifier must fit, are left to the run.
+    """
+    config = without_files(config)
     options = config.model.options
-    small = config.data.size or (32 if config.data.name.startswith("cifar") else 4 * options.get("patch_size", 16))
-    return _assemble(config, {"img_size": small, **options})
+    small = config.data.shape or (32 if config.data.name.startswith("cifar") else 4 * options.get("patch_size", 16))
+    model = _assemble(config, {"img_size": small, **options})
+    if config.start is not None:
+        pretrained_encoder(config.start) if is_run(config.start) else fit_start(model, config.start)
+    return model
 
 
 def pretrained_encoder(path: str) -> dict[str, Tensor]:
@@ -52,18 +65,18 @@ def pretrained_encoder(path: str) -> dict[str, Tensor]:
     tensors = {} if found is None else found.tensors.get("ema", found.tensors["model"])
     encoder = {key.removeprefix("encoder."): value for key, value in tensors.items() if key.startswith("encoder.")}
     if not encoder:
-        raise ConfigError(
-            f"init: {path!r} given; accepted: the directory of a train.pretrain_mae run with a checkpoint"
-        )
+        raise ConfigError(f"init: {path!r} given; accepted: {ACCEPTED}")
     return encoder
 
 
 def load_encoder(model: nn.Module, path: str) -> None:
-    """Give a model the weights of the encoder of a pretraining run; its head stays.
+    """Give a model the weights of the encoder of a pretraining run, or others that `init` may name; its head stays.
 
     Raises:
-        ConfigError: no such run, or one of another model or encoding.
+        ConfigError: there are none, or a run of another model or encoding, or weights of another model.
     """
+    if not is_run(path):
+        return fit_start(model, path)
     head = {key: value for key, value in model.state_dict().items() if key.startswith("head")}
     try:
         vp.load_weights(model, pretrained_encoder(path) | head)
@@ -71,9 +84,15 @@ def load_encoder(model: nn.Module, path: str) -> None:
         raise ConfigError(f"init: the encoder of {path} does not fit the model: {error}") from None
 
 
+def without_files(config: Config) -> Config:
+    """Return the configuration without the weights that `model.options` names: its model is the same, untrained."""
+    options = {key: value for key, value in config.model.options.items() if key not in FILE_OPTIONS}
+    return replace(config, model=replace(config.model, options=options))
+
+
 def trained_model(config: Config, found: Checkpoint) -> tuple[nn.Module, str]:
     """Return the model with the weights of a checkpoint, averaged if there are such, and which: `ema` or `raw`."""
-    model = build_model(config, found.metadata).eval()
+    model = build_model(without_files(config), found.metadata).eval()
     averaged = found.tensors.get("ema")
     model.load_state_dict(found.tensors["model"] if averaged is None else averaged)
     return model, "raw" if averaged is None else "ema"
@@ -82,11 +101,12 @@ def trained_model(config: Config, found: Checkpoint) -> tuple[nn.Module, str]:
 def _assemble(config: Config, options: Mapping[str, Any]) -> nn.Module:
     """Return timm's model with the encoding; ConfigError for what either refuses."""
     try:
-        model = timm.create_model(config.model.name, **options)
-    except RuntimeError as error:
-        close = did_you_mean(config.model.name, timm.list_models(), listed=False)
-        raise ConfigError(f"model.name: {error}; {close}accepted: what timm.list_models() lists") from None
-    except (TypeError, ValueError, AssertionError, ArithmeticError) as error:
+        with reachable_hub() if options.get("pretrained") or config.model.name.startswith("hf") else nullcontext():
+            model = timm.create_model(config.model.name, **options)
+    except (RuntimeError, OSError, TypeError, ValueError, AssertionError, ArithmeticError, KeyError) as error:
+        if str(error).startswith("Unknown model"):
+            close = did_you_mean(config.model.name, timm.list_models(), listed=False)
+            raise ConfigError(f"model.name: {error}; {close}accepted: what timm.list_models() lists") from None
         raise ConfigError(f"model.options{_explain(config.model.name, str(error))}") from None
     try:
         return vp.set_encoding(model, config.encoding)

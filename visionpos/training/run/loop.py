@@ -24,6 +24,7 @@ from visionpos.training.run.objective import Objective
 from visionpos.training.run.profile import profile
 from visionpos.training.run.record import RunDirectory, flat, write_json
 from visionpos.training.run.source import Source, open_source
+from visionpos.training.run.start import adopt_statistics
 
 __all__ = ["TrainingTask", "execute", "resolved_encodings", "versions"]
 
@@ -63,6 +64,7 @@ def execute(task: TrainingTask, config: Config) -> dict[str, Any]:
         CheckpointError: a file cannot be written, or no checkpoint of the run can be read.
         NonFiniteError: a loss, a gradient or a weight is not finite.
     """
+    config = adopt_statistics(config)
     distributed = Distributed(pick_device(config.device))
     distributed.check(config)
     task.check(config)

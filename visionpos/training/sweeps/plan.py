@@ -19,6 +19,7 @@ from visionpos.training.run.build import check_model, pretrained_encoder
 from visionpos.training.run.evaluation import parse_size
 from visionpos.training.run.lock import hold
 from visionpos.training.run.record import RunDirectory, read_json, write_json
+from visionpos.training.run.start import adopt_statistics
 from visionpos.training.sweeps.sweep_file import FIELDS_OF_SWEEP, Sweep, Tune, read_sweep
 from visionpos.training.sweeps.tune import Grid, Outcome, Search, Settings
 
@@ -70,7 +71,7 @@ class Cell:
 
     def config(self, settings: Settings, seed: int, path: Path) -> Config:
         """Return the configuration of a run in `path` with these settings."""
-        return replace(configure(self.flags + as_flags(settings)), seed=seed, output=str(path))
+        return adopt_statistics(replace(configure(self.flags + as_flags(settings)), seed=seed, output=str(path)))
 
     def trial_config(self, settings: Settings, path: Path) -> Config:
         """Return the configuration of a trial in `path` of these settings."""
