@@ -3,8 +3,9 @@
     python -m train.classify --config configs/run/vit_cifar10_small.yaml --encoding rope_axial --seed 0
 
 Run it again to continue after an interruption. The result is that of the last step, averaged weights first; it is never
-the best of several looks at the test pictures. `--init RUN` starts from the encoder of a `train.pretrain_mae` run. The
-run above takes 31 minutes on one thread of a busy CPU; every run file says its own time.
+the best of several looks at the test pictures. `--init` starts from pretrained weights: a timm name, a file,
+a directory, or a `train.pretrain_mae` run. The run above takes 31 minutes on one thread of a busy CPU; every run file
+says its own time.
 """
 
 from visionpos.training.config.command_line import parse

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 import visionpos as vp
-from visionpos.training.config.command_line import make_parser, parse, parse_flags
+from visionpos.training.config.command_line import make_parser, parse, parse_flags, path_given
 from visionpos.training.config.schema import Config, encoding_label
 from visionpos.training.errors import ConfigError, run_script
 from visionpos.training.run import checkpoint
@@ -153,7 +153,7 @@ def command(argv: Sequence[str]) -> None:
     parser.add_argument("--steps", type=int, default=400, help="training steps of each encoding")
     parser.add_argument("--seed", type=int, default=0, help="of all of them")
     flags = parse_flags(parser, argv, {"output": str, "steps": int, "seed": int})
-    output = Path(flags.output)
+    output = path_given("--output", flags.output)
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -12,12 +12,11 @@ thread, imports included.
 
 import itertools
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from visionpos.training.config.command_line import make_parser, parse_flags
+from visionpos.training.config.command_line import make_parser, parse_flags, path_given
 from visionpos.training.errors import run_script
-from visionpos.training.run.evaluation import evaluate, parse_size, size_text
+from visionpos.training.run.evaluation import measure, parse_size, record, size_text
 
 
 def table(report: dict[str, Any]) -> str:
@@ -37,7 +36,7 @@ def table(report: dict[str, Any]) -> str:
 
 
 def command(argv: Sequence[str]) -> None:
-    """Read the command line, evaluate, and print the table."""
+    """Read the command line, evaluate, print the table, and record it in the run."""
     parser = make_parser("Accuracy of a trained run on pictures of other sizes and shapes.")
     parser.add_argument("run", help="the run directory")
     parser.add_argument("--sizes", nargs="+", default=[], help="scale the pictures to these sizes: 24 32 48 or 32x48")
@@ -52,7 +51,10 @@ def command(argv: Sequence[str]) -> None:
     sizes = [parse_size(f"--{name}", text) for name in ("sizes", "aspect") for text in flags[name]]
     canvas = [parse_size("--canvas", text) for text in flags.canvas]
     shifts = [parse_size("--shifts", text) for text in flags.shifts]
-    print(table(evaluate(Path(flags.run), sizes, canvas, flags.extrapolate, flags.device, shifts)))
+    run = path_given("run", flags.run)
+    report, kept = measure(run, sizes, canvas, flags.extrapolate, flags.device, shifts)
+    print(table(report), flush=True)  # also where nothing can be written
+    record(run, report, kept)
 
 
 def main() -> None:

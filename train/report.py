@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from visionpos.training.config.command_line import make_parser, parse_flags
+from visionpos.training.config.command_line import make_parser, parse_flags, path_given
 from visionpos.training.errors import ConfigError, run_script
 from visionpos.training.reports.collect import find_runs, group_runs
 from visionpos.training.reports.figures import draw
@@ -59,8 +59,8 @@ def command(argv: Sequence[str]) -> None:
     parser.add_argument("--vary", nargs="+", default=[], help="fields in which the runs may differ: recipe.epochs ...")
     parser.add_argument("--baseline", default=None, help="the encoding that others are compared to; by default none")
     flags = parse_flags(parser, argv, dict.fromkeys(["runs", "output", "vary", "baseline"], str | None))
-    output = None if flags.output is None else Path(flags.output)
-    content = report([Path(run) for run in flags.runs], output, flags.vary, flags.baseline)
+    output = None if flags.output is None else path_given("--output", flags.output)
+    content = report([path_given("runs", run) for run in flags.runs], output, flags.vary, flags.baseline)
     print(f"{markdown(content)}\nThis is {Path(content['output']) / 'report.md'}; report.json is beside it.")
 
 

@@ -18,7 +18,16 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_loader
 from visionpos.training.config.schema import Config, PretrainConfig, encoding_label, file_name
 from visionpos.training.errors import ConfigError, did_you_mean, one_line, reporting
 
-__all__ = ["config_class", "field_types", "make_parser", "parse", "parse_flags", "path_given", "read_fields", "read_yaml"]
+__all__ = [
+    "config_class",
+    "field_types",
+    "make_parser",
+    "parse",
+    "parse_flags",
+    "path_given",
+    "read_fields",
+    "read_yaml",
+]
 
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)
@@ -109,7 +118,7 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("(true|True|T
 
 
 def _load(text: str) -> Any:
-    """Return the content of YAML, by the rules above; YAMLError for whatever a value of a given type (!!int x) raises."""
+    """Return the content of YAML, by the rules above; YAMLError also for what `!!int x` raises."""
     with reporting("not read as YAML", yaml.YAMLError):
         return yaml.load(text, Loader=_Loader)
 
@@ -133,7 +142,10 @@ def read_fields(path: Path) -> dict[str, Any]:
 
 def make_parser(description: str) -> ArgumentParser:
     """Return a parser that reads YAML by the rules above and raises where argparse would print its usage."""
-    return ArgumentParser(description=description, exit_on_error=False, allow_abbrev=False, parser_mode="strict")
+    debug = "--debug, anywhere among the flags, shows the traceback of an error."
+    return ArgumentParser(
+        description=description, epilog=debug, exit_on_error=False, allow_abbrev=False, parser_mode="strict"
+    )
 
 
 def parse_flags(parser: ArgumentParser, argv: Sequence[str], types: dict[str, Any]) -> Namespace:
