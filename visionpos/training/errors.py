@@ -61,9 +61,8 @@ EXIT_CODES = {ConfigError: 2, DataError: 2, CheckpointError: 3, NonFiniteError: 
 
 
 def one_line(text: object) -> str:
-    """Return `text` as one printable line: white space is one space, control characters are escaped, its middle cut."""
-    line = " ".join(str(text).split())
-    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    """Return `text` as one printable line: white space and control characters are one space, a long middle is cut."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
     return line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE - 300]} ... {line[-295:]}"
 
 

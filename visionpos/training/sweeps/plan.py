@@ -130,8 +130,8 @@ class Cell:
             trial = trials[chosen["trial"]]
         if trial.config is None:
             raise ConfigError(
-                f"--storage: Optuna's journal does not know {trial.path.name}, which {path} has chosen; put the journal "
-                "back, or choose another --output"
+                f"--storage: Optuna's journal does not know {trial.path.name}, which {path} has chosen; put the "
+                "journal back, or choose another --output"
             )
         RunDirectory(trial.config)  # raises if that trial was another run
         return chosen["settings"]
