@@ -2,10 +2,10 @@
 
     python -m train.report runs/encodings_cifar10
 
-The arguments are run directories, or directories of them such as `train.sweep` leaves. `report.md`, `report.json` and
-figures are written to `--output`. Runs may differ in encoding and seed, in the fields that their sweep varied or tuned,
-and in those that `--vary` names; any other difference is an error. Six runs of a position task take 9 seconds of one
-CPU thread, imports included.
+The arguments are run directories, directories of them such as `train.sweep` leaves, or folders of `results/`.
+`report.md`, `report.csv`, `report.json` and figures are written to `--output`. Runs may differ in encoding and seed, in
+the fields that their sweep varied or tuned, and in those that `--vary` names; any other difference is an error. Six
+runs of a position task take 9 seconds of one CPU thread, imports included.
 """
 
 import sys
@@ -19,6 +19,7 @@ from visionpos.training.reports.collect import find_runs, group_runs
 from visionpos.training.reports.figures import draw
 from visionpos.training.reports.markdown import markdown
 from visionpos.training.reports.summary import summarize
+from visionpos.training.reports.tables import csv_text
 from visionpos.training.run.record import write_json, write_whole
 
 
@@ -47,6 +48,7 @@ def report(paths: Sequence[Path], output: Path | None, varied: Sequence[str], ba
         content["figures"] = draw(content, output)
         write_json(output / "report.json", content)
         write_whole(output / "report.md", markdown(content))
+        write_whole(output / "report.csv", csv_text(content))
     except OSError as error:
         raise ConfigError(f"--output: cannot write to {output}: {error}") from None
     return content | {"output": str(output)}
