@@ -3,9 +3,9 @@
     python -m train.report runs/encodings_cifar10
 
 The arguments are run directories, directories of them such as `train.sweep` leaves, or folders of `results/`.
-`report.md`, `report.csv`, `report.json` and figures are written to `--output`. Runs may differ in encoding and seed, in
-the fields that their sweep varied or tuned, and in those that `--vary` names; any other difference is an error. Six
-runs of a position task take 9 seconds of one CPU thread, imports included.
+`report.html`, `report.md`, `report.csv`, `report.json` and figures are written to `--output`. Runs may differ in
+encoding and seed, in the fields that their sweep varied or tuned, and in those that `--vary` names; any other
+difference is an error. Six runs of a position task take 9 seconds of one CPU thread, imports included.
 """
 
 import sys
@@ -17,6 +17,7 @@ from visionpos.training.config.command_line import make_parser, parse_flags
 from visionpos.training.errors import ConfigError, run_command
 from visionpos.training.reports.collect import find_runs, group_runs
 from visionpos.training.reports.figures import draw
+from visionpos.training.reports.html import html
 from visionpos.training.reports.markdown import markdown
 from visionpos.training.reports.summary import summarize
 from visionpos.training.reports.tables import csv_text
@@ -49,6 +50,7 @@ def report(paths: Sequence[Path], output: Path | None, varied: Sequence[str], ba
         write_json(output / "report.json", content)
         write_whole(output / "report.md", markdown(content))
         write_whole(output / "report.csv", csv_text(content))
+        write_whole(output / "report.html", html(content))
     except OSError as error:
         raise ConfigError(f"--output: cannot write to {output}: {error}") from None
     return content | {"output": str(output)}
@@ -64,7 +66,10 @@ def command(argv: Sequence[str]) -> None:
     flags = parse_flags(parser, argv, dict.fromkeys(["runs", "output", "vary", "baseline"], str))
     output = None if flags.output is None else Path(flags.output)
     content = report([Path(run) for run in flags.runs], output, flags.vary, flags.baseline)
-    print(f"{markdown(content)}\nThis is {Path(content['output']) / 'report.md'}; report.json is beside it.")
+    folder = Path(content["output"])
+    print(
+        f"{markdown(content)}\nThis is {folder / 'report.md'}; as a page with tables to sort, {folder / 'report.html'}."
+    )
 
 
 def main() -> None:
