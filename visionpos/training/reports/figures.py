@@ -1,5 +1,6 @@
 """The pictures of a report, from the content of report.json: seeds as dots, intervals as bars, lines with names."""
 
+import io
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -11,7 +12,8 @@ from matplotlib.figure import Figure
 
 __all__ = ["draw", "figures", "save"]
 
-COLORS = ("C0", "C1", "C2", "C3", "C4")  # of the encodings that are best on average; the baseline is black, others grey
+FEW = 5  # encodings with colour and name in one figure, beside the baseline, which is black; others are grey
+COLORS = ("C0", "C1", "C2", "C3", "C4", "C5", "C6", "C8", "C9")
 LABEL_GAP = 0.055  # between the names of two lines, of the panel's height
 
 Rows = list[dict[str, Any]]
@@ -25,10 +27,11 @@ def draw(content: dict[str, Any], folder: Path) -> list[str]:
     return [f"{name}.png" for name in drawn]
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write a figure, the same bytes whenever the same is drawn."""
-    with mpl.rc_context({"svg.hashsalt": "visionpos"}):
-        figure.savefig(path, dpi=110, metadata={"Date": None} if path.suffix == ".svg" else {"Software": None})
+def save(figure: Figure, file: Path | io.StringIO) -> None:
+    """Write a figure, as PNG or, into a file of that name or into memory, as SVG whose text is text."""
+    svg = not isinstance(file, Path) or file.suffix == ".svg"
+    with mpl.rc_context({"svg.hashsalt": "visionpos", "svg.fonttype": "none"}):
+        figure.savefig(file, dpi=110, format="svg" if svg else "png", metadata={"Date": None} if svg else None)
 
 
 def figures(content: dict[str, Any]) -> dict[str, Figure]:
@@ -81,7 +84,7 @@ def size_figure(content: dict[str, Any], how: str) -> Figure:
     columns = list(dict.fromkeys(row["coordinates"] for row in chosen))
     figure, panels = grid(len(lines), len(columns), 3.6)
     sizes = [tuple(size) for size in sorted({tuple(row["size"]) for row in chosen})]
-    colors = colors_of([(row["encoding"], row["accuracy"]) for row in chosen], content["baseline"])
+    colors = colors_of(content, [(row["encoding"], row["accuracy"]) for row in chosen])
     for (setting, split), line in zip(lines, panels, strict=True):
         for coordinates, axis in zip(columns, line, strict=True):
             place = (setting, split, coordinates)
@@ -101,7 +104,7 @@ def varied_figure(content: dict[str, Any], name: str) -> Figure:
     settings = list(dict.fromkeys(map(str, others)))
     figure, panels = grid(len(settings), len(content["parts"]), 3.6)
     every = [(row["encoding"], row["accuracy"][split]) for row in content["rows"] for split in content["parts"]]
-    colors = colors_of(every, content["baseline"])
+    colors = colors_of(content, every)
     for setting, line in zip(settings, panels, strict=True):
         rows = [row for row, other in zip(content["rows"], others, strict=True) if str(other) == setting]
         rest = {key: value for key, value in rows[0]["setting"].items() if key != name}
@@ -112,14 +115,19 @@ def varied_figure(content: dict[str, Any], name: str) -> Figure:
     return figure
 
 
-def colors_of(accuracies: Iterable[tuple[str, dict[str, Any]]], baseline: str | None) -> dict[str, str]:
-    """Return a colour for the baseline and for the encodings that are best on average over all (encoding, accuracy)."""
+def colors_of(content: dict[str, Any], accuracies: Iterable[tuple[str, dict[str, Any]]]) -> dict[str, str]:
+    """Return a colour for the baseline and for the encodings that are best on average over all (encoding, accuracy).
+
+    An encoding has the same colour in all figures.
+    """
+    baseline = content["baseline"]
     means: dict[str, list[float]] = {}
     for encoding, accuracy in accuracies:
         means.setdefault(encoding, []).append(accuracy["mean"])
     best_first = sorted(means, key=lambda name: sum(means[name]) / len(means[name]), reverse=True)
     others = [name for name in best_first if name != baseline]
-    return {baseline: "black"} | dict(zip(others, COLORS, strict=False))
+    order = list(dict.fromkeys(row["encoding"] for row in content["rows"]))
+    return {baseline: "black"} | {name: COLORS[order.index(name) % len(COLORS)] for name in others[:FEW]}
 
 
 def curves(axis: Axes, points: Iterable[tuple[float, str, dict[str, Any]]], colors: dict[str, str]) -> None:

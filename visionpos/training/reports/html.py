@@ -5,10 +5,9 @@ from collections.abc import Iterable
 from html import escape
 from typing import Any
 
-import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from visionpos.training.reports.figures import figures
+from visionpos.training.reports.figures import figures, save
 from visionpos.training.reports.tables import Table, provenance, tables
 
 __all__ = ["html"]
@@ -72,7 +71,6 @@ def row(kind: str, cells: Iterable[str]) -> str:
 def svg(figure: Figure) -> str:
     """Return a figure as an SVG element, its text as text."""
     file = io.StringIO()
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "visionpos"}):
-        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    save(figure, file)
     text = file.getvalue()
     return text[text.index("<svg") :]

@@ -8,6 +8,8 @@ right        which test pictures the run got right, for each split and each eval
 """
 
 import base64
+import datetime
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from numpy.typing import NDArray
 from visionpos.training.errors import ConfigError
 from visionpos.training.run.record import read_json, write_json
 
-__all__ = ["pack", "read_directory", "unpack", "unpack_bits"]
+__all__ = ["pack", "pack_study", "read_directory", "unpack", "unpack_bits"]
 
 EVALUATIONS = ("evaluate", "evaluate_extrapolated")
 
@@ -40,6 +42,31 @@ def pack(run: Path, file: Path) -> None:
     content["evaluations"] = [report | {"run": run.name} for report in content["evaluations"]]
     file.parent.mkdir(parents=True, exist_ok=True)
     write_json(file, content)
+
+
+def pack_study(folder: Path, runs: Sequence[Path], facts: dict[str, Any]) -> None:
+    """Write runs into a folder of results/, and what they are, with the date and their devices and versions.
+
+    Args:
+        folder: The folder; what its study.json says already stays, unless it is given anew.
+        runs: Run directories.
+        facts: For study.json: what, command, commit, question and so on.
+
+    Raises:
+        ConfigError: study.json would not say what the runs are, which command made them, and of which commit.
+    """
+    file = folder / "study.json"
+    study = (read_json(file) if file.exists() else {}) | facts
+    for needed in ("what", "command", "commit"):
+        if not study.get(needed):
+            raise ConfigError(f"--{needed}: not given, and not in {file}; accepted: a text for readers of the results")
+    for run in runs:
+        pack(run, folder / f"{run.name}.json")
+    results = [read_json(path)["result"] for path in folder.glob("*.json") if path != file]
+    study["date"] = datetime.date.today().isoformat()
+    study["card"] = ", ".join(sorted({result["device"] for result in results}))
+    study["versions"] = [dict(each) for each in sorted({tuple(result["versions"].items()) for result in results})]
+    write_json(file, study)
 
 
 def unpack(file: Path) -> dict[str, Any]:

@@ -40,6 +40,7 @@ def summarize(found: Found, groups: list[Group], baseline: str | None) -> dict[s
         "hardware": sorted({run.result["device"] for run in runs}),
         "versions": [dict(each) for each in sorted({tuple(run.result["versions"].items()) for run in runs})],
         "rows": rows,
+        "contrasts": contrasts(found, groups),
         "sizes": sizes,
     }
 
@@ -65,6 +66,23 @@ def summarize_group(group: Group, baseline: Group | None, compared: int, found: 
         "parameters": first.result["parameters"],
         "encoding_parameters": first.result["encoding_parameters"],
     }
+
+
+def contrasts(found: Found, groups: list[Group]) -> list[dict[str, Any]]:
+    """Return the differences that study.json asks for, as pairs of encodings, in each setting that has both."""
+    rows = []
+    for one, other in (found.study or {}).get("contrast", []):
+        for ours in groups:
+            for theirs in groups:
+                if (ours.label, theirs.label) == (one, other) and ours.setting == theirs.setting:
+                    splits = next(iter(ours.runs.values())).splits
+                    gaps = {
+                        split: ours.difference(theirs, f"final {split}", ours.final(split), theirs.final(split), 1)
+                        for split in splits
+                    }
+                    if all(gaps.values()):
+                        rows.append({"encodings": [one, other], "setting": ours.setting, "difference": gaps})
+    return rows
 
 
 def options_text(encodings: Iterable[dict[str, Any]]) -> str:
