@@ -53,7 +53,7 @@ def test_the_rows():
     runs = vit({"name": "rope_axial", "temperature": 7.0, "extrapolate": True, "layers": [1, 2, 3]}, depth=5)
     assert vp.describe(runs).rows == (
         ("0", "", "no position at all", "", "", ""),
-        ("1 - 3", "rotary", "rope_axial", "temperature=7.0, extrapolate=True", "8 x 12", "the formula runs on"),
+        ("1 - 3", "rotary", "rope_axial", "temperature=7.0, extrapolate=True", "8 x 12", "coordinates run on"),
     )
 
 

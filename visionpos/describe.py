@@ -65,7 +65,7 @@ def describe(model: nn.Module) -> Description:
         VisionTransformer
         layers  place   encoding            options  grid     on another grid
         0               no position at all
-        1, 3    rotary  rope_axial                   14 x 14  coordinates interpolated into 14 x 14
+        1, 3    rotary  rope_axial                   14 x 14  coordinates run on
     """
     host = find_host(model)
     tensors = (*model.parameters(), *model.buffers())
@@ -110,15 +110,18 @@ def _options(encoding: PositionEncoding) -> str:
     given = encoding._spec or {}
     shown = []
     for key, parameter in constructor_parameters(type(encoding)).items():
-        value = given.get(key, getattr(encoding, key, parameter.default) if len(given) < 2 else parameter.default)
-        if key not in FACTS and parameter.default not in (None, parameter.empty, value):
+        default = parameter.default
+        known = default if default is None or given.keys() > {"name"} else getattr(encoding, key, default)
+        value = given.get(key, known)  # of the model's own encodings only attributes tell
+        if key not in FACTS and default is not parameter.empty and value != default:
             shown.append(f"{key}={value}")
     return ", ".join(shown)
 
 
 def _elsewhere(encoding: PositionEncoding) -> str:
-    if encoding.extrapolation != "formula":
-        return {"resize": "the table is resized", "error": "an error"}[encoding.extrapolation]
-    if encoding.reference_shape is None or encoding.extrapolate:
-        return "the formula runs on"
+    own = {"resize": "the table is resized", "error": "an error", "formula": "a formula of any grid"}
+    if encoding.extrapolation in own:
+        return own[encoding.extrapolation]
+    if encoding.reference_shape is None or encoding.runs_on:
+        return "coordinates run on"
     return f"coordinates interpolated into {_grid(encoding.reference_shape)}"
