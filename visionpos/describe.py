@@ -82,7 +82,8 @@ def describe(model: nn.Module) -> Description:
         for encoding in layer:
             alike.setdefault(_cells(encoding, fact), []).append(index)
     rows += [(_numbers(indices), *cells) for cells, indices in alike.items()]
-    name = next(cls.__name__ for cls in type(model).__mro__ if cls.__module__.startswith("timm."))
+    timms = (cls for cls in type(model).__mro__ if cls.__module__.startswith("timm."))
+    name = next(timms, type(model)).__name__
     return Description(name, tuple(rows))
 
 

@@ -26,7 +26,7 @@ CASES = {  # fixture -> timm's name, and what it is told besides the checkpoint
     "hf_swin": ("swin_tiny_patch4_window7_224", SWIN),
     "hf_swinv2": ("swinv2_tiny_window8_256", SWIN),
     "hf_beit": ("beit_base_patch16_224", VIT),
-    "hf_siglip": ("vit_base_patch16_siglip_224", {**VIT, "act_layer": "gelu_tanh"}),
+    "hf_siglip": ("vit_base_patch16_siglip_224", VIT),
     "hf_ijepa": ("vit_huge_patch14_gap_224", VIT),
     "hf_hiera": ("hiera_tiny_224", HIERA),
     "torchvision_vit": ("vit_tiny_patch16_224", VIT),
@@ -101,6 +101,23 @@ def test_what_is_asked_for_goes_before_the_checkpoint(name, classes, caplog):
         source = build(name)
         table = vp.resize_position_table(source.pos_embed, (5, 8), source.patch_embed.grid_size, 1)
         assert torch.equal(larger.pos_embed, table)
+
+
+@pytest.mark.parametrize("name", ["hf_beit", "hf_dinov2", "hf_dinov2_registers", "torchvision_vit"])
+def test_a_square_grid_is_read_off_the_tables(name):
+    """Of a state dict, without a configuration beside it."""
+    host, own = CASES[name]
+    model = vp.create_model(host, weights=load_file(path(name) / "model.safetensors"), **own)
+    assert tuple(model.patch_embed.img_size) == (32, 32)
+    ours, theirs = output(model, name)
+    assert (ours - theirs).abs().max() < 1e-6
+
+
+def test_a_square_window_is_read_off_the_tables():
+    host, own = CASES["hf_swin"]
+    weights = load_file(path("hf_swin") / "model.safetensors")
+    model = vp.create_model(host, weights=weights, img_size=(32, 64), **own)
+    assert vp.get_encoding(model)[0].feat_shape == (2, 2)
 
 
 def test_a_checkpoint_in_pieces(tmp_path):
