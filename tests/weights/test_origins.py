@@ -67,6 +67,19 @@ def test_a_model_of_a_checkpoint_computes_what_its_library_computes(name):
             assert torch.equal(output(other, name)[0], output(model, name)[0])
 
 
+IN_MEMORY = sorted(file.parent.name for file in FOLDER.glob("*/state_dict.safetensors"))
+
+
+@pytest.mark.parametrize("name", [name for name in IN_MEMORY if name != "hf_mae"])
+def test_names_in_memory_are_those_of_the_file(name):
+    host, own = CASES[name]
+    config = json.loads((path(name) / "config.json").read_text())
+    weights = load_file(path(name) / "state_dict.safetensors")  # without a configuration that tells the size
+    model = vp.create_model(host, weights=weights, **{**own, "img_size": config["image_size"]})
+    expected = build(name).state_dict()
+    assert all(torch.equal(value, expected[key]) for key, value in model.state_dict().items())
+
+
 def rebuilt(model):
     return {key: value for key, value in model._model_args.items() if key != "encoding"}
 
@@ -147,13 +160,14 @@ def test_half_a_file_and_another_family_are_one_line(name):
     assert "\n" not in str(error.value)
 
 
-def test_masked_autoencoder_of_hugging_face():
+@pytest.mark.parametrize("file", ["", "state_dict.safetensors"], ids=["directory", "in memory"])
+def test_masked_autoencoder_of_hugging_face(file):
     expected = load_file(FOLDER / "hf_mae" / "expected.safetensors")
     options = {**VIT, "img_size": 32, "patch_size": 8, "num_classes": 0}
     encoder = vp.create_model("vit_tiny_patch16_224", encoding="sincos2d", **options)
     mae = vp.MaskedAutoencoder(encoder, decoder_dim=8, decoder_depth=1, decoder_num_heads=2)
     mae.decoder.blocks[0].mlp.__init__(8, 16, 8)  # the paper's ratio is 4
-    mae.load_original_state_dict(FOLDER / "hf_mae")
+    mae.load_original_state_dict(FOLDER / "hf_mae" / file)
     order = expected["noise"].argsort(dim=1)
     keep, restore = order[:, :4], order.argsort(dim=1)
     mask = type(mae.draw_mask(images((32, 32))))(keep, restore, expected["hidden"].bool())
