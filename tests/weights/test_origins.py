@@ -80,6 +80,22 @@ def test_names_in_memory_are_those_of_the_file(name):
     assert all(torch.equal(value, expected[key]) for key, value in model.state_dict().items())
 
 
+def test_dinov3_without_biases():
+    """The distilled models have zeros, and timm has models without; others than zeros have no place there."""
+    tensors = load_file(path("hf_dinov3") / "model.safetensors")
+    zeros = {
+        key: value * 0 if "q_proj.bias" in key or "v_proj.bias" in key else value for key, value in tensors.items()
+    }
+    model, same = (
+        vp.create_model(name, weights=zeros, img_size=32, **VIT).eval()
+        for name in ("vit_small_patch16_dinov3", "vit_small_patch16_dinov3_qkvb")
+    )
+    x = images((32, 48)).float()
+    assert (model.forward_features(x) - same.forward_features(x)).abs().max() < 1e-5
+    with pytest.raises(ValueError, match=r"of Hugging Face.*unknown to the model: blocks\.0\.attn"):
+        vp.create_model("vit_small_patch16_dinov3", weights=tensors, img_size=32, **VIT)
+
+
 def rebuilt(model):
     return {key: value for key, value in model._model_args.items() if key != "encoding"}
 
