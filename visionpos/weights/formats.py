@@ -85,7 +85,7 @@ def rename_foreign(weights: Mapping[str, Any], names: Container[str] = ()) -> We
     if origin is None:
         return weights
     weights = {key: value for key, value in weights.items() if not RECOMPUTED.search(key)}
-    _check_values(weights, {})
+    _check_values(weights, names)
     return ORIGINS[origin].read(weights)
 
 
