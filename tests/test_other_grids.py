@@ -101,7 +101,7 @@ def test_a_host_s_rope_that_runs_on_against_its_paper_says_so():
     plain = rope_vit({**ROPES["rope_eva"], "ref_feat_shape": None})
     (own,) = vp.get_encoding(copy.deepcopy(plain))
     assert (own.name, own.extrapolate, own.reference_shape) == ("rope_eva", True, (4, 6))
-    assert "extrapolate=True" in repr(own)
+    assert "scaling='run_on'" in repr(own)
 
 
 def test_fields_of_view_on_a_larger_grid_are_those_of_the_paper_s_code():

@@ -28,15 +28,15 @@ ROTATION = mutants_of(
 
 SPLIT = mutants_of(
     "rotary/split.py",
-    "rotary/test_split.py",
+    "rotary/test_split.py rotary/test_scaling.py",
     [
         ("gradient turned the same way", "_turn(grad, cos, -sin, ", "_turn(grad, cos, sin, "),
         ("values turned", "if table is None or index == 2:", "if table is None:"),
         ("half turned the other way", "first.addcmul_(b, sin, value=-1)", "first.addcmul_(b, sin)"),
         (
             "gradient of the angles reversed",
-            "[-along * table[1], along * table[0]]",
-            "[along * table[1], -along * table[0]]",
+            "[-along * sin, along * cos]",
+            "[along * sin, -along * cos]",
         ),
         ("angles of queries alone", "return pairs.sum(2, keepdim=True)", "return pairs[:, :, :1]"),
         (
@@ -49,7 +49,35 @@ SPLIT = mutants_of(
         ("transformations unseen", "if not is_plain_eager():", "if False:"),
         ("a second derivative in silence", "differentiable = must_be_differentiable(*grads)", "differentiable = False"),
         ("turned the same way in a graph", "rotate(q, cos, -sin, layout), ", "rotate(q, cos, sin, layout), "),
+        ("lengths of a table twice", "table / table.square().sum(0)", "table"),
         ("angles reversed in a graph", "(x1 * grad2 - x2 * grad1)", "(x2 * grad1 - x1 * grad2)"),
+    ],
+)
+
+SCALING = mutants_of(
+    "rotary/scaling.py",
+    "rotary/test_scaling.py",
+    [
+        ("axes swapped", "zip(sizes, trained, strict=True)", "zip(sizes[::-1], trained[::-1], strict=True)"),
+        ("smaller grids stretched", ".clamp(min=1)\n", "\n"),
+        ("the smallest axis for all", "s.amax().expand_as(s)", "s.amin().expand_as(s)"),
+        ("one scale always", 'if self.settings["per_axis"] else', "if False else"),
+        ("linear the other way", "linear = theta / s", "linear = theta * s"),
+        ("NTK of all pairs", "/ max(count - 1, 1))", "/ count)"),
+        ("turns of radians", "n / (2 * math.pi * turns)", "n / turns"),
+        ("ramp the other way", "1 - ramp(theta", "ramp(theta"),
+        ("ends not rounded", "max(math.floor(first), 0), min(math.ceil(last)", "max(first, 0), min(last"),
+        ("ramp from behind", "max(math.floor(first), 0)", "math.floor(first)"),
+        ("parts in one turn", "blend(linear, ntk, *BY_PARTS[0])", "ntk"),
+        ("YaRN without its factor", "(1 + self.settings", "(1 + 0 * self.settings"),
+        ("prefix tokens lengthened", "torch.cat([prefix, patches *", "torch.cat([prefix * 1.1, patches *"),
+        ("the factor of the shorter axis", "s.amax().log()", "s.amin().log()"),
+        ("contradictions unseen", "asked != self.extrapolate", "False"),
+        ("scaled without a grid", "if self.scales and self.trained_shape is None:", "if False:"),
+        ("coordinates interpolated as well", "return self.scales or super().runs_on", "return super().runs_on"),
+        ("'trained' ignored", "if self.scales else None) or", "if False else None) or"),
+        ("keys unchecked", "key in accepted and fits(value[key], accepted[key])", "True"),
+        ("learned frequencies as they are", "return to_float64(positions.coords) / s", "return positions.coords"),
     ],
 )
 
@@ -58,7 +86,7 @@ ROPE = [
         "rotary/rope1d.py",
         "parity/test_rope.py",
         [
-            ("temperature 100", "temperature: float = 10000.0", "temperature: float = 100.0"),
+            ("temperature 100", "temperature: Positive = 10000.0", "temperature: Positive = 100.0"),
             (
                 "column order",
                 "flat_index(positions.coords, positions",
@@ -66,8 +94,8 @@ ROPE = [
             ),
             (
                 "frequencies of half the pairs",
-                "(self.head_dim // 2, self.temp",
-                "(self.head_dim // 2, self.temp / 2 or self.temp",
+                "count = self.head_dim // 2",
+                "count = self.head_dim // 4",
             ),
         ],
     ),
@@ -84,8 +112,8 @@ ROPE = [
             ),
             (
                 "temperature 10000",
-                "head_dim: int, temperature: float = 100.0",
-                "head_dim: int, temperature: float = 10000.0",
+                "temperature: Positive = 100.0",
+                "temperature: Positive = 10000.0",
             ),
             ("temperature of the function", "temperature: float = 100.0,\n", "temperature: float = 10000.0,\n"),
             ("inclusive end", "temperature, device=coords.device)", "temperature, True, device=coords.device)"),
@@ -97,7 +125,7 @@ ROPE = [
         [
             ("half a turn between the directions", "+ math.pi / 2", "+ math.pi"),
             ("sin for cos", "[directions.cos(), directions.sin()]", "[directions.sin(), directions.cos()]"),
-            ("temperature 100", "temperature: float = 10.0, layout", "temperature: float = 100.0, layout"),
+            ("temperature 100", "temperature: Positive = 10.0,", "temperature: Positive = 100.0,"),
             ("heads in one quadrant", "2 * math.pi * torch.rand(", "torch.rand("),
             ("one rotation for all heads", "torch.rand(self.num_heads, device", "torch.rand(1, device"),
         ],
@@ -114,7 +142,7 @@ ROPE = [
                 "(to_float64(positions.coords)[..., None]",
                 "(to_float64(positions.coords).flip(-1)[..., None]",
             ),
-            ("temperature 100", "temperature: float = 10000.0", "temperature: float = 100.0"),
+            ("temperature 100", "temperature: Positive = 10000.0", "temperature: Positive = 100.0"),
         ],
     ),
     *mutants_of(
@@ -133,7 +161,7 @@ ROPE = [
             ("sizes swapped", "zip(box.unbind(-1), sizes", "zip(box.unbind(-1), sizes[::-1]"),
             ("longest period excluded", "ratio, inclusive=True", "ratio, inclusive=False"),
             ("shortest period ignored", "device=box.device) / self.min_period", "device=box.device)"),
-            ("temperature 10000", "temperature: float | None = 100.0", "temperature: float | None = 10000.0"),
+            ("temperature 10000", "temperature: Positive | None = 100.0", "temperature: Positive | None = 10000.0"),
             ("interleaved for half", 'layout: Layout = "half"', 'layout: Layout = "interleaved"'),
         ],
     ),
@@ -221,4 +249,4 @@ LEARNED = [
     ),
 ]
 
-ROTARY = [*ROTATION, *SPLIT, *ROPE, *LEARNED]
+ROTARY = [*ROTATION, *SPLIT, *SCALING, *ROPE, *LEARNED]

@@ -72,7 +72,7 @@ class RopeMixedYX(RopeMixed):
     name = "RotaryEmbeddingMixed"
 
     def encode(self, positions: Positions) -> Tensor:
-        return mixed_angles(positions.coords.flip(-1), self.freqs)
+        return mixed_angles(self.shrink(positions).flip(-1), self.freqs)
 
 
 class Frequencies(nn.Module):

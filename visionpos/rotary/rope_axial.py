@@ -8,14 +8,13 @@ from torch import Tensor
 
 from ..frequencies import geometric_frequencies, require_multiple, to_float64
 from ..options import Count, Positive
-from ..places import RotaryEncoding
 from ..positions import Positions
 from ..registry import register_encoding
 from ..rotation import Layout
+from .scaling import FrequencyRotary
 
 
-def _encode(coords: Tensor, head_dim: int, temperature: float) -> Tensor:
-    theta = geometric_frequencies(head_dim // 4, temperature, device=coords.device)
+def _encode(coords: Tensor, theta: Tensor) -> Tensor:
     y, x = (to_float64(coords)[..., None] * theta).unbind(-2)
     return torch.cat([x, y], dim=-1)  # (..., N, head_dim / 2)
 
@@ -40,11 +39,12 @@ def rope_angles_axial(
     """
     require_multiple("head_dim", head_dim, 4, "pairs of channels for each of two axes")
     coords = Positions.grid(tuple(feat_shape), device=device).coords
-    return _encode(coords, head_dim, temperature).to(dtype or torch.get_default_dtype())
+    theta = geometric_frequencies(head_dim // 4, temperature, device=coords.device)
+    return _encode(coords, theta).to(dtype or torch.get_default_dtype())
 
 
 @register_encoding("rope_axial")
-class RopeAxial(RotaryEncoding):
+class RopeAxial(FrequencyRotary):
     """Half of the pairs turn with the column, half with the row.
 
     angles = [x theta | y theta], theta_k = temperature ** (-4k / head_dim), k < head_dim / 4, in units of one grid
@@ -55,6 +55,7 @@ class RopeAxial(RotaryEncoding):
         head_dim: channels of a head, a multiple of 4.
         temperature: 100 in the paper (50 in its Swin).
         layout: "interleaved" (the paper) or "half".
+        scaling: of the frequencies on a larger grid, see `visionpos.rotary.scaling.FrequencyRotary`.
     """
 
     paper = "Heo et al. 2024, arXiv 2403.13298"
@@ -74,4 +75,4 @@ class RopeAxial(RotaryEncoding):
         self.temperature = temperature
 
     def encode(self, positions: Positions) -> Tensor:
-        return _encode(positions.coords, self.head_dim, self.temperature).unsqueeze(-3)
+        return _encode(positions.coords, self.axial_frequencies(positions)).unsqueeze(-3)

@@ -7,16 +7,16 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..frequencies import geometric_frequencies, require_multiple, to_float64
+from ..frequencies import require_multiple, to_float64
 from ..options import Count, Positive
-from ..places import RotaryEncoding
 from ..positions import Positions
 from ..registry import register_encoding
 from ..rotation import Layout
+from .scaling import FrequencyRotary
 
 
 @register_encoding("rope_eva")
-class RopeEva(RotaryEncoding):
+class RopeEva(FrequencyRotary):
     """Half of the pairs turn with the row, half with the column, in the steps of the grid that was trained on.
 
     angles = [y' theta | x' theta], theta_k = temperature ** (-4k / head_dim), k < head_dim / 4, on the coordinates
@@ -29,6 +29,7 @@ class RopeEva(RotaryEncoding):
         head_dim: channels of a head, a multiple of 4.
         temperature: 10000 in the paper.
         layout: "interleaved" (the paper) or "half".
+        scaling: of the frequencies on a larger grid, see `visionpos.rotary.scaling.FrequencyRotary`.
     """
 
     paper = "Fang et al. 2023, arXiv 2303.11331"
@@ -55,5 +56,4 @@ class RopeEva(RotaryEncoding):
         return replace(positions, coords=coords, feat_shape=self.reference_shape, is_grid=False)
 
     def encode(self, positions: Positions) -> Tensor:
-        theta = geometric_frequencies(self.head_dim // 4, self.temperature, device=positions.coords.device)
-        return (to_float64(positions.coords)[..., None] * theta).flatten(-2).unsqueeze(-3)
+        return (to_float64(positions.coords)[..., None] * self.axial_frequencies(positions)).flatten(-2).unsqueeze(-3)

@@ -12,16 +12,16 @@ from torch import Tensor, nn
 from ..encoding import AttentionTensors, full_precision
 from ..frequencies import geometric_frequencies, require_multiple, to_float64
 from ..options import Count, Positive, Spread
-from ..places import RotaryEncoding
 from ..positions import Positions
 from ..registry import register_encoding
 from ..rotation import Layout, map_qk_rows, mixed_angles, rotate
 from .blocks import skew
 from .rope_mixed import RopeMixed
+from .scaling import FrequencyRotary, LearnedScaling
 
 
 @register_encoding("string")
-class String(RotaryEncoding):
+class String(FrequencyRotary):
     """RoPE in a learned basis: R(p) = exp(x L_x + y L_y) = Q RoPE(p) Q^T, for learned generators that commute.
 
     Preset "cayley": Q = (I - S)(I + S)^-1 with S learned and skew-symmetric, and axial RoPE with learned frequencies,
@@ -40,6 +40,8 @@ class String(RotaryEncoding):
         temperature: of the frequencies "cayley" starts with, those of `rope_axial`.
         init_std: standard deviation of S or C before training (our choice: the paper does not say).
         layout: which channels of the basis form a pair, "interleaved" or "half".
+        scaling: on a larger grid: "interpolate", "run_on" or "linear", see `visionpos.rotary.scaling`. Learned
+            frequencies are no geometric series, whose ends NTK and YaRN would need.
 
     Attributes:
         skew: Parameter (heads, head_dim (head_dim - 1) / 2), the upper triangle of S ("cayley").
@@ -64,9 +66,10 @@ class String(RotaryEncoding):
         temperature: Positive = 100.0,
         init_std: Spread = 0.02,
         layout: Layout = "interleaved",
+        scaling: LearnedScaling | None = None,
         **grid_options,
     ):
-        super().__init__(num_heads, head_dim, layout, **grid_options)
+        super().__init__(num_heads, head_dim, layout, scaling, **grid_options)
         require_multiple("head_dim", head_dim, 4, "pairs of channels for each of two axes")
         if preset not in ("cayley", "circulant"):
             raise ValueError(f"preset must be 'cayley' or 'circulant', got {preset!r}")
@@ -110,7 +113,7 @@ class String(RotaryEncoding):
         return pairs.flatten(1).unsqueeze(0)
 
     def encode(self, positions: Positions) -> Tensor:
-        return mixed_angles(positions.coords, self.frequencies())
+        return mixed_angles(self.shrink(positions), self.frequencies())
 
     def prepare(self, positions: Positions) -> tuple[Tensor, Tensor]:
         """Return cosines and sines as for any rotary encoding, and the basis."""
@@ -150,7 +153,7 @@ class String(RotaryEncoding):
 
     def folded(self) -> RopeMixed:
         """Return what is left of this encoding for a folded projection: RoPE with its frequencies."""
-        grid_options = {"reference_shape": self.reference_shape, "extrapolate": self.extrapolate}
+        grid_options = {"reference_shape": self.reference_shape, "scaling": self.scaling}
         rope = RopeMixed(self.num_heads, self.head_dim, layout=self.layout, **grid_options)
         rope.freqs = nn.Parameter(self.frequencies().detach().to(next(self.parameters())))
         return rope
