@@ -112,8 +112,8 @@ ROPE = [
             ),
             (
                 "temperature 10000",
-                "temperature: Positive = 100.0",
-                "temperature: Positive = 10000.0",
+                "head_dim: Count,\n        temperature: Positive = 100.0",
+                "head_dim: Count,\n        temperature: Positive = 10000.0",
             ),
             ("temperature of the function", "temperature: float = 100.0,\n", "temperature: float = 10000.0,\n"),
             ("inclusive end", "temperature, device=coords.device)", "temperature, True, device=coords.device)"),

@@ -36,7 +36,8 @@ class Fire(BiasEncoding):
     distances are interpolated.
 
     L starts at the diameter of the grid that the encoding was built for. There a learned L > D stretches the input's
-    scale, and one below has no effect (and gets no gradient), as in the paper for queries farther than L.
+    scale, and one below has no effect (and gets no gradient), as in the paper for queries farther than L. Public code
+    learns a multiplier m instead, from 1, with L = m L0 and L0 kept: the same functions, other steps of an optimiser.
 
     Args:
         num_heads: attention heads.

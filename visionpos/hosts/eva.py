@@ -32,7 +32,7 @@ from ..rotation import Layout, mixed_angles
 from .attention import AttentionContext, math_is_faster, prepare_encodings, self_attention, split_heads
 from .host import first, register_host
 from .isotropic import IsotropicHost, IsotropicMixin, keep_tokens, mix, project
-from .parameters import adopt_parameters, bind_parameters
+from .parameters import OfLayer, adopt_parameters, bind_parameters
 
 
 class RopeOfHost(RotaryEncoding):
@@ -233,8 +233,8 @@ class EvaHost(IsotropicHost):
             for layer, block in enumerate(model.blocks):
                 names = ("num_heads", "head_dim", "reference_shape")
                 options = {name: getattr(facts[layer], name) for name in names}
-                rope_of_layer = adopt_parameters(model.rope, cls, layer, **options, temperature=rope.temperature)
-                block.attn.encodings.append(rope_of_layer)
+                own = adopt_parameters(model.rope, cls, OfLayer(layer), **options, temperature=rope.temperature)
+                block.attn.encodings.append(own)
         elif rope is not None:
             layout = "half" if model.blocks[0].attn.rotate_half else "interleaved"
             encoding = rope_of_host(rope, facts[0], layout)
@@ -256,7 +256,7 @@ class EvaHost(IsotropicHost):
         if all(mixed):
             model.rope = Frequencies(nn.Parameter(torch.stack([encoding.freqs.detach() for encoding in mixed], dim=1)))
             for layer, encoding in enumerate(mixed):
-                bind_parameters(encoding, model.rope, layer)
+                bind_parameters(encoding, model.rope, OfLayer(layer))
 
 
 HOST = register_host(EvaHost())
