@@ -162,7 +162,6 @@ OTHER = {
 NEEDS = {
     "extrapolate": {"reference_shape": (2, 4)},
     "scaling": {"reference_shape": (2, 4)},
-    "reference_shape": {"extrapolate": False},
     "hidden_dim": {"preset": "learnable"},
     "gamma": {"preset": "learnable"},
     "min_period": {"min_period": 0.25, "max_period": 4.0},
@@ -202,7 +201,10 @@ def test_bug_26_options_without_effect():
         cls = get_encoding_class(name)
         options = vp.encoding_info(name)["options"]
         for option, default in options.items():
-            needs = {key: value for key, value in NEEDS.get(option, {option: default}).items() if key in options}
+            needs = NEEDS.get(option, {option: default})
+            if option == "reference_shape":
+                needs = {option: (7, 9), "extrapolate": cls.extrapolation == "formula"}
+            needs = {key: value for key, value in needs.items() if key in options}
             before = behaviour(name, needs)
             try:
                 after = behaviour(name, {**needs, option: other_value(cls, option, default)})

@@ -115,7 +115,8 @@ def options_of(name):
     return SCALINGS if name not in ("rope_mixed", "string") else ["linear"]
 
 
-SCALED = [(name, scaling) for name in ("rope1d", *AXIAL, "rope_mixed", "string") for scaling in options_of(name)]
+NAMES = ("rope1d", *AXIAL, "rope_mixed", "string", "rope_dinov3", "rope_golden")
+SCALED = [(name, scaling) for name in NAMES for scaling in options_of(name)]
 
 
 @pytest.mark.parametrize(("name", "scaling"), SCALED)
@@ -251,3 +252,53 @@ def test_the_gradient_of_a_lengthened_table(layout):
 
     assert torch.autograd.gradcheck(turned, (qkv, angles))
     assert torch.autograd.gradgradcheck(turned, (qkv, angles))
+
+
+BOXES = {
+    "rope_dinov3": [{}, {"min_period": 0.3, "max_period": 9.0}, {"normalize": "max"}],
+    "rope_golden": [{}, {"zero_fraction": 0.25}, {"num_directions": 4}],
+}
+
+
+@pytest.mark.parametrize(("name", "options"), [(name, options) for name in BOXES for options in BOXES[name]])
+def test_a_box_stays_by_itself_and_otherwise_grows_with_the_grid(name, options):
+    def build(**more):
+        return vp.create_encoding(name, num_heads=2, head_dim=32, reference_shape=(4, 6), **options, **more)
+
+    trained, larger, smaller = (grid64(shape) for shape in ((4, 6), (8, 12), (3, 5)))
+    own, box, on = build(), build(extrapolate=False), build(scaling="run_on")
+    for grid in (trained, larger):
+        assert torch.equal(own.angles(grid), box.angles(grid))
+    for scaling in ("run_on", *SCALINGS):
+        assert torch.equal(build(scaling=scaling).angles(trained), own.angles(trained))
+        assert torch.equal(build(scaling=scaling).angles(smaller), on.angles(smaller))
+
+    def steps(encoding, grid):
+        """The angles of one step down and of one step right, (2, heads, pairs)."""
+        angles = encoding.angles(grid).unflatten(1, grid.feat_shape)
+        return torch.stack([angles[:, 1, 0] - angles[:, 0, 0], angles[:, 0, 1] - angles[:, 0, 0]])
+
+    before = steps(own, trained)
+    assert (steps(on, larger) - before).abs().max() < 1e-12  # a step is what it was
+    assert (steps(build(scaling="linear"), larger) - before / 2).abs().max() < 1e-12
+    turns = before.abs() > 1e-12
+    kept = {kind: (steps(build(scaling=kind), larger) / before)[turns] for kind in ("ntk", "ntk_by_parts", "yarn")}
+    for kind, shares in kept.items():
+        assert shares.min() == pytest.approx(0.5), kind  # the slowest
+        assert shares.max() <= 1 + 1e-12, kind
+    assert kept["ntk"].max() == pytest.approx(1.0)
+    every = build(scaling={"type": "yarn", "beta_fast": 1e-3, "beta_slow": 1e-4})
+    assert (steps(every, larger) - before).abs().max() < 1e-12  # all make more turns than that
+
+
+def test_the_ramp_of_a_box_is_by_turns_on_the_trained_grid():
+    """Periods 1, 100^(1/4) ... of a box of length 2: 2, 0.63, 0.2 and 0.063 turns on any trained grid."""
+    scaling = {"type": "yarn", "beta_fast": 2.0, "beta_slow": 0.2, "attention_slope": 0.0}
+    for trained in ((4, 6), (14, 20)):
+        options = {"num_heads": 1, "head_dim": 16, "reference_shape": trained}
+        doubled = tuple(2 * n for n in trained)
+        kept, on = (
+            vp.create_encoding("rope_dinov3", **options, scaling=way).angles(grid64(doubled))[0, -1, :4]
+            for way in (scaling, "run_on")
+        )
+        assert (kept / on).tolist() == pytest.approx([1.0, 0.75, 0.5, 0.5])

@@ -15,7 +15,8 @@ from ..places import RotaryEncoding
 from ..positions import Positions
 from ..rotation import Layout
 
-KEYS = {"type": Literal["linear", "ntk", "ntk_by_parts", "yarn"], "trained": Size, "per_axis": bool}
+SCALINGS = ("linear", "ntk", "ntk_by_parts", "yarn")
+KEYS = {"type": Literal[SCALINGS], "trained": Size, "per_axis": bool}
 YARN = {"beta_fast": Positive, "beta_slow": Positive, "attention_slope": Spread}
 DEFAULTS = {"trained": None, "per_axis": True, "beta_fast": 32.0, "beta_slow": 1.0, "attention_slope": 0.1}
 BY_PARTS = ((1.25, 0.75), (16.0, 2.0))  # where linear gives way to NTK, and where both give way to no scaling, in turns
@@ -54,13 +55,16 @@ class FrequencyRotary(RotaryEncoding):
       2024, arXiv 2402.12376, as are all on two axes).
     - "yarn": b_j (m_j + (1 - m_j) / s): pairs that make more than `beta_fast` turns on the trained grid stay, below
       `beta_slow` they are interpolated, m_j falls linearly between; cosines and sines are multiplied by
-      1 + `attention_slope` ln s, s that of the longer axis (Peng et al. 2023, arXiv 2309.00071).
+      1 + `attention_slope` ln s, s the largest of all axes (Peng et al. 2023, arXiv 2309.00071).
     - "ntk_by_parts": the same ramp between 16 and 2 turns, with "ntk" in place of 1 / s where a pair makes more than
       1.25 turns, a mixture of both down to 0.75.
 
     The constants of YaRN, 32 and 1 turns, are for texts of thousands of tokens. On a grid of 14 even the fastest pair
     makes only 2.2 turns, so that all but the first two or three bands of an axis are interpolated: there YaRN is
     "linear" with sharper attention. For pictures give `beta_fast` and `beta_slow` that lie within the grid, 2 and 0.5.
+
+    Encodings with a box of their own keep it for None and "interpolate"; for the others it grows with the grid, so
+    that a step is what it was on the trained grid.
 
     A dict has more settings: {"type": "yarn", "trained": (14, 14), "per_axis": False}. `trained` is n_train, by
     default `reference_shape`. Without `per_axis` the largest s is that of all axes. The grid at hand decides in every
@@ -87,17 +91,16 @@ class FrequencyRotary(RotaryEncoding):
     ):
         super().__init__(num_heads, head_dim, layout, **grid)
         asked = self.extrapolate
-        if scaling is not None:
-            self.scaling = scaling
-            if asked is not None and asked != self.extrapolate:
-                raise ValueError(
-                    f"{self.name}: scaling={scaling!r} and extrapolate={asked} contradict each other; give one of them"
-                )
-            if self.scales and self.trained_shape is None:
-                raise ValueError(
-                    f"{self.name}: scaling={scaling!r} needs the grid that was trained on: give reference_shape=(h, w) "
-                    "or a dict with 'trained': (h, w)"
-                )
+        self.scaling = self.scaling if scaling is None else scaling
+        if asked is not None and asked != self.extrapolate:
+            raise ValueError(
+                f"{self.name}: scaling={scaling!r} and extrapolate={asked} contradict each other; give one of them"
+            )
+        if (self.scales or (self.runs_on and self.extrapolation == "formula")) and self.trained_shape is None:
+            raise ValueError(
+                f"{self.name}: scaling={self.scaling!r} needs the grid that was trained on: give "
+                "reference_shape=(h, w), or 'trained': (h, w) in a dict"
+            )
 
     @property
     def extrapolate(self) -> bool | None:
@@ -140,14 +143,22 @@ class FrequencyRotary(RotaryEncoding):
         s = self.stretch(positions.feat_shape, self.trained_shape, positions.coords.device)
         return to_float64(positions.coords) / s
 
-    def scale(self, theta: Tensor, ratio: float, sizes: Sequence[int], trained: Sequence[int] | None) -> Tensor:
+    def scale(
+        self,
+        theta: Tensor,
+        ratio: float,
+        sizes: Sequence[int],
+        trained: Sequence[int] | None,
+        fastest: Sequence[float] = (1.0, 1.0),
+    ) -> Tensor:
         """Return frequencies for each axis of the grid at hand, (axes, J); (J,) as they are if nothing scales them.
 
         Args:
-            theta: (J,) float64, a geometric series from 1 on, in radians per grid step.
+            theta: (J,) float64, a geometric series that falls.
             ratio: ln(theta_j / theta_(j + 1)).
             sizes: cells of each axis.
             trained: the same while training.
+            fastest: what theta_0 is on each axis, in radians per step of the trained grid.
         """
         if not self.scales:
             return theta
@@ -158,7 +169,8 @@ class FrequencyRotary(RotaryEncoding):
 
         def blend(low: Tensor, high: Tensor, fast: float, slow: float) -> Tensor:
             """Return `high` above `fast` turns on the trained grid, `low` below `slow`, and a mixture between."""
-            return torch.lerp(low, high, torch.stack([1 - ramp(theta, ratio, n, fast, slow) for n in trained]))
+            turns = (n * first / (2 * math.pi) for n, first in zip(trained, fastest, strict=False))  # of theta_0
+            return torch.lerp(low, high, torch.stack([1 - ramp(theta, ratio, t / fast, t / slow) for t in turns]))
 
         if settings["type"] == "yarn":
             return blend(linear, theta.expand_as(linear), settings["beta_fast"], settings["beta_slow"])
@@ -182,14 +194,14 @@ class FrequencyRotary(RotaryEncoding):
         return torch.cat([prefix, patches * (1 + self.settings["attention_slope"] * s.amax().log()).to(table)], dim=-2)
 
 
-def ramp(theta: Tensor, ratio: float, n: int, fast: float, slow: float) -> Tensor:
-    """Return 0 for the pairs that make more than `fast` turns on n cells, 1 below `slow`, and a line between: (J,).
+def ramp(theta: Tensor, ratio: float, low: float, high: float) -> Tensor:
+    """Return 0 for the pairs that are less than `low` times slower than the fastest, 1 beyond `high`: (J,).
 
-    The ends of the line are whole indices of pairs, as in the authors' code.
+    A line lies between. Its ends are whole indices of pairs, as in the authors' code.
     """
     if ratio <= 0:
         raise ValueError("frequencies that are scaled by their turns must fall: temperature must be more than 1")
-    first, last = (math.log(n / (2 * math.pi * turns)) / ratio for turns in (fast, slow))
-    low, high = max(math.floor(first), 0), min(math.ceil(last), 2 * len(theta) - 1)
+    first = max(math.floor(math.log(low) / ratio), 0)
+    last = min(math.ceil(math.log(high) / ratio), 2 * len(theta) - 1)
     index = to_float64(torch.arange(len(theta), device=theta.device))
-    return ((index - low) / (max(high, low + 0.001) - low)).clamp(0, 1)
+    return ((index - first) / (max(last, first + 0.001) - first)).clamp(0, 1)

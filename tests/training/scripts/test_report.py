@@ -148,6 +148,7 @@ def test_a_real_sweep_from_end_to_end(tmp_path):
     assert (row["encoding_parameters"], row["seeds"]) == ((2 * 3 + 1) * 16, [0, 1])
     assert {row["how"] for row in content["sizes"]} == {"scale", "shift", "answers kept after a shift"}
     assert {row["coordinates"] for row in content["sizes"]} == {"interpolated", "extrapolated"}
+    assert not any(row["own"] for row in content["sizes"])  # learned tables are resized, whatever is asked for
     assert "JPEG" in markdown(content)
 
 
@@ -169,12 +170,13 @@ def test_the_baseline_can_be_another_or_none_at_all(tmp_path):
         report([tmp_path / "runs"], None, [], "none")
 
 
-def write_evaluation(run, rows, coordinates="interpolated"):
-    name = "evaluate.json" if coordinates == "interpolated" else "evaluate_extrapolated.json"
+def write_evaluation(run, rows, coordinates="interpolated", own="extrapolated"):
+    name = {"interpolated": "evaluate.json", "extrapolated": "evaluate_extrapolated.json"}.get(coordinates)
+    name = name or f"evaluate_{coordinates.removesuffix('-scaled')}.json"
     listed = [{"how": how, "size": size, "part": "test", "accuracy": share} for how, size, share in rows]
     for row in listed:
         row.update({"consistency": 0.9} if row["how"] == "shift" else {})
-    (run / name).write_text(json.dumps({"coordinates": coordinates, "rows": listed}))
+    (run / name).write_text(json.dumps({"coordinates": coordinates, "own_coordinates": own, "rows": listed}))
 
 
 def test_sizes_shapes_canvases_and_shifts_have_tables_and_figures(tmp_path):
@@ -185,6 +187,7 @@ def test_sizes_shapes_canvases_and_shifts_have_tables_and_figures(tmp_path):
             rows += [("canvas", [12, 16], 0.4 + seed / 10), ("shift", [0, 2], 0.2 + better)]
             write_evaluation(run, rows)
             write_evaluation(run, [("scale", [16, 24], 0.2)], "extrapolated")
+            write_evaluation(run, [("scale", [16, 24], 0.3)], "yarn-scaled")
     content = report([tmp_path / "runs"], None, [], None)
     found = {
         (row["encoding"], row["coordinates"], row["how"], *row["size"]): (row["mean"], row["above_baseline"])
@@ -195,7 +198,10 @@ def test_sizes_shapes_canvases_and_shifts_have_tables_and_figures(tmp_path):
     assert found["rope_axial", "interpolated", "aspect ratio", 8, 8] == pytest.approx((0.3, 0.0))
     assert found["none", "interpolated", "canvas", 12, 16] == pytest.approx((0.45, 0.0))
     page = markdown(content)
+    assert {row["coordinates"] for row in content["sizes"] if row["own"]} == {"extrapolated"}
     for text in (
+        "## Scale, yarn-scaled coordinates: test",
+        "| rope_axial, as the model does it | 20.0",
         "## Scale, interpolated coordinates: test",
         "## Scale, extrapolated coordinates: test",
         "## Aspect ratio, interpolated coordinates: test",

@@ -122,8 +122,7 @@ def read_run(path: Path) -> Run:
     result = read_json(path / "result.json")
     if "final" not in result or "chance" not in result:
         raise ConfigError(f"{path} is no run of train.classify: its result has no accuracy")
-    names = ("evaluate.json", "evaluate_extrapolated.json")
-    evaluations = [read_json(path / name) for name in names if (path / name).is_file()]
+    evaluations = [read_json(file) for file in sorted(path.glob("evaluate*.json"))]
     right = {}
     if (path / "predictions.safetensors").is_file():
         try:

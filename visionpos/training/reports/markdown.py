@@ -100,7 +100,8 @@ def size_table(content: dict[str, Any], how: str, coordinates: str, split: str) 
         first = next(iter(found.values()))
         cells = [percent(found[size], "{:.1f}") if size in found else "" for size in sizes]
         gap = f"{100 * np.mean(gaps):+.2f}" if gaps else ""
-        rows.append([*first["setting"].values(), first["encoding"], *cells, gap])
+        name = f"{first['encoding']}, as the model does it" if first["own"] else first["encoding"]
+        rows.append([*first["setting"].values(), name, *cells, gap])
     names = ["x".join(map(str, size)) for size in sizes]
     return table([*content["varied"], "encoding", *names, f"mean above {content['baseline']}"], rows)
 

@@ -1,7 +1,7 @@
 """A finished run as one small JSON file: what `results/` keeps of every run of a published table.
 
 result       the content of result.json: accuracy, configuration, versions, device
-evaluations  those of evaluate.json and evaluate_extrapolated.json: accuracies at other sizes
+evaluations  those of evaluate*.json, for each way to have coordinates: accuracies at other sizes
 right        which test pictures the run got right, for each split and each evaluated size: one bit a picture, in the
              order of the test set, the first picture in the highest bit of the first byte, in base64
 """
@@ -18,8 +18,6 @@ from visionpos.training.run.record import read_json, write_json
 
 __all__ = ["pack", "unpack_bits"]
 
-EVALUATIONS = ("evaluate", "evaluate_extrapolated")
-
 
 def pack(run: Path, file: Path) -> None:
     """Write a finished run's JSON file.
@@ -31,7 +29,7 @@ def pack(run: Path, file: Path) -> None:
     Raises:
         ValueError: What was right, picture by picture, does not give the accuracy that was reported.
     """
-    evaluations = {name: read_json(run / f"{name}.json") for name in EVALUATIONS if (run / f"{name}.json").exists()}
+    evaluations = {file.stem: read_json(file) for file in sorted(run.glob("evaluate*.json"))}
     right = {f"final {split}": bits for split, bits in _load(run / "predictions.safetensors").items()}
     for name, report in evaluations.items():
         tensors = _load(run / f"{name}.safetensors")

@@ -82,6 +82,7 @@ def options_text(encodings: Iterable[dict[str, Any]]) -> str:
 def size_rows(group: Group, baseline: Group | None) -> list[dict[str, Any]]:
     """Return accuracy at every size, canvas and shift that all runs of a group were evaluated at."""
     own, other = measured(group), {} if baseline is None else measured(baseline)
+    by_itself = {evaluation.get("own_coordinates") for run in group.runs.values() for evaluation in run.evaluations}
     rows = []
     for key, by_seed in own.items():
         if by_seed.keys() == group.runs.keys():
@@ -89,6 +90,7 @@ def size_rows(group: Group, baseline: Group | None) -> list[dict[str, Any]]:
             gap = float(np.mean([by_seed[seed] - other[key][seed] for seed in common])) if common else None
             coordinates, how, size, split = key
             place = {"coordinates": coordinates, "how": how, "size": list(size), "part": split}
+            place["own"] = coordinates in by_itself  # so does the model by itself
             interval = vars(seed_interval(list(by_seed.values())).within(0, 1))
             rows.append({"setting": group.setting, "encoding": group.label, **place, **interval, "above_baseline": gap})
     return rows
