@@ -15,10 +15,10 @@ from visionpos.analysis.kernel import build
 WAYS = {  # of the papers, where they have one
     "run_on": [
         *("rope_axial", "rope_mixed", "rope1d", "string", "lookhere", "alibi", "alibi2d", "sinusoidal"),
-        *("t5", "kerple", "pape", "shaw", "irpe", "peg", "lepe"),
+        *("harope", "t5", "kerple", "pape", "shaw", "irpe", "peg", "lepe"),
     ],
     "interpolate": ["rope_eva", "sincos2d"],
-    "formula": ["rope_dinov3", "rope_golden", "comrope", "liere", "fire", "log_cpb", "fourier", "none"],
+    "formula": ["rope_dinov3", "rope_golden", "rope_spiral", "comrope", "liere", "fire", "log_cpb", "fourier", "none"],
     "resize": ["learned", "learned2d", "factorized", "abs_win", "relative_table", "decomposed"],
 }
 FREE = [name for way in ("run_on", "interpolate") for name in WAYS[way] if name not in ("peg", "lepe")]

@@ -178,8 +178,8 @@ PLACES = [
             ),
             (
                 "keys of attention not rotated",
-                "self.rotate(tensors.q, prepared), self.rotate(tensors.k, prepared)",
-                "self.rotate(tensors.q, prepared), tensors.k",
+                "tensors.q, tensors.k = self.rotate_qk(",
+                "tensors.q, _ = self.rotate_qk(",
             ),
         ],
     ),

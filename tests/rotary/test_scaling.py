@@ -115,7 +115,7 @@ def options_of(name):
     return SCALINGS if name not in ("rope_mixed", "string") else ["linear"]
 
 
-NAMES = ("rope1d", *AXIAL, "rope_mixed", "string", "rope_dinov3", "rope_golden")
+NAMES = ("rope1d", *AXIAL, "rope_mixed", "string", "rope_dinov3", "rope_golden", "rope_spiral", "harope")
 SCALED = [(name, scaling) for name in NAMES for scaling in options_of(name)]
 
 
@@ -128,7 +128,7 @@ def test_no_bit_changes_where_the_grid_is_not_larger(name, scaling):
             torch.manual_seed(0)
             encoding = vp.create_encoding(name, num_heads=2, head_dim=16, reference_shape=trained, scaling=option)
             found.append(encoding.prepare(vp.Positions.grid(grid, num_prefix_tokens=1)))
-        cosines = [each[0] if name == "string" else each for each in found]
+        cosines = [each[0] if isinstance(each, tuple) else each for each in found]
         assert torch.equal(*cosines)
 
 
@@ -140,7 +140,7 @@ def test_a_subset_gets_the_angles_of_the_whole_grid(name, scaling):
     index = torch.tensor([[0, 17, 3, 8], [44, 2, 1, 0]])
     kept = encoding.prepare(whole.keep(index))
     taken = encoding.take_tokens(encoding.prepare(whole), index, 1)
-    assert all(map(torch.equal, kept, taken)) if name == "string" else torch.equal(kept, taken)
+    assert all(map(torch.equal, kept, taken)) if isinstance(kept, tuple) else torch.equal(kept, taken)
     on = vp.create_encoding(name, num_heads=2, head_dim=16, reference_shape=(3, 4), scaling="run_on")
     on.load_state_dict(encoding.state_dict())
     assert (encoding.angles(whole) - on.angles(whole)).abs().max() > 0.1
@@ -257,6 +257,7 @@ def test_the_gradient_of_a_lengthened_table(layout):
 BOXES = {
     "rope_dinov3": [{}, {"min_period": 0.3, "max_period": 9.0}, {"normalize": "max"}],
     "rope_golden": [{}, {"zero_fraction": 0.25}, {"num_directions": 4}],
+    "rope_spiral": [{}, {"num_directions": 8, "reference_side": 6}],
 }
 
 
@@ -287,7 +288,7 @@ def test_a_box_stays_by_itself_and_otherwise_grows_with_the_grid(name, options):
         assert shares.min() == pytest.approx(0.5), kind  # the slowest
         assert shares.max() <= 1 + 1e-12, kind
     assert kept["ntk"].max() == pytest.approx(1.0)
-    every = build(scaling={"type": "yarn", "beta_fast": 1e-3, "beta_slow": 1e-4})
+    every = build(scaling={"type": "yarn", "beta_fast": 1e-7, "beta_slow": 1e-8})
     assert (steps(every, larger) - before).abs().max() < 1e-12  # all make more turns than that
 
 
@@ -302,3 +303,50 @@ def test_the_ramp_of_a_box_is_by_turns_on_the_trained_grid():
             for way in (scaling, "run_on")
         )
         assert (kept / on).tolist() == pytest.approx([1.0, 0.75, 0.5, 0.5])
+
+
+def of_axes(angles, preset):
+    """The angles of pairs by axis, (y, x), of one token of rope_axial."""
+    count = len(angles) // 2
+    halves = {
+        "rope_vit": (angles[count:], angles[:count]),
+        "gemma4": (angles[count:], angles[:count]),
+        "moonvit": (angles[1::2], angles[::2]),
+    }
+    return halves.get(preset, (angles[:count], angles[count:]))
+
+
+@pytest.mark.parametrize("kind", SCALINGS)
+@pytest.mark.parametrize("preset", ["rope_vit", "moonvit", "pixtral", "qwen_vit", "gemma4"])
+def test_dialects_are_scaled_axis_by_axis(preset, kind):
+    """One down and one to the right of the first cell the angles are the frequencies; pixtral's x starts slower."""
+    shape, trained, temperature = (30, 26), (10, 20), 200.0
+    options = {"num_heads": 1, "head_dim": 24, "preset": preset, "temperature": temperature}
+    encoding = vp.create_encoding("rope_axial", **options, reference_shape=trained, scaling=kind)
+    found = of_axes(encoding.angles(grid64(shape))[0].unflatten(0, shape)[1, 1], preset)
+    for axis in (0, 1):
+        shift = temperature ** (-1 / 12) if preset == "pixtral" and axis == 1 else 1.0
+        # a series that starts at `shift` is, in units of `shift`, one that starts at 1 on a shorter axis
+        n, before = shape[axis], trained[axis]
+        expected = shift * torch.tensor(by_hand(kind, n * shift, before * shift, 6, temperature), dtype=torch.float64)
+        assert (found[axis] - expected).abs().max() < 1e-12, axis
+
+
+def test_frequencies_that_are_no_series_are_only_divided():
+    options = {"num_heads": 2, "head_dim": 16, "reference_shape": (3, 4)}
+    for more in ({"learn_frequencies": "per_head"}, {"preset": "mrope"}):
+        with pytest.raises(
+            ValueError, match="scaling must be 'interpolate', 'run_on' or 'linear' with learned .* 'ntk'"
+        ):
+            vp.create_encoding("rope_axial", **options, **more, scaling="ntk")
+        linear, on = (vp.create_encoding("rope_axial", **options, **more, scaling=way) for way in ("linear", "run_on"))
+        found, raw = linear.angles(grid64((6, 8))), on.angles(grid64((6, 8)))
+        assert (2 * found - raw).abs().max() < 1e-12
+
+
+def test_folded_encodings_keep_their_scaling():
+    for name, scaling in (("harope", "yarn"), ("string", "linear")):
+        encoding = vp.create_encoding(name, num_heads=2, head_dim=16, reference_shape=(3, 4), scaling=scaling)
+        grid = grid64((6, 9))
+        assert encoding.folded().scaling == scaling
+        assert (encoding.folded().angles(grid) - encoding.angles(grid)).abs().max() < 1e-6

@@ -233,8 +233,9 @@ class EvaHost(IsotropicHost):
             for layer, block in enumerate(model.blocks):
                 names = ("num_heads", "head_dim", "reference_shape")
                 options = {name: getattr(facts[layer], name) for name in names}
-                own = adopt_parameters(model.rope, cls, OfLayer(layer), **options, temperature=rope.temperature)
-                block.attn.encodings.append(own)
+                view = OfLayer(layer)
+                rope_of_layer = adopt_parameters(model.rope, cls, view, **options, temperature=rope.temperature)
+                block.attn.encodings.append(rope_of_layer)
         elif rope is not None:
             layout = "half" if model.blocks[0].attn.rotate_half else "interleaved"
             encoding = rope_of_host(rope, facts[0], layout)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from ..frequencies import require_multiple, to_float64
+from ..frequencies import geometric_frequencies, require_multiple, to_float64
 from ..options import Count, Positive
 from ..positions import Positions
 from ..registry import register_encoding
@@ -56,4 +57,7 @@ class RopeEva(FrequencyRotary):
         return replace(positions, coords=coords, feat_shape=self.reference_shape, is_grid=False)
 
     def encode(self, positions: Positions) -> Tensor:
-        return (to_float64(positions.coords)[..., None] * self.axial_frequencies(positions)).flatten(-2).unsqueeze(-3)
+        count = self.head_dim // 4
+        theta = geometric_frequencies(count, self.temperature, device=positions.coords.device)
+        theta = self.scale(theta, math.log(self.temperature) / count, positions.feat_shape, self.trained_shape)
+        return (to_float64(positions.coords)[..., None] * theta).flatten(-2).unsqueeze(-3)

@@ -9,11 +9,11 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor
 
-from ..frequencies import geometric_frequencies, to_float64
+from ..frequencies import to_float64
 from ..options import Count, Positive, Range, Size, Spread, fits
 from ..places import RotaryEncoding
 from ..positions import Positions
-from ..rotation import Layout
+from ..rotation import AxialLayout
 
 SCALINGS = ("linear", "ntk", "ntk_by_parts", "yarn")
 KEYS = {"type": Literal[SCALINGS], "trained": Size, "per_axis": bool}
@@ -87,7 +87,12 @@ class FrequencyRotary(RotaryEncoding):
     """
 
     def __init__(
-        self, num_heads: Count, head_dim: Count, layout: Layout = "interleaved", scaling: Scaling | None = None, **grid
+        self,
+        num_heads: Count,
+        head_dim: Count,
+        layout: AxialLayout = "interleaved",
+        scaling: Scaling | None = None,
+        **grid,
     ):
         super().__init__(num_heads, head_dim, layout, **grid)
         asked = self.extrapolate
@@ -154,7 +159,7 @@ class FrequencyRotary(RotaryEncoding):
         """Return frequencies for each axis of the grid at hand, (axes, J); (J,) as they are if nothing scales them.
 
         Args:
-            theta: (J,) float64, a geometric series that falls.
+            theta: (J,), or (axes, J) for another one on each axis, float64: a geometric series that falls.
             ratio: ln(theta_j / theta_(j + 1)).
             sizes: cells of each axis.
             trained: the same while training.
@@ -162,15 +167,16 @@ class FrequencyRotary(RotaryEncoding):
         """
         if not self.scales:
             return theta
-        settings, count, s = self.settings, len(theta), self.stretch(sizes, trained, theta.device).unsqueeze(-1)
+        settings, count, s = self.settings, theta.shape[-1], self.stretch(sizes, trained, theta.device).unsqueeze(-1)
         linear = theta / s
         if settings["type"] == "linear":
             return linear
 
         def blend(low: Tensor, high: Tensor, fast: float, slow: float) -> Tensor:
             """Return `high` above `fast` turns on the trained grid, `low` below `slow`, and a mixture between."""
-            turns = (n * first / (2 * math.pi) for n, first in zip(trained, fastest, strict=False))  # of theta_0
-            return torch.lerp(low, high, torch.stack([1 - ramp(theta, ratio, t / fast, t / slow) for t in turns]))
+            turns = [n * first / (2 * math.pi) for n, first in zip(trained, fastest, strict=False)]  # of theta_0
+            shares = [1 - ramp(count, ratio, each / fast, each / slow, s.device) for each in turns]
+            return torch.lerp(low, high, torch.stack(shares))
 
         if settings["type"] == "yarn":
             return blend(linear, theta.expand_as(linear), settings["beta_fast"], settings["beta_slow"])
@@ -178,12 +184,6 @@ class FrequencyRotary(RotaryEncoding):
         if settings["type"] == "ntk":
             return ntk
         return blend(blend(linear, ntk, *BY_PARTS[0]), theta.expand_as(linear), *BY_PARTS[1])
-
-    def axial_frequencies(self, positions: Positions) -> Tensor:
-        """Return temperature ** (-4k / head_dim), k < J = head_dim / 4: (J,), or (axes, J) where they are scaled."""
-        count = self.head_dim // 4
-        theta = geometric_frequencies(count, self.temperature, device=positions.coords.device)
-        return self.scale(theta, math.log(self.temperature) / count, positions.feat_shape, self.trained_shape)
 
     def prepare(self, positions: Positions) -> Any:
         table = super().prepare(positions)
@@ -194,14 +194,14 @@ class FrequencyRotary(RotaryEncoding):
         return torch.cat([prefix, patches * (1 + self.settings["attention_slope"] * s.amax().log()).to(table)], dim=-2)
 
 
-def ramp(theta: Tensor, ratio: float, low: float, high: float) -> Tensor:
-    """Return 0 for the pairs that are less than `low` times slower than the fastest, 1 beyond `high`: (J,).
+def ramp(count: int, ratio: float, low: float, high: float, device: torch.device) -> Tensor:
+    """Return 0 for the pairs that are less than `low` times slower than the fastest, 1 beyond `high`: (count,).
 
     A line lies between. Its ends are whole indices of pairs, as in the authors' code.
     """
     if ratio <= 0:
         raise ValueError("frequencies that are scaled by their turns must fall: temperature must be more than 1")
     first = max(math.floor(math.log(low) / ratio), 0)
-    last = min(math.ceil(math.log(high) / ratio), 2 * len(theta) - 1)
-    index = to_float64(torch.arange(len(theta), device=theta.device))
+    last = min(math.ceil(math.log(high) / ratio), 2 * count - 1)
+    index = to_float64(torch.arange(count, device=device))
     return ((index - first) / (max(last, first + 0.001) - first)).clamp(0, 1)
