@@ -35,7 +35,8 @@ def table(report: dict[str, Any]) -> str:
     by_itself = "" if not own else ", as the model does it" if way == own else f", where the model has {own} ones"
     title = f"{report['encoding']}, step {report['step']}, {report['weights']} weights, {way} coordinates{by_itself}"
     basis = f"{report['test_size']} test pictures, chance {report['chance']:.1%}"
-    return "\n".join([f"{title}; {basis}", "", *lines, "", f"Note: {report['note']}."])
+    note = ["", f"Note: {report['note']}."] if report["note"] else []
+    return "\n".join([f"{title}; {basis}", "", *lines, *note])
 
 
 def command(argv: Sequence[str]) -> None:
