@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import doctest
 import math
 
 import pytest
 import torch
 
 import visionpos as vp
+from visionpos.analysis import page
 from visionpos.rotary.scaling import FrequencyRotary
 
 AXIAL = ["rope_axial", "rope_eva"]
@@ -350,3 +352,12 @@ def test_folded_encodings_keep_their_scaling():
         grid = grid64((6, 9))
         assert encoding.folded().scaling == scaling
         assert (encoding.folded().angles(grid) - encoding.angles(grid)).abs().max() < 1e-6
+
+
+def test_the_example_runs_and_the_page_shows_the_formulas():
+    names = {"vp": vp, "torch": torch}
+    example = doctest.DocTestParser().get_doctest(FrequencyRotary.__doc__, names, "FrequencyRotary", None, None)
+    assert example.examples
+    assert doctest.DocTestRunner(verbose=False).run(example).failed == 0
+    for word in ("ntk_by_parts", "On a grid of 14", "beta_fast"):
+        assert word in page.larger_grids()
