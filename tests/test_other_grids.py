@@ -139,4 +139,7 @@ def test_offsets_that_were_trained_are_those_that_the_encoding_gets():
         {"support_pairs": 0.536, "support_offsets": 0.241}, abs=5e-4
     )
     assert measure("rope_axial", (14, 14), (28, 21), keys, extrapolate=False) == dict.fromkeys(keys, 1.0)
-    assert "a frame of its own" in str(measure("rope_dinov3", (3, 5), (6, 10), keys)["support_pairs"])
+    for name in ("rope_dinov3", "rope_spiral"):
+        assert "a frame of its own" in str(measure(name, (3, 5), (6, 10), keys)["support_pairs"])
+        raw = measure("rope_axial", (3, 5), (6, 10), keys)
+        assert measure(name, (3, 5), (6, 10), keys, extrapolate=True) == raw
