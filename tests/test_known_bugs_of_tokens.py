@@ -157,9 +157,11 @@ OTHER = {
     "zero_fraction": 0.5,
     "block": 4,
     "kernel_size": 5,
+    "scaling": "linear",
 }
 NEEDS = {
     "extrapolate": {"reference_shape": (2, 4)},
+    "scaling": {"reference_shape": (2, 4)},
     "hidden_dim": {"preset": "learnable"},
     "gamma": {"preset": "learnable"},
     "min_period": {"min_period": 0.25, "max_period": 4.0},
@@ -197,8 +199,12 @@ def behaviour(name, options):
 def test_bug_26_options_without_effect():
     def check(name):
         cls = get_encoding_class(name)
-        for option, default in vp.encoding_info(name)["options"].items():
+        options = vp.encoding_info(name)["options"]
+        for option, default in options.items():
             needs = NEEDS.get(option, {option: default})
+            if option == "reference_shape":
+                needs = {option: (7, 9), "extrapolate": cls.extrapolation == "formula"}
+            needs = {key: value for key, value in needs.items() if key in options}
             before = behaviour(name, needs)
             try:
                 after = behaviour(name, {**needs, option: other_value(cls, option, default)})

@@ -54,6 +54,8 @@ def test_every_option_refuses_what_it_cannot_use(name):
     required = required_options(cls, FACTS)
     for key, text in accepted(name).items():
         for value in BAD[text.removesuffix(" or None")]:
+            if value is None and text.endswith(" or None"):
+                continue
             for build in (
                 lambda options: vp.create_encoding(name, **options),
                 lambda options: cls(**options),
@@ -68,7 +70,10 @@ def test_every_option_refuses_what_it_cannot_use(name):
 
 @pytest.mark.parametrize("name", ENCODINGS)
 def test_every_option_takes_the_ends_of_its_range(name):
-    required = required_options(get_encoding_class(name), FACTS)
+    required = required_options(get_encoding_class(name), FACTS) | {"reference_shape": (3, 5)}
+    required = {
+        key: value for key, value in required.items() if key in constructor_parameters(get_encoding_class(name))
+    }
     for key, text in accepted(name).items():
         value = GOOD.get(text.removesuffix(" or None"))
         if value is None or key in ("min_period", "max_period", "gamma", "layer", "min_freq"):  # not by themselves

@@ -16,6 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import visionpos as vp
+from visionpos.options import fits, hints
+from visionpos.registry import constructor_parameters
+from visionpos.rotary.scaling import SCALINGS, FrequencyRotary, is_scaling
 from visionpos.training.config.schema import Config, encoding_label
 from visionpos.training.data.datasets import Pictures
 from visionpos.training.errors import ConfigError
@@ -55,12 +58,13 @@ def evaluate(path: Path, *args: Any, **options: Any) -> dict[str, Any]:
 
 
 def record(path: Path, report: dict[str, Any], kept: dict[str, Tensor]) -> None:
-    """Write what `measure` returned into a run directory: `evaluate.*`, or `evaluate_extrapolated.*`.
+    """Write what `measure` returned into a run directory: `evaluate.*`, `evaluate_extrapolated.*`, `evaluate_ntk.*` ...
 
     Raises:
         OSError: nothing can be written there.
     """
-    name = "evaluate_extrapolated" if report["coordinates"] == "extrapolated" else "evaluate"
+    way = report["coordinates"].removesuffix("-scaled")
+    name = "evaluate" if way == "interpolated" else f"evaluate_{way}"
     write_tensors(path / f"{name}.safetensors", kept)  # before the report: where that is, they are
     write_json(path / f"{name}.json", report)
 
@@ -72,6 +76,7 @@ def measure(
     extrapolate: bool = False,
     device: str | None = None,
     shifts: Sequence[Size] = (),
+    scaling: str | None = None,
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Measure the run at `path` at the size it was trained on, scaled to each of `sizes`, and so on.
 
@@ -85,7 +90,12 @@ def measure(
         extrapolate: Let coordinates run on beyond the trained grid instead of interpolating them into it.
         device: Where to compute; by default where the run did.
         shifts: (down, right) in pixels.
+        scaling: Of the frequencies of the rotary encodings: linear, ntk, ntk_by_parts or yarn; see
+            `visionpos.rotary.scaling`. Other encodings then do what they do by themselves.
     """
+    if scaling is not None and (extrapolate or not is_scaling(scaling)):
+        given = f"{scaling!r} given beside --extrapolate" if extrapolate else f"{scaling!r} given"
+        raise ConfigError(f"--scaling: {given}; accepted: one of {', '.join(SCALINGS)}, without --extrapolate")
     config, found = open_run(path)
     device = pick_device(device or config.device)
     model, weights = trained_model(config, found)
@@ -99,7 +109,7 @@ def measure(
     rows, unmoved, kept, joined = [], {}, {}, []
     for how, size in requests:
         try:
-            resized = with_input_size(model, trained if how == "shift" else size, extrapolate)
+            resized = with_input_size(model, trained if how == "shift" else size, extrapolate, scaling)
             if hasattr(resized, "sees_across_border") and resized.sees_across_border():
                 joined.append(f"{how} {size_text(size)}")
             for split, batches in splits_at(config, pictures, found.metadata, how, size, device):
@@ -117,7 +127,8 @@ def measure(
         "encoding": encoding_label(config.encoding),
         "step": found.step,
         "weights": weights,
-        "coordinates": "extrapolated" if extrapolate else "interpolated",
+        "coordinates": f"{scaling}-scaled" if scaling else "extrapolated" if extrapolate else "interpolated",
+        "own_coordinates": own_coordinates(model),
         "chance": found.metadata["chance"],
         "test_size": found.metadata["test_size"],
         "note": "; ".join([found.metadata["note"], *across_border(joined)]),
@@ -177,11 +188,37 @@ def splits_at(
         yield picture_split(config.data), batches
 
 
-def with_input_size(model: nn.Module, size: Size, extrapolate: bool) -> nn.Module:
-    """Return a copy of the model for pictures of another size."""
+def own_coordinates(model: nn.Module) -> str:
+    """Return what the model does by itself: its coordinates are extrapolated, interpolated, or scaled.
+
+    Empty where it makes no difference, as with learned tables.
+    """
+
+    def way(encoding: vp.PositionEncoding) -> str:
+        if isinstance(encoding, FrequencyRotary) and encoding.scales:
+            return f"{encoding.settings['type']}-scaled"
+        return "extrapolated" if encoding.runs_on else "interpolated"
+
+    free = (each for each in vp.get_encoding(model) if "extrapolate" in constructor_parameters(type(each)))
+    return " and ".join(dict.fromkeys(map(way, free)))
+
+
+def with_input_size(model: nn.Module, size: Size, extrapolate: bool, scaling: str | None = None) -> nn.Module:
+    """Return a copy of the model for pictures of another size.
+
+    Raises:
+        ConfigError: no encoding of the model takes the scaling.
+    """
     model = copy.deepcopy(model)
-    for encoding in vp.get_encoding(model):
-        encoding.extrapolate = extrapolate
+    encodings, taken = vp.get_encoding(model), False
+    for encoding in encodings:
+        if scaling is None:
+            encoding.extrapolate = extrapolate
+        elif isinstance(encoding, FrequencyRotary) and fits(scaling, hints(type(encoding))["scaling"]):
+            encoding.scaling, taken = scaling, True
+    if scaling is not None and not taken:
+        names = ", ".join(dict.fromkeys(encoding.name for encoding in encodings)) or "none"
+        raise ConfigError(f"--scaling: {scaling!r} given, which the encodings of the run do not take: {names}")
     windows = {}
     if hasattr(model, "layers"):  # Swin: the windows stay what they were
         each = [tuple(stage.blocks[0].window_size) for stage in model.layers]
