@@ -46,6 +46,7 @@ class ComRoPE(BlockRotary):
     paper = "Yu et al. 2025, arXiv 2506.03737"
     learnable = True
     translation_invariant = True
+    extrapolation = "formula"  # cells count in shares of the picture
 
     def __init__(
         self,

@@ -42,6 +42,7 @@ class LieRE(BlockRotary):
 
     paper = "Ostmeier et al. 2024, arXiv 2406.10322"
     learnable = True
+    extrapolation = "formula"  # the frame of the docstring
 
     def __init__(
         self,

@@ -43,6 +43,7 @@ class RopeGolden(RotaryEncoding):
 
     paper = "Xiong 2025, jerryxio.ng/posts/nd-rope"
     translation_invariant = True
+    extrapolation = "formula"  # the box
 
     def __init__(
         self,

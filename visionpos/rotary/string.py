@@ -56,6 +56,7 @@ class String(BasisRotary):
     paper = "Schenck et al. 2025, arXiv 2502.02562"
     learnable = True
     translation_invariant = True
+    extrapolation = "run_on"  # as the RoPE that it is in another basis; the paper names no other way
 
     def __init__(
         self,
