@@ -57,6 +57,7 @@ class HARoPE(BasisRotary):
     paper = "Li et al. 2025, arXiv 2510.10489"
     learnable = True
     translation_invariant = True
+    extrapolation = "run_on"  # as the RoPE that it has
 
     def __init__(
         self,

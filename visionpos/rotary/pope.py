@@ -53,6 +53,7 @@ class PoPE(RotaryEncoding):
     learnable = True
     linear = False
     translation_invariant = True
+    extrapolation = "run_on"  # longer sequences, without more, are what the paper is about
 
     def __init__(
         self,
@@ -60,7 +61,7 @@ class PoPE(RotaryEncoding):
         head_dim: Count,
         temperature: Positive = 100.0,
         reference_shape: Size | None = None,
-        extrapolate: bool = False,
+        extrapolate: bool | None = None,
     ):
         super().__init__(num_heads, head_dim, reference_shape=reference_shape, extrapolate=extrapolate)
         self.temperature = temperature

@@ -145,4 +145,4 @@ class RopeAxial(RotaryEncoding):
             moved = fn(tensor)
             return moved if moved.dtype.itemsize >= 4 else tensor.to(moved.device)
 
-        return super()._apply(convert, recurse)
+        return super()._apply(fn if self.log_frequencies is None else convert, recurse)

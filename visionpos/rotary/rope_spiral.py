@@ -55,6 +55,7 @@ class RopeSpiral(RotaryEncoding):
 
     paper = "Liu 2026, arXiv 2602.03227"
     translation_invariant = True
+    extrapolation = "formula"  # the frame of the docstring
 
     def __init__(
         self,
