@@ -160,4 +160,4 @@ class RopeAxial(FrequencyRotary):
             moved = fn(tensor)
             return moved if moved.dtype.itemsize >= 4 else tensor.to(moved.device)
 
-        return super()._apply(convert, recurse)
+        return super()._apply(fn if self.log_frequencies is None else convert, recurse)
