@@ -13,7 +13,7 @@ from dataclasses import fields
 from typing import Any
 
 from .encoding import LayerFacts, PositionEncoding
-from .options import check_values
+from .options import check_values, shown
 
 PLACES = ("input", "rotary", "bias", "conditional", "none")
 CLAIMS = ("learnable", "translation_invariant", "content_dependent", "continuous", "extrapolation")
@@ -237,7 +237,7 @@ def parse_spec(spec: Spec) -> list[tuple[str, dict[str, Any]] | PositionEncoding
     if isinstance(spec, Mapping):
         options = dict(spec)
         if not isinstance(options.get("name"), str):
-            raise ValueError(f"an encoding given as a dict needs a 'name', got keys: {', '.join(map(str, options))}")
+            raise ValueError(f"an encoding given as a dict needs a 'name', got keys: {shown(list(options))}")
         cls, layers = get_encoding_class(options.pop("name")), options.pop("layers", None)
         if layers is not None and not (isinstance(layers, (list, tuple)) and all(type(i) is int for i in layers)):
             raise ValueError(f"{cls.name}: layers must be a list of integers, got {layers!r}")
