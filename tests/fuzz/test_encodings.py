@@ -16,7 +16,26 @@ pytestmark = pytest.mark.unhooked
 
 NAMES = [name for name in vp.list_encodings() if name != "none"]
 MISSING = object()
-SENSIBLE = [True, False, None, *range(9), 16, 24, 48, -0.5, 1e-30, 1e-3, 0.1, 0.9, 1.5, 100.0, 1e4, 1e30, (1, 1), (4, 7)]
+SENSIBLE = [
+    True,
+    False,
+    None,
+    *range(9),
+    16,
+    24,
+    48,
+    -0.5,
+    1e-30,
+    1e-3,
+    0.1,
+    0.9,
+    1.5,
+    100.0,
+    1e4,
+    1e30,
+    (1, 1),
+    (4, 7),
+]
 SENSIBLE += [[9, 2], (0.5, -1.5), (-1e-3, 1e3)]
 
 
