@@ -22,7 +22,7 @@ def as_dict(name):
     """A dict with the name, some options and perhaps layers."""
     changed = st.lists(pairs(name), max_size=1) if name in NAMES else st.just([])
     return st.tuples(changed, LAYERS).map(
-        lambda drawn: {"name": name, **{key: value for key, value in sum(drawn, []) if value is not MISSING}}
+        lambda drawn: {"name": name, **{k: v for part in drawn for k, v in part if v is not MISSING}}
     )
 
 
