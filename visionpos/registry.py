@@ -24,6 +24,7 @@ FIXED = ("dim", "num_heads", "head_dim", "num_prefix_tokens", "layer", "depth") 
 Spec = str | Mapping[str, Any] | PositionEncoding | Iterable[Any]  # a list holds specs
 
 _REGISTRY: dict[str, type[PositionEncoding]] = {}
+_NATIVE: dict[str, type[PositionEncoding]] = {}  # of hosts alone: a model that has one keeps it by its name
 
 
 def register_encoding(name: str) -> Callable[[type[PositionEncoding]], type[PositionEncoding]]:
@@ -56,6 +57,12 @@ def register_encoding(name: str) -> Callable[[type[PositionEncoding]], type[Posi
         return cls
 
     return register
+
+
+def register_native(cls: type[PositionEncoding]) -> type[PositionEncoding]:
+    """Make the name of an encoding that only a host can have known to specs: it can be kept, and not be built."""
+    _NATIVE[cls.name] = cls
+    return cls
 
 
 def discover(package: types.ModuleType) -> None:
@@ -95,6 +102,8 @@ def get_encoding_class(name: str) -> type[PositionEncoding]:
     Raises:
         ValueError: no encoding has it; lists the valid names.
     """
+    if name in _NATIVE:
+        return _NATIVE[name]
     if name not in _REGISTRY:
         raise ValueError(f"unknown encoding {name!r}{closest(name, _REGISTRY)} Valid: {', '.join(list_encodings())}")
     return _REGISTRY[name]
