@@ -19,7 +19,7 @@ POSITIONS = mutants_of(
         ("shift of the other axis", ".roll((-shift[0], -shift[1])", ".roll((-shift[1], -shift[0])"),
         ("end to end with n for n - 1", "(new - 1) / max(old - 1, 1)", "new / old"),
         ("rescaled coordinates called a grid", "feat_shape=feat_shape, is_grid=False)", "feat_shape=feat_shape)"),
-        ("coordinates in bfloat16", "else self.coords.float()", "else self.coords.bfloat16().float()"),
+        ("coordinates in bfloat16", "else coords.float()", "else coords.bfloat16().float()"),
     ],
 )
 
@@ -278,10 +278,10 @@ FAST_ATTENTION = mutants_of(
     "rotary/test_split.py hosts/test_fast_attention.py",
     [
         ("norms of q and k skipped", "if not all(norm is None or", "if not any(norm is None or"),
-        ("a hook of the norms unheard", "nn.Identity) and not norm._forward_hooks)", "nn.Identity))"),
+        ("a hook of the norms unheard", "nn.Identity) and not is_hooked(norm))", "nn.Identity))"),
         (
             "a hook of the projection sees turned channels",
-            "is nn.Linear and not layer.qkv._forward_hooks",
+            "is nn.Linear and not is_hooked(layer.qkv)",
             "is nn.Linear",
         ),
         ("a subclass unheard", "RotaryEncoding) and prepared[0][0].turns_pairs:", "RotaryEncoding):"),
