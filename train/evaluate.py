@@ -6,8 +6,9 @@
 on a larger canvas whose rest is filled by reflection; `--shifts` moves them down and right by some pixels, filled by
 reflection, and counts how many answers stay what they were. A run on a position task is tested on other grids instead.
 The weights are those of the last checkpoint, averaged if the run has such; the patch, and Swin's windows, stay as
-trained. Each size is one pass over the test pictures: a run of the demo's task at two sizes takes 9 seconds of one CPU
-thread, imports included.
+trained. Where those do not divide the grid, a Swin with its own encoding sees across the border of the picture, as
+timm's does, and the note below the table names these sizes. Each size is one pass over the test pictures: a run of the
+demo's task at two sizes takes 9 seconds of one CPU thread, imports included.
 """
 
 import itertools

@@ -96,10 +96,12 @@ def measure(
     check_sizes(config, model, requests, trained)
     precision = mixed_precision(device, config.precision)
     pictures = None if config.data.is_task else evaluation_pictures(config.data).to(device)
-    rows, unmoved, kept = [], {}, {}
+    rows, unmoved, kept, joined = [], {}, {}, []
     for how, size in requests:
         try:
             resized = with_input_size(model, trained if how == "shift" else size, extrapolate)
+            if hasattr(resized, "sees_across_border") and resized.sees_across_border():
+                joined.append(f"{how} {size_text(size)}")
             for split, batches in splits_at(config, pictures, found.metadata, how, size, device):
                 with precision:
                     given, labels = answers(resized, batches)
@@ -118,10 +120,16 @@ def measure(
         "coordinates": "extrapolated" if extrapolate else "interpolated",
         "chance": found.metadata["chance"],
         "test_size": found.metadata["test_size"],
-        "note": found.metadata["note"],
+        "note": "; ".join([found.metadata["note"], *across_border(joined)]),
         "rows": rows,
     }
     return report, kept
+
+
+def across_border(requests: Sequence[str]) -> list[str]:
+    """Return a sentence about the sizes at which a Swin sees across the border of the picture, if there are any."""
+    what = "Swin's windows do not divide the grid, and tokens of opposite borders see each other, as in timm"
+    return [f"{', '.join(requests)}: {what}"] if requests else []
 
 
 def compact(answers: Tensor) -> Tensor:
