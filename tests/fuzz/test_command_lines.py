@@ -43,6 +43,7 @@ NAMES = {
     "arguments",
     "Key",
     "keys",
+    "Option",
     ".yaml",
     "YAML",
     "not enough memory",

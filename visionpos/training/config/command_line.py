@@ -201,8 +201,8 @@ def _fields_like(key: str, types: dict[str, Any]) -> str:
 
 
 UNKNOWN_KEY_MESSAGE = re.compile(
-    r"Group '(?P<group>[\w.]+)' does not accept option '(?P<key>[\w.]+)'"
-    r"|Option '(?P<option>[\w.]+)' is not accepted|unrecognized arguments: --(?P<flag>[^\s=]+)"
+    r"Group '(?P<group>[\w.]+)' does not accept option '(?P<key>.+)'"
+    r"|Option '(?P<option>.+)' is not accepted|unrecognized arguments: --(?P<flag>[^\s=]+)"
 )
 
 
