@@ -206,7 +206,7 @@ def test_an_empty_path_is_no_path(name, capsys, monkeypatch, tmp_path):
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished")
     classify(task_config(folder, "--encoding", "alibi2d"))
-    evaluate(folder / "run", [(16, 12)])
+    evaluate(folder / "run", [(12, 20)])
     return folder / "run"
 
 
@@ -248,11 +248,11 @@ def test_an_evaluation_that_cannot_be_written_is_printed_all_the_same(finished, 
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr("visionpos.training.run.record.written_aside", closed)
-    assert run_command(lambda: train.evaluate.command([str(finished), "--sizes", "16x12"])) == 2
+    assert run_command(lambda: train.evaluate.command([str(finished), "--sizes", "12x20"])) == 2
     printed = capsys.readouterr()
     assert printed.err.startswith("error: [Errno 13] Permission denied")
     assert printed.err.count("\n") == 1
-    assert "| scale 16x12 |" in printed.out
+    assert "| scale 12x20 |" in printed.out
 
 
 def test_signed_weights_that_are_not_finite_are_passed_over(tmp_path, capsys):
