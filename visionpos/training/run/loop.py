@@ -76,11 +76,12 @@ def execute(task: TrainingTask, config: Config) -> dict[str, Any]:
             headline = task.headline(run.result)
         distributed.print0(one_line(f"{run.path} is finished: {headline}"))
         return run.result
-    trainer = open_trainer(task, config, distributed)
-    with run.locked(distributed), trainer.stop.listening():
-        found = checkpoint.load(run.checkpoints, warn=distributed.is_main)
-        resume(trainer, run, found)
-        result = RunLoop(task, trainer, run, config, found).run_to_end()
+    with distributed.answering():
+        trainer = open_trainer(task, config, distributed)
+        with run.locked(distributed), trainer.stop.listening():
+            found = checkpoint.load(run.checkpoints, warn=distributed.is_main)
+            resume(trainer, run, found)
+            result = RunLoop(task, trainer, run, config, found).run_to_end()
     distributed.print0(one_line(f"{run.path}: {task.headline(result)}"))
     return result
 
