@@ -14,13 +14,12 @@ The first keeps finished runs as one small file each; the second writes what the
 of six runs of a position task takes 9 seconds of one CPU thread, imports included.
 """
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from visionpos.training.config.command_line import make_parser, parse_flags
-from visionpos.training.errors import ConfigError, run_command
+from visionpos.training.config.command_line import make_parser, parse_flags, path_given
+from visionpos.training.errors import ConfigError, run_script
 from visionpos.training.reports.collect import find_runs, group_runs
 from visionpos.training.reports.figures import draw
 from visionpos.training.reports.html import html
@@ -83,9 +82,9 @@ def command(argv: Sequence[str]) -> None:
         parser.add_argument(f"--{name}", default=None, help=f"with --pack, if its study.json does not say: {text}")
     parser.add_argument("--baseline", default=None, help="the encoding that others are compared to; by default none")
     flags = parse_flags(
-        parser, argv, dict.fromkeys(["runs", "output", "vary", "baseline", "page", "pack", *PACKED], str)
+        parser, argv, dict.fromkeys(["runs", "output", "vary", "baseline", "page", "pack", *PACKED], str | None)
     )
-    paths = [Path(run) for run in flags.runs]
+    paths = [path_given("runs", run) for run in flags.runs]
     given = {name: flags[name] for name in PACKED if flags[name] is not None}
     if given and flags.pack is None:
         raise ConfigError(f"--{next(iter(given))}: given without --pack, which alone has use for it")
@@ -101,7 +100,7 @@ def command(argv: Sequence[str]) -> None:
         write_page(paths, Path(flags.page))
         print(f"{flags.page} is written")
         return
-    output = None if flags.output is None else Path(flags.output)
+    output = None if flags.output is None else path_given("--output", flags.output)
     content = report(paths, output, flags.vary, flags.baseline)
     folder = Path(content["output"])
     print(
@@ -111,7 +110,7 @@ def command(argv: Sequence[str]) -> None:
 
 def main() -> None:
     """Run the command line of this process and exit with its code."""
-    sys.exit(run_command(lambda: command(sys.argv[1:])))
+    run_script(command)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 
 from .encoding import LayerFacts, PositionEncoding
-from .hosts import beit, cait, eva, hiera, relpos, sam, swin, swin_v2, vit  # noqa: F401, every family is registered
+from .hosts import beit, cait, eva, hiera, maxxvit, relpos, sam, swin, swin_v2, vit  # noqa: F401, every family is registered
 from .hosts.host import Host, find_host, mixes_tokens
 from .hosts.parameters import copy_encoding, has_parameters
 from .registry import FIXED, Spec, check_agreement, complete_options, get_encoding_class, is_registered, parse_spec
@@ -161,6 +161,8 @@ def _distinct(inputs: list[PositionEncoding], layers: Layers) -> list[PositionEn
 def _set_encoding(model: nn.Module, spec: list[Item]) -> nn.Module:
     host, old_inputs, old_layers = _converted(model)
     stem, layer_facts = host.input_facts(model), host.layer_facts(model)
+    if not layer_facts:
+        raise ValueError("the model has no attention layers (its depth is 0)")
     inputs: list[PositionEncoding] = []
     layers: Layers = [[] for _ in layer_facts]
     for item in spec:

@@ -29,9 +29,12 @@ UNDIRECTED_EXPONENTS = (2, 4, 6, 8)
 def family_sizes(num_heads: int) -> tuple[int, int, int]:
     """Return the heads of the two directed families and of the undirected one.
 
-    Below 12 heads a third for each directed family, rounded down. From 12 on as in the authors' code: families of whole
-    sets of the four directions, the first family the largest (16 heads: 8, 4, 4). The rest is undirected.
+    As in the authors' code for 6 heads (4, 0, 2) and from 12 on: families of whole sets of the four directions, the
+    first family the largest (16 heads: 8, 4, 4). For other numbers below 12, which they leave open, a third for each
+    directed family, rounded down. The rest is undirected.
     """
+    if num_heads == 6:
+        return 4, 0, 2
     if num_heads < 12:
         return num_heads // 3, num_heads // 3, num_heads - 2 * (num_heads // 3)
     sets, more = divmod(num_heads // 4, 3)
@@ -57,13 +60,14 @@ class LookHere(BiasEncoding):
 
     Heads come in three families, two with the preset's directions and one that sees everything. In a directed family
     head j has the direction j mod 4 and m = 0.5 ** (1 + j // 4); undirected heads have m = 1/4, 1/16, 1/64, 1/256,
-    each equally often. The paper has 12 heads, four in a family; `family_sizes` divides other numbers.
+    each equally often. The paper has 12 heads, four in a family; `family_sizes` divides other numbers. Compared with
+    the authors' code: 6 (four directed, two undirected), 12 and 16 heads, whose biases it rounds to bfloat16.
 
     Presets, with the directions of the two families in the authors' order:
         lh180: half planes up, down, left, right; and up right, up left, down right, down left.
         lh90: corners up left, up right, down left, down right; triangles up, down, left, right.
         lh45: the left halves of the triangles up and down, the upper halves of left and right; then the other halves.
-    lh90 is known from the authors' weights and lh180 from a public configuration; lh45 is inferred from its angle.
+    All three are those of the authors' code.
 
     Translation invariant, not isotropic: a directed head tells left from right.
 
@@ -86,6 +90,7 @@ class LookHere(BiasEncoding):
 
     paper = "Fuller et al. 2024, arXiv 2405.13985"
     translation_invariant = True
+    extrapolation = "run_on"  # its fields of view are those of raw grid steps
 
     def __init__(
         self,

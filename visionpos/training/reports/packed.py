@@ -18,7 +18,7 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from visionpos.training.errors import ConfigError
-from visionpos.training.run.record import read_json, write_json
+from visionpos.training.run.record import RESULT_KEYS, read_json, write_json
 
 __all__ = ["pack", "pack_study", "read_directory", "unpack", "unpack_bits"]
 
@@ -89,12 +89,12 @@ def read_directory(run: Path) -> dict[str, Any]:
     Raises:
         ConfigError: A file is damaged, or what was right does not give the accuracy that was reported.
     """
-    result = read_json(run / "result.json")
-    if "final" not in result or "chance" not in result:
+    result = read_json(run / "result.json", *RESULT_KEYS)
+    if "chance" not in result:
         raise ConfigError(f"{run} is no run of train.classify: its result has no accuracy")
     right = {f"final {split}": bits for split, bits in load(run / "predictions.safetensors").items()}
     reported = {f"final {split}": share for split, share in result["final"].items()}
-    evaluations = [read_json(run / f"{name}.json") for name in EVALUATIONS if (run / f"{name}.json").exists()]
+    evaluations = [read_json(run / f"{name}.json", "rows") for name in EVALUATIONS if (run / f"{name}.json").exists()]
     for report in evaluations:
         coordinates = report["coordinates"]
         answers = load(run / f"evaluate{'_extrapolated' * (coordinates == 'extrapolated')}.safetensors")
