@@ -24,6 +24,7 @@ class Range(NamedTuple):
 COUNT = Range(lambda value: value >= 1, "a whole number from 1")
 NATURAL = Range(lambda value: 0 <= value < float("inf"), "a number from 0")
 SHARE = Range(lambda value: 0 <= value < 1, "a number from 0 to below 1")
+FRACTION = Range(lambda value: 0 < value < 1, "a number above 0, below 1")
 POSITIVE = Range(lambda value: 0 < value < float("inf"), "a number above 0")
 DECAY_FACTOR = Range(lambda value: 0 < value <= 1, "a number above 0, at most 1")
 MASK_RATIO = Range(lambda value: 0 < value <= 0.95, "a number above 0, at most 0.95")
@@ -32,6 +33,7 @@ PORTION = Range(lambda value: 0 < value <= 1, "a number above 0, at most 1")
 MEAN = Range(lambda value: all(0 <= each <= 1 for each in value), "three numbers from 0 to 1")
 STD = Range(lambda value: all(0 < each <= 1 for each in value), "three numbers above 0, at most 1")
 GRID = Range(lambda value: min(value) >= 1, "two whole numbers from 1, cells down and across")
+CROP_SCALE = Range(lambda value: 0 < value[0] <= value[1] <= 1, "two numbers above 0, at most 1, the smaller first")
 BETAS = Range(lambda value: all(0 <= beta < 1 for beta in value), "two numbers from 0 to below 1")
 
 
@@ -58,8 +60,9 @@ class Data:
     """Choose pictures, or a position task made on the fly.
 
     Args:
-        name: cifar10, cifar100, a folder of class folders, a .tar.xz of one, or the name of a position task.
-        root: Pictures: where downloads and archives lie.
+        name: cifar10, cifar100, a folder of class folders, a .tar.xz of one, a timm name of a data set (torch/cifar10,
+            hfds/USER/NAME, wds/NAME ...), or the name of a position task.
+        root: Pictures: where downloads, archives and what timm's names stand for lie.
         size: Pictures: resize them to this many pixels a side, or to [height, width].
         crop_pct: Pictures: keep their aspect ratio: the shorter side becomes size / crop_pct pixels, and the centre is
             cut out; null squashes them to `size`.
@@ -68,6 +71,14 @@ class Data:
         download: Pictures: fetch them when they are missing.
         per_class: Pictures: train on this many of each class, the same ones for every seed.
         validation: Pictures: hold this many training pictures out and evaluate on them instead of the test pictures.
+        test_fraction: Pictures: of a folder of class folders without train/ and test/, the share of each class that is
+            for testing; null is 0.2. Which pictures those are is written into the run's split.json.
+        split_seed: Pictures: of that split.
+        memory: Pictures: GiB of a device that a folder's pictures may take, uint8 at their size; a larger set is read
+            batch by batch by timm's loaders.
+        workers: Pictures: processes of such a loader.
+        splits: Pictures: for timm's names, what training and test pictures are called there.
+        num_classes: Pictures: for timm's names, where the set does not say it.
         grid: Task: cells down and across.
         cell: Task: pixels a side of a cell.
         holdout: Task: 'left' trains in the left half of the grid and tests in the right half too.
@@ -83,6 +94,12 @@ class Data:
     download: bool = False
     per_class: int | None = within(COUNT, None)
     validation: int = within(NATURAL, 0)
+    test_fraction: float | None = within(FRACTION, None)
+    split_seed: int = within(NATURAL, 0)
+    memory: float = within(NATURAL, 4.0)
+    workers: int = within(NATURAL, 2)
+    splits: tuple[str, str] = ("train", "validation")
+    num_classes: int | None = within(COUNT, None)
     grid: tuple[int, int] = within(GRID, (6, 6))
     cell: int = within(COUNT, 4)
     holdout: Literal["none", "left"] = "none"
@@ -92,6 +109,11 @@ class Data:
     def is_task(self) -> bool:
         """Return whether the data are a position task."""
         return self.name in TASKS
+
+    @property
+    def is_named(self) -> bool:
+        """Return whether the data are a set by timm's name."""
+        return self.name.partition("/")[0] in TIMM_PREFIXES and not Path(self.name).exists()
 
     @property
     def shape(self) -> tuple[int, int] | None:
@@ -140,9 +162,12 @@ class Recipe(Augmentation, Optimization):  # fields in the order of bases from t
 
     Args:
         mixup_off_epoch: Neither mixup nor CutMix from this epoch on; null for never.
+        crop_scale: Cut every training picture at random out of its file, by timm's RandomResizedCrop: smallest and
+            largest share of the area, as [0.08, 1]; null for none. The pictures are then read by timm's loaders.
     """
 
     mixup_off_epoch: int | None = within(NATURAL, None)
+    crop_scale: tuple[float, float] | None = within(CROP_SCALE, None)
 
     def __post_init__(self):
         """Raise ConfigError for an augmentation outside its range."""
@@ -203,10 +228,17 @@ class Config:
         """Raise ConfigError for values outside their range, or that contradict each other."""
         check_ranges(self)
         recipe, data = self.recipe, self.data
-        if data.name not in (*TASKS, *CIFAR) and not Path(data.name).exists():
+        if data.name not in (*TASKS, *CIFAR) and not data.is_named and not Path(data.name).exists():
             hint = did_you_mean(data.name, [*CIFAR, *TASKS])
             raise ConfigError(
-                f"data.name: {data.name!r} given; {hint}, or an existing folder or .tar.xz of class folders"
+                f"data.name: {data.name!r} given; {hint}, or an existing folder or .tar.xz of class folders, or a timm "
+                f"name ({', '.join(f'{prefix}/...' for prefix in TIMM_PREFIXES)})"
+            )
+        given = changed(data, PICTURES_BY_NAME_FIELDS) if data.is_named else changed(data, ["splits", "num_classes"])
+        if given:
+            kinds = ("folders and archives", "timm's names") if data.is_named else ("timm's names", "other data")
+            raise ConfigError(
+                f"data.{given[0]}: {getattr(data, given[0])} given for {data.name!r}; accepted for {kinds[0]} alone"
             )
         kind, unit, other = ("a position task", "steps", "epochs") if data.is_task else ("pictures", "epochs", "steps")
         if getattr(recipe, unit) is None or getattr(recipe, other) is not None:
@@ -284,11 +316,14 @@ def changed(group: object, names: Iterable[str]) -> list[str]:
     return [name for name in names if getattr(group, name) != type(group).__dataclass_fields__[name].default]
 
 
-PICTURE_FIELDS = ["root", "size", "crop_pct", "mean", "std", "download", "per_class", "validation"]
+TIMM_PREFIXES = ("torch", "hfds", "hfids", "wds", "tfds")
+PICTURES_BY_NAME_FIELDS = ["per_class", "validation", "test_fraction", "split_seed", "memory"]
+PICTURE_FIELDS = ["root", "size", "crop_pct", "mean", "std", "download", "workers", *PICTURES_BY_NAME_FIELDS]
 MIXING_FIELDS = ["mixup_alpha", "cutmix_alpha", "mix_prob", "switch_prob", "mixup_off_epoch"]
 AUGMENTATION_FIELDS = [
     *(each.name for each in fields(Augmentation) if each.name != "label_smoothing"),
     "mixup_off_epoch",
+    "crop_scale",
 ]
 SUPERVISED_FIELDS = ["label_smoothing", "layer_decay", *MIXING_FIELDS]
 TASK_FIELDS = ["grid", "cell", "holdout", "noise"]

@@ -20,6 +20,7 @@ from visionpos.training.run import checkpoint
 from visionpos.training.run.checkpoint import Checkpoint
 from visionpos.training.run.distributed import Distributed
 from visionpos.training.run.engine import Trainer, pick_device
+from visionpos.training.run.listed import keep_split
 from visionpos.training.run.objective import Objective
 from visionpos.training.run.profile import profile
 from visionpos.training.run.record import RunDirectory, flat, write_json
@@ -135,6 +136,7 @@ class RunLoop:
         trainer, run, task = self.trainer, self.run, self.task
         if trainer.distributed.is_main:
             run.begin(trainer.step)
+            keep_split(run.path, trainer.source.split_record)
         try:
             with closing(run):
                 self._train()
