@@ -193,7 +193,10 @@ class Config:
         seed: Decides shared weights, order of the data and augmentation, alike for every encoding.
         output: Directory of the run; by default runs/<config file>/<encoding>-seed<seed>.
         resume: Continue the run found in `output`; false makes an existing run an error.
-        device: cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.
+        device: cpu, cuda, cuda:1, mps (a Mac's GPU) ...; auto takes a GPU if there is one.
+        threads: Threads of the CPU that a process computes with; null leaves it to torch. Two that wait for each other
+            on a busy machine are slower than one.
+        tracker: Also log to a tracker of accelerate's: wandb, mlflow, comet_ml, ...; it must be installed.
         precision: fp32, or bf16 autocast; auto is bf16 on a GPU.
         parallel: Under torchrun, ddp: every process has the whole model; fsdp: each a share of every weight (FSDP2).
         compile: Use torch.compile, with CUDA graphs or without; auto does on a GPU, with graphs up to batch 2048.
@@ -210,6 +213,8 @@ class Config:
     output: str | None = None
     resume: bool = True
     device: str = "auto"
+    threads: int | None = within(COUNT, None)
+    tracker: str | None = None
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     parallel: Literal["ddp", "fsdp"] = "ddp"
     compile: Literal["auto", "on", "graphs", "off"] = "auto"
