@@ -56,16 +56,18 @@ def test_golden_indices():
 
 
 def brute_force_mask(feat_shape, window, shift):
-    """Two tokens of a shifted window may see each other if no border of the picture lies between them."""
+    """Two tokens see each other if they are as far apart in the picture as in the window; padding goes on."""
+
+    def row_or_column(place, size, shift):  # of the picture, at a place of the rolled and padded axis
+        return place + shift if place < size - shift or not shift else place + shift - size
+
     padded = [size + -size % w for size, w in zip(feat_shape, window, strict=True)]
     masks = []
     for wy, wx in itertools.product(range(padded[0] // window[0]), range(padded[1] // window[1])):
-        tokens = []
-        for ty, tx in itertools.product(range(window[0]), range(window[1])):
-            place = (wy * window[0] + ty, wx * window[1] + tx)  # after the roll
-            wrapped = [p >= size - s for p, size, s in zip(place, padded, shift, strict=True)]
-            tokens.append(tuple(wrapped))
-        masks.append([[a != b for b in tokens] for a in tokens])
+        places = itertools.product(range(window[0]), range(window[1]))
+        places = [(wy * window[0] + y, wx * window[1] + x) for y, x in places]
+        moved = [[row_or_column(*each) - each[0] for each in zip(p, feat_shape, shift, strict=True)] for p in places]
+        masks.append([[a != b for b in moved] for a in moved])
     return torch.tensor(masks)
 
 
@@ -78,7 +80,7 @@ def random_cases(count):
     cases = []
     while len(cases) < count:
         window = draw(1, 5), draw(1, 5)
-        feat_shape = window[0] * draw(1, 4), window[1] * draw(1, 4)
+        feat_shape = tuple(draw(w, 4 * w) for w in window)
         shift = tuple(draw(0, w - 1) if size > w else 0 for size, w in zip(feat_shape, window, strict=True))
         cases.append((feat_shape, window, shift))
     return cases
@@ -104,6 +106,8 @@ def test_shift_mask_golden_and_padding():
     hidden = vp.shifted_window_mask((4, 4), (2, 2), (1, 1)) != 0
     assert hidden.sum((1, 2)).tolist() == [0, 8, 8, 12]
     assert vp.shifted_window_mask((5, 7), (3, 4), (1, 2)).shape == (4, 12, 12)  # padded to 6 x 8, as timm does
+    rows = vp.shifted_window_mask((8, 3), (7, 3), (3, 0))[0, ::3, 0]  # what row 3 sees of 3 4 5 6 7 0 1
+    assert (rows == 0).tolist() == [True] * 5 + [False] * 2
 
 
 @pytest.mark.parametrize(

@@ -8,16 +8,14 @@ a directory, or a `train.pretrain_mae` run. The run above takes 31 minutes on on
 says its own time.
 """
 
-import sys
-
 from visionpos.training.config.command_line import parse
-from visionpos.training.errors import run_command
+from visionpos.training.errors import run_script
 from visionpos.training.run.classification import train
 
 
 def main() -> None:
     """Run the command line of this process and exit with its code."""
-    sys.exit(run_command(lambda: train(parse(sys.argv[1:]))))
+    run_script(lambda argv: train(parse(argv)))
 
 
 if __name__ == "__main__":

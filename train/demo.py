@@ -14,7 +14,6 @@ import math
 import multiprocessing
 import os
 import shutil
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -26,9 +25,9 @@ from matplotlib.figure import Figure
 from torch import nn
 
 import visionpos as vp
-from visionpos.training.config.command_line import make_parser, parse, parse_flags
+from visionpos.training.config.command_line import make_parser, parse, parse_flags, path_given
 from visionpos.training.config.schema import Config, encoding_label
-from visionpos.training.errors import ConfigError, run_command
+from visionpos.training.errors import ConfigError, run_script
 from visionpos.training.run import checkpoint
 from visionpos.training.run.build import trained_model
 from visionpos.training.run.classification import train
@@ -175,7 +174,7 @@ def command(argv: Sequence[str]) -> None:
     parser.add_argument("--steps", type=int, default=400, help="training steps of each encoding")
     parser.add_argument("--seed", type=int, default=0, help="of all of them")
     flags = parse_flags(parser, argv, {"output": str, "steps": int, "seed": int})
-    output = Path(flags.output)
+    output = path_given("--output", flags.output)
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -191,7 +190,7 @@ def command(argv: Sequence[str]) -> None:
 
 def main() -> None:
     """Run the command line of this process and exit with its code."""
-    sys.exit(run_command(lambda: command(sys.argv[1:])))
+    run_script(command)
 
 
 if __name__ == "__main__":

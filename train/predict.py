@@ -78,7 +78,7 @@ def command(argv: Sequence[str]) -> None:
     parser.add_argument("--format", choices=["json", "csv"], default="json", help="of what is printed")
     parser.add_argument("--top", type=int, default=5, help="json: how many classes, the most probable first")
     parser.add_argument("--device", default=None, help="where to compute; by default where the run did")
-    flags = parse_flags(parser, argv, {"format": str, "top": int, "device": str})
+    flags = parse_flags(parser, argv, {"format": str, "top": int, "device": str | None})
     if flags.top < 1:
         raise ConfigError(f"--top: {flags.top} given; accepted: a whole number from 1")
     answers = predict(Path(flags.run), flags.files, flags.device)

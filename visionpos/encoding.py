@@ -1,4 +1,4 @@
-"""The contract of a position encoding. The base class of each of the four places is in `places.py`.
+"""The contract of a position encoding. The base class of each of the four places is in `places/`.
 
 The author of an encoding writes a single method, `encode`, on positions; the base class of the place adds what is
 the same for all: coordinates carried to the grid that was trained on, full precision under autocast, prefix tokens,
@@ -41,7 +41,7 @@ class LayerFacts:
     if the class names it in `from_model`. None stands for what this model does not know, such as the heads of a stem.
     """
 
-    dim: int  # channels of the tokens that the layer returns
+    dim: int | None  # channels of the tokens that the layer returns
     feat_shape: Shape  # (H, W) of the tokens that see each other: of the grid, or of a window
     num_prefix_tokens: int = 0  # in front of the patch tokens; in a stem, those that get a position
     num_heads: int | None = None
@@ -88,10 +88,13 @@ class PositionEncoding(nn.Module):
     with a default that `from_model` names. One module serves all layers if it has no parameters and is built alike in
     all of them; otherwise every layer has its own.
 
+    On another grid than the trained one an encoding does what its `extrapolation` says, however it was asked for:
+    "interpolate" takes positions into the trained grid, end to end (`Positions.rescale`), "run_on" lets coordinates
+    run on in its steps, "formula" has a frame of its own such as a box, "resize" resizes a table, "error" is undefined.
+
     Args:
-        reference_shape: the grid that was trained on. Positions on another grid are interpolated into it, end to end
-            (`Positions.rescale`). None: coordinates are taken as they are.
-        extrapolate: let coordinates run on beyond `reference_shape` instead of interpolating them.
+        reference_shape: the grid that was trained on. None: coordinates are taken as they are.
+        extrapolate: True lets coordinates run on, False interpolates them. None: what `extrapolation` says.
 
     Example:
         >>> encoding = vp.create_encoding("alibi2d", num_heads=4)
@@ -108,7 +111,7 @@ class PositionEncoding(nn.Module):
     translation_invariant: ClassVar[bool] = False  # only coordinate differences matter
     content_dependent: ClassVar[bool] = False  # needs the queries, not only positions
     continuous: ClassVar[bool] = True  # any real coordinates
-    extrapolation: ClassVar[Literal["formula", "resize", "error"]] = "formula"  # what another grid size does
+    extrapolation: ClassVar[Literal["interpolate", "run_on", "formula", "resize", "error"]] = "interpolate"
 
     _spec: dict[str, Any] | None = None  # in a model: {"name": ..., every option}, see `convert`
 
@@ -119,7 +122,7 @@ class PositionEncoding(nn.Module):
             check_values(cls, {**dict(zip(names, args, strict=False)), **options})
         return super().__new__(cls)
 
-    def __init__(self, *, reference_shape: Size | None = None, extrapolate: bool = False):
+    def __init__(self, *, reference_shape: Size | None = None, extrapolate: bool | None = None):
         super().__init__()
         self.reference_shape = None if reference_shape is None else tuple(reference_shape)
         self.extrapolate = extrapolate
@@ -143,9 +146,14 @@ class PositionEncoding(nn.Module):
         parameter = next(self.owner.parameters(), None)
         return positions if parameter is None else positions.promote(parameter.dtype)
 
+    @property
+    def runs_on(self) -> bool:
+        """Return whether coordinates run on beyond the trained grid."""
+        return self.extrapolation == "run_on" if self.extrapolate is None else self.extrapolate
+
     def locate(self, positions: Positions) -> Positions:
         """Return the positions in the coordinates of the grid that was trained on."""
-        if self.reference_shape is None or self.extrapolate:
+        if self.reference_shape is None or self.runs_on:
             return positions
         return positions.rescale(self.reference_shape)
 
@@ -170,7 +178,7 @@ class PositionEncoding(nn.Module):
 
     # A host such as timm's ViT or Swin has its own name and place for a table, which optimisers, checkpoints and timm
     # itself rely on. The encoding then reads the parameter from there, so that it exists once, under the host's name:
-    # `_bound` is (owner, names, layer), see `hosts.parameters`.
+    # `_bound` is (owner, names, view), see `hosts.parameters`.
 
     @property
     def owner(self) -> nn.Module:
@@ -179,18 +187,19 @@ class PositionEncoding(nn.Module):
 
     def set_parameter(self, name: str, value: Tensor) -> None:
         """Replace a parameter by one of another shape, wherever it lives."""
-        setattr(self.owner, name, nn.Parameter(value, requires_grad=getattr(self.owner, name).requires_grad))
+        owner, _, view = self.__dict__.get("_bound", (self, (), None))
+        value = value if view is None else view.write(value, self)
+        setattr(owner, name, nn.Parameter(value, requires_grad=getattr(owner, name).requires_grad))
 
     def __getattr__(self, name: str):
-        owner, names, layer = self.__dict__.get("_bound", (None, (), None))
+        owner, names, view = self.__dict__.get("_bound", (None, (), None))
         if name not in names:
             return super().__getattr__(name)
         value = getattr(owner, name)
-        return value if layer is None else value[:, layer]
+        return value if view is None else view.read(value)
 
     def extra_repr(self) -> str:
-        hidden = {"training"} if self.extrapolate else {"training", "extrapolate"}
-        shown = {k: v for k, v in vars(self).items() if not k.startswith("_") and k not in hidden and v is not None}
+        shown = {k: v for k, v in vars(self).items() if not k.startswith("_") and k != "training" and v is not None}
         return ", ".join(f"{key}={value!r}" for key, value in shown.items())
 
 

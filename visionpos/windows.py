@@ -113,9 +113,11 @@ def shifted_window_mask(
 ) -> Float[Tensor, "windows n n"]:
     """Return the additive mask of shifted windows: 0 where tokens see each other, -inf where the shift joined them.
 
-    After the grid is rolled by -shift, the last window of an axis holds tokens of both borders. Tokens see each other
-    only if they were neighbours before the roll: the same one of the three regions [0, L - w), [L - w, L - s),
-    [L - s, L) on both axes. A grid that the window does not divide is padded at its end, as timm does.
+    After the grid is rolled by -shift, windows hold tokens of both borders of the picture. On each axis the places
+    L - s .. L - 1 then come from the other border; a token sees another if both do, or neither. Where the window does
+    not divide the grid, the rolled grid is padded at its end, as timm does, and the last row of the picture and the
+    first may meet in any of the last windows, where timm's own masks let them see each other. Padding counts as what
+    it follows.
 
     Args:
         feat_shape: (H, W) of the grid.
@@ -133,16 +135,21 @@ def shifted_window_mask(
         >>> vp.shifted_window_mask((1, 4), (1, 2), (0, 1)).tolist()  # the second window holds both ends of the row
         [[[0.0, 0.0], [0.0, 0.0]], [[0.0, -inf], [-inf, 0.0]]]
     """
-    labels = torch.zeros((), dtype=torch.long, device=device)
-    for axis, (length, window, offset) in enumerate(zip(feat_shape, window_size, shift, strict=True)):
+    for window, offset, length in zip(window_size, shift, feat_shape, strict=True):
         if not 1 <= window <= length:
             raise ValueError(f"window_size {tuple(window_size)} must fit into the grid {tuple(feat_shape)}")
         if not 0 <= offset < window:
             raise ValueError(f"shift {tuple(shift)} must lie in [0, window) for window_size {tuple(window_size)}")
-        length += -length % window
-        place = torch.arange(length, device=device)
-        region = (place >= length - window).long() + (place >= length - offset).long()
-        labels = labels.unsqueeze(-1) * 3 + region if axis else region  # (H,), then (H, W), padded
+    return shift_mask(feat_shape, window_size, shift, device)
+
+
+def shift_mask(feat_shape: tuple[int, int], window_size: tuple[int, int], shift: tuple[int, int], device) -> Tensor:
+    """Return `shifted_window_mask` of any grid, smaller than the window or of symbolic size as well."""
+    wrapped = []  # of each axis: which of its places, after the roll, come from the other border
+    for length, window, offset in zip(feat_shape, window_size, shift, strict=True):
+        place = torch.arange(length + -length % window, device=device)
+        wrapped.append((place >= length - offset).long() if offset else torch.zeros_like(place))
+    labels = 2 * wrapped[0][:, None] + wrapped[1]  # (H, W), padded
     tokens = window_partition(labels[None, :, :, None], window_size).squeeze(-1)  # (windows, N)
     apart = tokens[:, :, None] != tokens[:, None, :]  # (windows, N, N)
     return torch.zeros(apart.shape, device=device).masked_fill(apart, float("-inf"))

@@ -10,6 +10,7 @@ from timm.models.swin_transformer import SwinTransformerBlock
 from timm.models.swin_transformer_v2 import SwinTransformerV2Block
 
 import visionpos as vp
+from tests.small import swin as small_swin
 from visionpos.hosts import swin, swin_v2
 from visionpos.positions import Positions
 from visionpos.windows import TakeTokens, window_order, window_partition, window_reverse
@@ -215,3 +216,41 @@ def test_order_that_was_first_asked_for_in_inference_mode_serves_training():
     x = torch.randn(1, 14 * 22, 3, requires_grad=True)
     TakeTokens.apply(x, order, place).sum().backward()
     assert torch.equal(x.grad, torch.ones_like(x))
+
+
+def rows_and_columns_seen(block, grid):
+    """Which rows and columns change when the first row does, and when the first column does."""
+    x = tokens(grid, images=1)
+    seen = []
+    for axis in (1, 2):
+        changed = x.clone()
+        changed.select(axis, 0).neg_()
+        with torch.no_grad():
+            change = (block._attn(changed) - block._attn(x)).abs().amax((0, 3 - axis, 3))
+        seen.append([index for index, value in enumerate(change.tolist()) if value > 1e-7])
+    return seen
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize(("name", "own"), [("swin_tiny_patch4_window7_224", "relative_table"),
+                                           ("swinv2_tiny_window8_256", "log_cpb")])  # fmt: skip
+def test_no_encoding_but_timms_own_sees_across_the_border(name, own, dynamic):
+    """Grid (16, 23) in windows of (5, 6): timm rolls before it pads, and lets the last rows see the first."""
+    options = {"img_size": (64, 92), "window_size": (5, 6), "strict_img_size": not dynamic, "depths": (2,)}
+    model = small_swin(name=name, **{**options, "num_heads": (2,), "embed_dim": DIM})
+    plain, block = copy.deepcopy(model.layers[0].blocks[1]), model.layers[0].blocks[1]
+    assert block.shift_size == (2, 3)
+    leak = rows_and_columns_seen(plain, (16, 23))
+    assert [max(each) for each in leak] == [15, 22]
+    for spec in ("rope_axial", "alibi2d", "none", f"{own}+rope_axial", "learned+rope_axial"):
+        vp.set_encoding(model, spec)
+        assert rows_and_columns_seen(block, (16, 23)) == [[0], [0, 1, 2]], spec
+        assert not model.sees_across_border()
+    vp.set_encoding(model, own)
+    assert rows_and_columns_seen(block, (16, 23)) == leak
+    assert model.sees_across_border()
+    model.set_input_size((80, 96), window_size=(5, 6))
+    assert not model.sees_across_border()  # windows divide the grid (20, 24)
+    vp.set_encoding(model, "alibi2d")
+    model.set_input_size((64, 92), window_size=(5, 6))
+    assert rows_and_columns_seen(block, (16, 23)) == [[0], [0, 1, 2]]

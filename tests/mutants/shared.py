@@ -38,9 +38,11 @@ WINDOWS = mutants_of(
         ("mask sign", 'masked_fill(apart, float("-inf"))', 'masked_fill(apart, float("inf"))'),
         ("mask inverted", "masked_fill(apart, ", "masked_fill(~apart, "),
         ("mask off by one", "(place >= length - offset)", "(place > length - offset)"),
-        ("regions of the axes confused", "labels.unsqueeze(-1) * 3 + region", "labels.unsqueeze(-1) + region"),
-        ("mask of one axis", "for axis, (length, window", "shift = (0, shift[1])\n    for axis, (length, window"),
-        ("grid not padded", "length += -length % window", "length -= length % window"),
+        ("mask of the padded grid, timm's", "(place >= length - offset)", "(place >= len(place) - offset)"),
+        ("padding of an axis without a shift hidden", "if offset else torch.zeros_like(place)", "if True else place"),
+        ("regions of the axes confused", "2 * wrapped[0][:, None]", "wrapped[0][:, None]"),
+        ("mask of one axis", "2 * wrapped[0][:, None]", "0 * wrapped[0][:, None]"),
+        ("grid not padded", "length + -length % window,", "length - length % window,"),
         ("windows reversed in column order", '"(b i j) (wh ww) c -> b (i wh)', '"(b j i) (wh ww) c -> b (i wh)'),
         ("windows in column order", "-> (b i j) (wh ww) c", "-> (b j i) (wh ww) c"),
         ("order rolled the wrong way", ".roll((-shift[0], -shift[1])", ".roll((shift[0], shift[1])"),
@@ -111,7 +113,9 @@ CONTRACT = mutants_of(
     "test_contract.py test_numerics.py hosts/test_attention.py hosts/test_vit.py",
     [
         ("reference_shape ignored", "return positions.rescale(self.reference_shape)", "return positions"),
-        ("extrapolate ignored", "is None or self.extrapolate:", "is None:"),
+        ("extrapolate ignored", "is None or self.runs_on:", "is None:"),
+        ("the class' way whatever was asked for", "if self.extrapolate is None else self.extrapolate", "or False"),
+        ("one way for all", 'self.extrapolation == "run_on" if', "False if"),
         ("float32 beside float64 parameters", "else positions.promote(parameter.dtype)", "else positions"),
         ("a second bias replaces the first", "else self.bias + bias", "else bias"),
         (
@@ -123,95 +127,117 @@ CONTRACT = mutants_of(
     ],
 )
 
-PLACES = mutants_of(
-    "places.py",
-    "parity/test_alibi.py parity/test_rope.py parity/test_shaw.py parity/test_lepe.py "
-    "parity/test_learned.py hosts/test_attention.py test_contract.py test_numerics.py rotary/test_split.py "
-    "rotary/test_kept.py",
-    [
-        ("float32 beside float64 tokens", "positions.promote(q.dtype).promote(k.dtype)", "positions"),
-        ("kept tokens one off", "index + num_prefix_tokens", "index"),
-        ("kept tokens of other samples", ".movedim(-3, -4)", ".flip(-3).movedim(-3, -4)"),
-        (
-            "prefix tokens rotated",
-            "angles = F.pad(self.encode(self.locate(positions)), (0, 0, positions.num_prefix_tokens, 0))",
-            "angles = F.pad(self.encode(self.locate(positions)), (0, 0, 0, positions.num_prefix_tokens))",
-        ),
-        (
-            "prefix tokens embedded",
-            "table = F.pad(table, (0, 0, positions.num_prefix_tokens, 0))",
-            "table = F.pad(table, (0, 0, 0, positions.num_prefix_tokens))",
-        ),
-        (
-            "prefix rows of a table at the end",
-            "torch.cat([prefix.expand(*table.shape[:-2], -1, -1), table], dim=-2)",
-            "torch.cat([table, prefix.expand(*table.shape[:-2], -1, -1)], dim=-2)",
-        ),
-        ("prefix tokens biased", "F.pad(bias, (keys, 0, queries, 0))", "F.pad(bias, (0, keys, 0, queries))"),
-        (
-            "prefix tokens mixed",
-            "F.pad(added, (0, 0, positions.num_prefix_tokens, 0))",
-            "F.pad(added, (0, 0, 0, positions.num_prefix_tokens))",
-        ),
-        ("sin for cos", "torch.stack([angles.cos(), angles.sin()])", "torch.stack([angles.sin(), angles.cos()])"),
-        (
-            "bfloat16 angles",
-            "torch.stack([angles.cos(), angles.sin()])",
-            "torch.stack([angles.bfloat16().cos(), angles.bfloat16().sin()])",
-        ),
-        (
-            "float32 angles",
-            "torch.stack([angles.cos(), angles.sin()])",
-            "torch.stack([angles.float().cos(), angles.float().sin()])",
-        ),
-        (
-            "keys not rotated",
-            "return self.rotate(q, prepared), self.rotate(k, prepared)",
-            "return self.rotate(q, prepared), k",
-        ),
-        (
-            "keys of attention not rotated",
-            "self.rotate(tensors.q, prepared), self.rotate(tensors.k, prepared)",
-            "self.rotate(tensors.q, prepared), tensors.k",
-        ),
-        (
-            "keys elsewhere ignored",
-            "bias = self.encode(queries, queries if keys is positions else self.locate(keys))",
-            "bias = self.encode(queries, queries)",
-        ),
-        (
-            "keys elsewhere not located",
-            "bias = self.encode(queries, queries if keys is positions else self.locate(keys))",
-            "bias = self.encode(queries, queries if keys is positions else keys)",
-        ),
-        (
-            "contextual keys not located",
-            "located = queries if keys is positions else self.locate(keys)",
-            "located = queries if keys is positions else keys",
-        ),
-        (
-            "content of prefix tokens",
-            "content[..., positions.num_prefix_tokens :, :]",
-            "content[..., : positions.num_patches, :]",
-        ),
-        (
-            "values of heads confused",
-            ".unflatten(2, (heads, -1)).transpose(1, 2)\n",
-            ".unflatten(2, (-1, heads)).permute(0, 3, 1, 2)\n",
-        ),
-        ("a second output replaces the first", "else tensors.output + mixed", "else mixed"),
-        (
-            "stale cache",
-            "return self.bias(positions)",
-            'return self.__dict__.setdefault("_cache", self.bias(positions))',
-        ),
-        (
-            "conditional mixes prefix tokens",
-            "self.encode(x[:, positions.num_prefix_tokens :], positions)",
-            "self.encode(x[:, : positions.num_patches], positions)",
-        ),
-    ],
+PLACE_TESTS = (
+    "parity/test_alibi.py parity/test_rope.py parity/test_shaw.py parity/test_lepe.py parity/test_learned.py "
+    "hosts/test_attention.py test_contract.py test_numerics.py rotary/test_split.py rotary/test_kept.py"
 )
+PLACES = [
+    *mutants_of(
+        "places/input.py",
+        PLACE_TESTS,
+        [
+            (
+                "prefix tokens embedded",
+                "table = F.pad(table, (0, 0, positions.num_prefix_tokens, 0))",
+                "table = F.pad(table, (0, 0, 0, positions.num_prefix_tokens))",
+            ),
+            (
+                "prefix rows of a table at the end",
+                "torch.cat([prefix.expand(*table.shape[:-2], -1, -1), table], dim=-2)",
+                "torch.cat([table, prefix.expand(*table.shape[:-2], -1, -1)], dim=-2)",
+            ),
+        ],
+    ),
+    *mutants_of(
+        "places/rotary.py",
+        PLACE_TESTS,
+        [
+            ("float32 beside float64 tokens", "positions.promote(q.dtype).promote(k.dtype)", "positions"),
+            ("kept tokens one off", "index + num_prefix_tokens", "index"),
+            ("kept tokens of other samples", ".movedim(-3, -4)", ".flip(-3).movedim(-3, -4)"),
+            (
+                "prefix tokens rotated",
+                "angles = F.pad(self.encode(self.locate(positions)), (0, 0, positions.num_prefix_tokens, 0))",
+                "angles = F.pad(self.encode(self.locate(positions)), (0, 0, 0, positions.num_prefix_tokens))",
+            ),
+            ("sin for cos", "torch.stack([angles.cos(), angles.sin()])", "torch.stack([angles.sin(), angles.cos()])"),
+            (
+                "bfloat16 angles",
+                "torch.stack([angles.cos(), angles.sin()])",
+                "torch.stack([angles.bfloat16().cos(), angles.bfloat16().sin()])",
+            ),
+            (
+                "float32 angles",
+                "torch.stack([angles.cos(), angles.sin()])",
+                "torch.stack([angles.float().cos(), angles.float().sin()])",
+            ),
+            (
+                "keys not rotated",
+                "return self.rotate(q, prepared), self.rotate(k, prepared)",
+                "return self.rotate(q, prepared), k",
+            ),
+            (
+                "keys of attention not rotated",
+                "tensors.q, tensors.k = self.rotate_qk(",
+                "tensors.q, _ = self.rotate_qk(",
+            ),
+        ],
+    ),
+    *mutants_of(
+        "places/bias.py",
+        PLACE_TESTS,
+        [
+            ("prefix tokens biased", "F.pad(bias, (keys, 0, queries, 0))", "F.pad(bias, (0, keys, 0, queries))"),
+            (
+                "keys elsewhere ignored",
+                "bias = self.encode(queries, queries if keys is positions else self.locate(keys))",
+                "bias = self.encode(queries, queries)",
+            ),
+            (
+                "keys elsewhere not located",
+                "bias = self.encode(queries, queries if keys is positions else self.locate(keys))",
+                "bias = self.encode(queries, queries if keys is positions else keys)",
+            ),
+            (
+                "contextual keys not located",
+                "located = queries if keys is positions else self.locate(keys)",
+                "located = queries if keys is positions else keys",
+            ),
+            (
+                "content of prefix tokens",
+                "content[..., positions.num_prefix_tokens :, :]",
+                "content[..., : positions.num_patches, :]",
+            ),
+            (
+                "stale cache",
+                "return self.bias(positions)",
+                'return self.__dict__.setdefault("_cache", self.bias(positions))',
+            ),
+        ],
+    ),
+    *mutants_of(
+        "places/conditional.py",
+        PLACE_TESTS,
+        [
+            (
+                "prefix tokens mixed",
+                "F.pad(added, (0, 0, positions.num_prefix_tokens, 0))",
+                "F.pad(added, (0, 0, 0, positions.num_prefix_tokens))",
+            ),
+            (
+                "values of heads confused",
+                ".unflatten(2, (heads, -1)).transpose(1, 2)\n",
+                ".unflatten(2, (-1, heads)).permute(0, 3, 1, 2)\n",
+            ),
+            ("a second output replaces the first", "else tensors.output + mixed", "else mixed"),
+            (
+                "conditional mixes prefix tokens",
+                "self.encode(x[:, positions.num_prefix_tokens :], positions)",
+                "self.encode(x[:, : positions.num_patches], positions)",
+            ),
+        ],
+    ),
+]
 
 ATTENTION = mutants_of(
     "hosts/attention.py",

@@ -89,16 +89,18 @@ def test_golden_product_on_two_by_two():
 
 
 @pytest.mark.parametrize(("built", "prefix"), [(0, 0), (0, 2), (1, 2)])
-@pytest.mark.parametrize("mode", ["contextual", "bias"])
+@pytest.mark.parametrize(("mode", "shared"), [("contextual", True), ("bias", True), ("bias", False)])
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("grid", GRIDS)
-def test_oracle(grid, method, mode, built, prefix):
-    encoding, positions = build(method=method, mode=mode, num_prefix_tokens=built), grid64(grid, prefix)
+def test_oracle(grid, method, mode, shared, built, prefix):
+    encoding = build(method=method, mode=mode, num_prefix_tokens=built, shared_head=shared)
+    positions = grid64(grid, prefix)
     q, table = queries(positions), vectors(encoding.key_table, method, positions)
     if mode == "contextual":
         want = torch.einsum("bhid,zijd->bhij", q, table) / 2  # the reference scales q first: sqrt(head_dim)
     else:
-        want = table.permute(0, 3, 1, 2).expand(2, -1, -1, -1)
+        want = table.permute(0, 3, 1, 2).expand(2, encoding.num_heads, -1, -1)
+        assert (want[:, 0] == want[:, -1]).all() == shared
     assert (encoding.bias(positions, content=q) - want).abs().max() < 1e-10
 
 
@@ -133,7 +135,8 @@ def test_whole_layer_with_values(method, built):
 def test_options_and_errors():
     assert not build(init_std=0.0).key_table.any()
     assert build(method="cross").key_table.shape == (2, 7, 4)
-    assert build(method="euclid", mode="bias", heads=3).key_table.shape == (1, 7, 3)
+    assert build(method="euclid", mode="bias", heads=3).key_table.shape == (1, 7, 1)
+    assert build(method="euclid", mode="bias", heads=3, shared_head=False).key_table.shape == (1, 7, 3)
     assert build(ratio=4.0).key_table.shape == (1, 17**2, 4)
     wrong = {"method": "manhattan", "mode": "context", "ratio": 0.0, "head_dim": 0}
     for name, value in wrong.items():
@@ -141,6 +144,8 @@ def test_options_and_errors():
             build(**{name: value})
     with pytest.raises(ValueError, match="contextual"):
         build(values=True, mode="bias")
+    with pytest.raises(ValueError, match="shared_head=False needs mode='bias'"):
+        build(shared_head=False)
 
 
 @pytest.mark.parametrize("mode", ["contextual", "bias"])

@@ -96,8 +96,8 @@ def test_oracle(preset, grid, whole, layer):
 
 @pytest.mark.parametrize(
     ("heads", "want"),
-    [(1, (0, 0, 1)), (3, (1, 1, 1)), (4, (1, 1, 2)), (6, (2, 2, 2)), (8, (2, 2, 4)), (12, (4, 4, 4)),
-     (14, (4, 4, 6)), (16, (8, 4, 4)), (20, (8, 8, 4)), (24, (8, 8, 8))],
+    [(1, (0, 0, 1)), (3, (1, 1, 1)), (4, (1, 1, 2)), (5, (1, 1, 3)), (6, (4, 0, 2)), (7, (2, 2, 3)), (8, (2, 2, 4)),
+     (12, (4, 4, 4)), (14, (4, 4, 6)), (16, (8, 4, 4)), (20, (8, 8, 4)), (24, (8, 8, 8))],
 )  # fmt: skip
 def test_numbers_of_heads(heads, want):
     assert family_sizes(heads) == want
@@ -133,11 +133,15 @@ def test_left_is_not_right():
     assert not torch.equal(bias[0], bias[0].T)
 
 
+@pytest.mark.parametrize("trained", [(3, 4), (4, 2), (7, 3)])  # a third of a step, rounded; and other shapes
 @pytest.mark.parametrize("preset", FIELDS)
-def test_rescaled_coordinates_stay_on_border_lines(preset):
-    grid, trained = (7, 10), (3, 4)  # a third of a step, rounded
-    near = lookhere(preset=preset, reference_shape=trained).bias(vp.Positions.grid(grid))
-    assert torch.equal(near == HIDDEN, lookhere(preset=preset).bias(vp.Positions.grid(grid)) == HIDDEN)
+def test_interpolated_coordinates_keep_the_fields_of_view(preset, trained):
+    positions = vp.Positions.grid((7, 10))
+    near = lookhere(preset=preset, reference_shape=trained, extrapolate=False).bias(positions)
+    far = lookhere(preset=preset).bias(positions)
+    factor = min((trained[0] - 1) / 6, (trained[1] - 1) / 9)
+    assert torch.equal(near == HIDDEN, far == HIDDEN)
+    assert torch.allclose(near[near != HIDDEN], factor * far[far != HIDDEN])
 
 
 def test_options():

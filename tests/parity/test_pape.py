@@ -68,6 +68,27 @@ def test_real_and_batched_coordinates():
     assert (encoding.bias(positions, content=x) - oracle(encoding, positions, x)).abs().max() < 1e-10
 
 
+@pytest.mark.parametrize("preset", ["pape", "ri"])
+@pytest.mark.parametrize("kept", [False, True])
+def test_prefix_tokens_at_the_corner(preset, kept):
+    """As the reference code counts: the class token at (0, 0), patches from (1, 1); here with two prefix tokens."""
+    encoding = build(preset=preset, prefix="corner", reference_shape=(3, 4))
+    positions = grid64((6, 2), 2)
+    if kept:
+        positions = positions.keep(torch.tensor([[7, 0, 3], [2, 11, 5]]))
+    patches = (positions.coords * torch.tensor([2 / 5, 3.0], dtype=F64) + 1).expand(2, -1, -1)  # in the trained grid
+    counted = torch.cat([torch.zeros(2, 2, 2, dtype=F64), patches], dim=1)
+    x = tokens(positions)
+    if preset == "pape":
+        want = oracle(encoding, vp.Positions(counted, (4, 5)), x)
+    else:
+        a = torch.log1p((x @ encoding.ab.weight.T).exp()).transpose(1, 2)
+        want = -(a * encoding.position_scales[:, None] ** 2).unsqueeze(-1) * torch.cdist(counted, counted)[:, None] ** 2
+    assert (encoding.bias(positions, content=x) - want).abs().max() < 1e-10
+    assert want[:, :, 0].abs().max() > 0.1
+    assert build(preset=preset).bias(positions, content=x)[:, :, :2].abs().max() == 0
+
+
 @pytest.mark.parametrize("grid", GRIDS)
 def test_equals_the_fold(grid):
     """[-sum a z^2, a, 2 a z, sum b z, b] . [1, -z^2, z, 1, -z]: 3 M + 2 more dimensions."""

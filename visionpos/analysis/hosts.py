@@ -48,6 +48,34 @@ ZOO: dict[str, tuple[str, dict[str, Any], tuple[int, int]]] = {
         {"num_classes": 3, "img_size": (64, 96), "embed_dim": 48, "num_heads": 3, "stages": (1, 1), "q_pool": 1},
         (64, 96),
     ),
+    "MaxViT": (
+        "maxvit_tiny_tf_224",
+        {
+            "num_classes": 3,
+            "img_size": (64, 96),
+            "embed_dim": (24,),
+            "depths": (1,),
+            "block_type": ("M",),
+            "stem_width": 12,
+            "transformer_dim_head": 12,
+            "transformer_partition_ratio": 32,
+        },
+        (64, 96),
+    ),
+    "CoAtNet": (
+        "coatnet_rmlp_nano_rw_224",
+        {
+            "num_classes": 3,
+            "img_size": (32, 48),
+            "embed_dim": (12, 24),
+            "depths": (1, 1),
+            "block_type": ("C", "T"),
+            "stem_width": 12,
+            "transformer_dim_head": 12,
+            "head_hidden_size": 24,
+        },
+        (32, 48),
+    ),
     "SAM": (
         "samvit_base_patch16",
         {
@@ -61,6 +89,18 @@ ZOO: dict[str, tuple[str, dict[str, Any], tuple[int, int]]] = {
         (32, 48),
     ),
 }
+
+
+SWIN = (
+    "## Where timm's Swin is not the authors'",
+    "",
+    "Both versions, and for as long as a Swin has its own encoding alone, which keeps timm's bits:",
+    "",
+    "- **Windows that do not divide the grid.** timm rolls the grid before it pads it, the authors pad first. Rows",
+    "  (and columns) of opposite borders then meet in a window, and timm's mask lets them see each other. With any",
+    "  other encoding, and in `vp.shifted_window_mask`, they do not. `python -m train.evaluate` names such sizes.",
+    "- **One side of the grid fits the window.** timm then stops shifting along that axis, the authors along both.",
+)
 
 
 def build(family: str, **options: Any) -> tuple[nn.Module, tuple[int, int]]:
@@ -120,4 +160,5 @@ def host_matrix(progress: Callable[[str], None] = lambda family: None) -> str:
     for index, name in enumerate(names):
         lines.append(f"| `{name}` | " + " | ".join(row[2 + index] for row in rows) + " |")
     lines += ["", *(f"[{number}] {why}" + "  " for number, why in enumerate(reasons, start=1))]
+    lines += ["", *SWIN]
     return "\n".join(lines).rstrip() + "\n"

@@ -36,7 +36,8 @@ class Fire(BiasEncoding):
     distances are interpolated.
 
     L starts at the diameter of the grid that the encoding was built for. There a learned L > D stretches the input's
-    scale, and one below has no effect (and gets no gradient), as in the paper for queries farther than L.
+    scale, and one below has no effect (and gets no gradient), as in the paper for queries farther than L. Public code
+    learns a multiplier m instead, from 1, with L = m L0 and L0 kept: the same functions, other steps of an optimiser.
 
     Args:
         num_heads: attention heads.
@@ -56,6 +57,7 @@ class Fire(BiasEncoding):
     paper = "Li et al. 2023, arXiv 2310.04418"
     learnable = True
     translation_invariant = True
+    extrapolation = "formula"  # the normaliser
 
     def __init__(self, num_heads: Count, feat_shape: Size, init_c: Positive = 0.1, init_L: Positive | None = None):
         super().__init__(num_heads)

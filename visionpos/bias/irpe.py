@@ -38,21 +38,23 @@ class IRPE(BucketBias):
 
     q is scaled as in the logits: the reference code multiplies q by head_dim ** -0.5 first. Contextual on keys is the
     paper's best single choice. With `values` the output also gets sum_j p_ij r'[bucket], which leaves the fused
-    attention kernel. Real offsets are rounded. All heads share the vectors. Pairs with a prefix token have a bucket of
-    their own, the last, where the encoding is built with prefix tokens; without, they have no bias.
+    attention kernel. Real offsets are rounded. All heads share the vectors and, as by default in the reference code,
+    the numbers of "bias" mode. Pairs with a prefix token have a bucket of their own, the last, where the encoding is
+    built with prefix tokens; without, they have no bias.
 
     Args:
         num_heads: attention heads.
         head_dim: channels of a head.
         num_prefix_tokens: 0, or more for the bucket of pairs with a prefix token.
         method: "product" (the paper's default), "euclid", "quant" or "cross".
-        mode: "contextual", or "bias": a number per head and bucket, whatever the query, not scaled.
+        mode: "contextual", or "bias": a number per bucket, whatever the query, not scaled.
         ratio: 1.9 in the paper; alpha, beta, gamma are 1, 2 and 8 times it.
         values: vectors on the value side as well; contextual whatever the mode.
         init_std: standard deviation of the normal initialisation; 0 in the reference code.
+        shared_head: False, in "bias" mode alone, gives every head numbers of its own.
 
     Attributes:
-        key_table: Parameter (1, or 2 for "cross", buckets, head_dim, or heads in "bias" mode).
+        key_table: Parameter (1, or 2 for "cross", buckets, head_dim); in "bias" mode the last is 1, or heads.
         value_table: Parameter (1 or 2, buckets, head_dim), or None.
     """
 
@@ -60,6 +62,7 @@ class IRPE(BucketBias):
     learnable = True
     from_model = ("num_prefix_tokens",)
     translation_invariant = True
+    extrapolation = "run_on"  # its buckets hold every offset in grid steps
     continuous = False
 
     def __init__(
@@ -72,6 +75,7 @@ class IRPE(BucketBias):
         ratio: Positive = 1.9,
         values: bool = False,
         init_std: Spread = 0.0,
+        shared_head: bool = True,
         **grid_options,
     ):
         super().__init__(num_heads, **grid_options)
@@ -81,10 +85,13 @@ class IRPE(BucketBias):
             raise ValueError(f"mode must be 'contextual' or 'bias', got {mode!r}")
         if values and mode == "bias":
             raise ValueError("values=True needs mode='contextual': in bias mode iRPE has no value side")
-        self.method, self.mode, self.ratio = method, mode, ratio
+        if mode == "contextual" and not shared_head:
+            raise ValueError("shared_head=False needs mode='bias': the vectors of contextual mode are for all heads")
+        self.method, self.mode, self.ratio, self.shared_head = method, mode, ratio, shared_head
         per_axis = 2 * int(2 * ratio) + 1
         buckets = per_axis**2 if method == "product" else per_axis
-        shape = (2 if method == "cross" else 1, buckets, num_heads if mode == "bias" else head_dim)
+        channels = head_dim if mode == "contextual" else 1 if shared_head else num_heads
+        shape = (2 if method == "cross" else 1, buckets, channels)
         self.create_tables(head_dim, shape, num_prefix_tokens, values, init_std)
 
     def bucket(self, delta: Tensor) -> Tensor:
@@ -99,5 +106,5 @@ class IRPE(BucketBias):
     def scores(self, content: Tensor) -> Tensor:
         if self.mode == "contextual":
             return super().scores(content)
-        numbers = self.key_table.to(content.dtype).transpose(1, 2)[:, None, :, None]  # (tables, 1, heads, 1, rows)
-        return numbers.expand(-1, len(content), -1, content.shape[-2], -1)
+        numbers = self.key_table.to(content.dtype).transpose(1, 2)[:, None, :, None]  # (tables, 1, 1 or heads, 1, rows)
+        return numbers.expand(-1, *content.shape[:3], -1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -29,9 +30,12 @@ UNDIRECTED_EXPONENTS = (2, 4, 6, 8)
 def family_sizes(num_heads: int) -> tuple[int, int, int]:
     """Return the heads of the two directed families and of the undirected one.
 
-    Below 12 heads a third for each directed family, rounded down. From 12 on as in the authors' code: families of whole
-    sets of the four directions, the first family the largest (16 heads: 8, 4, 4). The rest is undirected.
+    As in the authors' code for 6 heads (4, 0, 2) and from 12 on: families of whole sets of the four directions, the
+    first family the largest (16 heads: 8, 4, 4). For other numbers below 12, which they leave open, a third for each
+    directed family, rounded down. The rest is undirected.
     """
+    if num_heads == 6:
+        return 4, 0, 2
     if num_heads < 12:
         return num_heads // 3, num_heads // 3, num_heads - 2 * (num_heads // 3)
     sets, more = divmod(num_heads // 4, 3)
@@ -57,15 +61,18 @@ class LookHere(BiasEncoding):
 
     Heads come in three families, two with the preset's directions and one that sees everything. In a directed family
     head j has the direction j mod 4 and m = 0.5 ** (1 + j // 4); undirected heads have m = 1/4, 1/16, 1/64, 1/256,
-    each equally often. The paper has 12 heads, four in a family; `family_sizes` divides other numbers.
+    each equally often. The paper has 12 heads, four in a family; `family_sizes` divides other numbers. Compared with
+    the authors' code: 6 (four directed, two undirected), 12 and 16 heads, whose biases it rounds to bfloat16.
 
     Presets, with the directions of the two families in the authors' order:
         lh180: half planes up, down, left, right; and up right, up left, down right, down left.
         lh90: corners up left, up right, down left, down right; triangles up, down, left, right.
         lh45: the left halves of the triangles up and down, the upper halves of left and right; then the other halves.
-    lh90 is known from the authors' weights and lh180 from a public configuration; lh45 is inferred from its angle.
+    All three are those of the authors' code.
 
-    Translation invariant, not isotropic: a directed head tells left from right.
+    Translation invariant, not isotropic: a directed head tells left from right. On another grid it is the formula of
+    grid steps, as in the authors' code; with extrapolate=False distances count in steps of the trained grid, by one
+    factor for both axes.
 
     Args:
         num_heads: attention heads.
@@ -86,6 +93,7 @@ class LookHere(BiasEncoding):
 
     paper = "Fuller et al. 2024, arXiv 2405.13985"
     translation_invariant = True
+    extrapolation = "run_on"  # its fields of view are those of raw grid steps
 
     def __init__(
         self,
@@ -124,6 +132,14 @@ class LookHere(BiasEncoding):
         first, last = self.layer_slopes
         layer_slope = first + (last - first) * self.layer / max(self.depth - 1, 1)
         return self.global_slope * layer_slope * torch.exp2(-to_float64(self.exponents))
+
+    def locate(self, positions: Positions) -> Positions:
+        """Return the positions in the units of the trained grid, both axes by one factor: fields of view stay."""
+        if self.reference_shape is None or self.runs_on:
+            return positions
+        shapes = zip(self.reference_shape, positions.feat_shape, strict=True)
+        shorter = min((new - 1) / max(old - 1, 1) for new, old in shapes)  # the whole grid lies in the trained one
+        return replace(positions, coords=positions.coords * shorter, is_grid=False)
 
     def encode(self, queries: Positions, keys: Positions) -> Tensor:
         slopes, edges = self.slopes().to(queries.coords), self.edges.to(queries.coords)  # (heads,), (heads, edge, axis)

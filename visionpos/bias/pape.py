@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -21,7 +22,11 @@ class PaPE(ContextualBias):
     dz = z_q - z_k, z = W_p p for M parabolas per head; a = softplus(W_a x) and b = W_b x of the layer's input x at the
     query. Since z is linear in p, the M parabolas of a query are one: with D = p_q - p_k,
         bias = -D^T S D + beta . D,   S = sum_m a_m w_m w_m^T,   beta = sum_m b_m w_m,
-    which is what is computed: a cost without M, and no squares of large coordinates to cancel. Prefix tokens have none.
+    which is what is computed: a cost without M, and no squares of large coordinates to cancel.
+
+    Prefix tokens have no bias by default. The reference code, for its class token, has: patches are counted from 1 on
+    both axes there, and the token stands at (0, 0), one step outside the corner of the picture. `prefix="corner"` does
+    the same.
 
     Presets:
         pape: as above.
@@ -37,6 +42,7 @@ class PaPE(ContextualBias):
         num_parabolas: M, for preset "pape" only; None: 50, as in the reference code.
         preset: "pape" or "ri".
         scaled: multiply the bias by head_dim ** -0.5, as the reference code does.
+        prefix: "none", no bias for pairs with a prefix token, or "corner": it stands at (-1, -1) of the patches' grid.
 
     Attributes:
         position: Linear without bias, W_p (num_heads * M, 2), columns y and x; "ri": none.
@@ -47,6 +53,7 @@ class PaPE(ContextualBias):
     paper = "Ohrstrom et al. 2026, arXiv 2602.01418"
     learnable = True
     translation_invariant = True
+    extrapolation = "run_on"  # the paper's claim is about larger pictures, in grid steps
     content_source = "x"
 
     def __init__(
@@ -57,6 +64,7 @@ class PaPE(ContextualBias):
         num_parabolas: Count | None = None,
         preset: Literal["pape", "ri"] = "pape",
         scaled: bool = True,
+        prefix: Literal["none", "corner"] = "none",
         **grid_options,
     ):
         super().__init__(num_heads, **grid_options)
@@ -65,7 +73,7 @@ class PaPE(ContextualBias):
         if preset == "ri" and num_parabolas is not None:
             raise ValueError(f"num_parabolas belongs to preset 'pape'; 'ri' has one parabola, got {num_parabolas}")
         num_parabolas = 50 if num_parabolas is None else num_parabolas
-        self.head_dim, self.dim, self.preset, self.scaled = head_dim, dim, preset, scaled
+        self.head_dim, self.dim, self.preset, self.scaled, self.prefix = head_dim, dim, preset, scaled, prefix
         if preset == "ri":
             self.ab = nn.Linear(dim, num_heads, bias=False)
             self.register_buffer("position_scales", torch.empty(num_heads))
@@ -81,6 +89,20 @@ class PaPE(ContextualBias):
             nn.init.uniform_(self.position_scales, -(0.5**0.5), 0.5**0.5)
         else:
             self.position.reset_parameters()
+
+    def _prefix_as_patches(self, positions: Positions) -> Positions:
+        """Return the same tokens in the trained grid, those of the prefix as patches one step off its corner."""
+        located = self.locate(positions)
+        corner = located.coords.new_full((*located.coords.shape[:-2], positions.num_prefix_tokens, 2), -1.0)
+        coords = torch.cat([corner, located.coords], dim=-2)
+        return replace(located, coords=coords, num_prefix_tokens=0, is_grid=False)
+
+    def bias(self, positions: Positions, keys: Positions | None = None, content: Tensor | None = None) -> Tensor:
+        """Return the contextual bias (B, heads, prefix + N, prefix + N)."""
+        if self.prefix == "corner" and content is not None:
+            keys = self._prefix_as_patches((positions if keys is None else keys).promote(content.dtype))
+            positions = self._prefix_as_patches(positions.promote(content.dtype))
+        return super().bias(positions, keys, content)
 
     def encode(self, queries: Positions, keys: Positions, content: Tensor) -> Tensor:
         delta = queries.coords[..., :, None, :] - keys.coords[..., None, :, :]

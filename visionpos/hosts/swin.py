@@ -4,39 +4,19 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import torch.fx
+import torch
+import torch.nn.functional as F
 from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock
 from torch import Tensor, nn
 
 from ..bias.relative_table import RelativeTable
 from ..encoding import LayerFacts
 from ..materialize import is_plain_eager
-from ..positions import Positions
-from ..windows import TakeTokens, window_order
-from .host import FixedCoordinates, Host, encoding_parameters, first, layer_lists, register_host
-from .parameters import adopt_parameters, bind_parameters, replace_encodings
+from ..windows import TakeTokens, shift_mask, window_order, window_partition, window_reverse
+from .grids import AddPositions, GridHost, add_positions
+from .host import FixedCoordinates, encoding_parameters, first, register_host
+from .parameters import adopt_parameters, bind_parameters
 from .window_attention import WindowAttention, fuse_windows
-
-
-@torch.fx.wrap  # one call in its graphs: the size of a picture is known when they run
-def add_positions(x: Tensor, encodings: nn.ModuleList) -> Tensor:
-    """Return x (B, H, W, C) after input or conditional encodings."""
-    for encoding in encodings:
-        positions = Positions.grid(tuple(x.shape[1:3]), device=x.device)
-        x = encoding(x.flatten(1, 2), positions).view(x.shape)
-    return x
-
-
-class AddPositions:
-    """Mixin for a module of timm's that the tokens pass before the first block, where input encodings are added.
-
-    The model has them, as `pos_embed_input`; `input_encodings` is the same list in a tuple, so that it is not
-    registered as a child.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return x (B, H, W, C) as timm does, with input encodings."""
-        return super().forward(add_positions(x, self.input_encodings[0]))
 
 
 class EncodedIdentity(AddPositions, nn.Identity):
@@ -55,18 +35,51 @@ def hide_fully(mask: Tensor | None) -> Tensor | None:
 class EncodedGridBlock:
     """Mixin for a block on (B, H, W, C) tokens, after which conditional encodings may mix those of the whole grid."""
 
-    def get_attn_mask(self, *args, **kwargs) -> Tensor | None:
-        """Return timm's shift mask, (windows, N, N), of 0 and -inf."""
-        return hide_fully(super().get_attn_mask(*args, **kwargs))
+    def has_its_own(self) -> bool:
+        """Return whether attention has the encoding of timm's model, and no other: it then keeps timm's bits."""
+        return [encoding.owner for encoding in self.attn.encodings] == [self.attn]
+
+    def get_attn_mask(self, x: Tensor | None = None, device=None, dtype=None, feat_shape=None) -> Tensor | None:
+        """Return the shift mask, (windows, N, N), of 0 and -inf: timm's, or that of any other encoding.
+
+        They differ where the window does not divide the grid: timm's lets tokens of opposite borders see each other.
+
+        Args:
+            x: tokens of any picture, rolled and padded; by default the mask is for `input_resolution`.
+            device: of the mask, without x.
+            dtype: likewise.
+            feat_shape: (H, W) of the grid that became x.
+        """
+        mask = super().get_attn_mask(x, device=device, dtype=dtype)
+        if mask is None or self.has_its_own():
+            return hide_fully(mask)
+        feat_shape = self.input_resolution if feat_shape is None else feat_shape
+        return shift_mask(feat_shape, self.window_size, self.shift_size, mask.device).to(mask.dtype)
+
+    def sees_across_border(self) -> bool:
+        """Return whether tokens of opposite borders of the picture see each other, as in timm's model."""
+        mask = self.get_attn_mask(device=torch.device("cpu"))
+        if mask is None:
+            return False
+        apart = shift_mask(self.input_resolution, self.window_size, self.shift_size, mask.device) != 0
+        return bool((apart & (mask == 0)).any())
 
     def _attn(self, x: Tensor) -> Tensor:
         """Return the attention of x (B, H, W, C) as timm does; the ways into the windows and back are a gather each.
 
         timm's rolls, padding and copies stay where a graph is traced, and for pictures of any size.
         """
-        if self.dynamic_mask or not isinstance(x, Tensor) or not is_plain_eager():
+        if not isinstance(x, Tensor):  # symbolic tracing
             return super()._attn(x)
-        way = window_order(tuple(x.shape[1:3]), self.window_size, self.shift_size, x.device)
+        shape, (wh, ww) = tuple(x.shape[1:3]), self.window_size
+        if self.dynamic_mask or not is_plain_eager():
+            padding = (0, 0, 0, -shape[1] % ww, 0, -shape[0] % wh)
+            rolled = F.pad(x.roll([-s for s in self.shift_size], (1, 2)), padding)
+            mask = self.get_attn_mask(rolled, feat_shape=shape) if self.dynamic_mask else self.attn_mask
+            windows = self.attn(window_partition(rolled, self.window_size), mask=mask)
+            rolled = window_reverse(windows, self.window_size, tuple(rolled.shape[1:3]))
+            return rolled[:, : shape[0], : shape[1]].roll(self.shift_size, (1, 2))
+        way = window_order(shape, self.window_size, self.shift_size, x.device)
         windows = TakeTokens.apply(x.flatten(1, 2), *way)
         windows = self.attn(windows.view(-1, self.window_area, x.shape[-1]), mask=self.attn_mask)
         return TakeTokens.apply(windows.view(x.shape[0], -1, x.shape[-1]), *reversed(way)).view(x.shape)
@@ -94,6 +107,10 @@ class EncodedSwinMixin(FixedCoordinates):
         for encoding in self.pos_embed_input:
             encoding.set_feat_shape(tuple(self.patch_embed.grid_size))
 
+    def sees_across_border(self) -> bool:
+        """Return whether a shifted window joins opposite borders of the picture, at the size the model is set to."""
+        return any(block.sees_across_border() for stage in self.layers for block in stage.blocks)
+
     def no_weight_decay(self) -> set[str]:
         """Return timm's names and every parameter of an encoding."""
         return super().no_weight_decay() | encoding_parameters(self)
@@ -107,17 +124,13 @@ class EncodedSwinTransformer(EncodedSwinMixin, SwinTransformer):
     """A Swin Transformer whose positions are encodings of this package."""
 
 
-class SwinHost(Host):
+class SwinHost(GridHost):
     """The family of Swin v1; another version has its own class attributes and `wrap_attention`."""
 
     name = "SwinTransformer (Swin v1)"
-    model_class: ClassVar[type] = SwinTransformer
-    encoded_class: ClassVar[type] = EncodedSwinTransformer
+    models: ClassVar = {SwinTransformer: EncodedSwinTransformer}
     block_class: ClassVar[type] = EncodedSwinBlock
     native: ClassVar[type] = RelativeTable  # the encoding that timm's model has, under names of its own
-
-    def accepts(self, model: nn.Module) -> bool:
-        return type(model) is self.model_class or isinstance(model, self.encoded_class)
 
     def blocks(self, model: nn.Module) -> list[nn.Module]:
         """Return all blocks in order."""
@@ -135,15 +148,11 @@ class SwinHost(Host):
         """Swap the class of timm's block and of its attention."""
         self.wrap_attention(block.attn)
         block.__class__, block.mixers = self.block_class, nn.ModuleList()
-        block.attn_mask = hide_fully(block.attn_mask)
+        block._init_buffers()
 
-    def convert(self, model: nn.Module) -> None:
-        if isinstance(model, self.encoded_class):
-            return
+    def convert_parts(self, model: nn.Module) -> None:
         for block in self.blocks(model):
             self.wrap_block(block)
-        model.__class__ = self.encoded_class
-        model.pos_embed_input = nn.ModuleList()
         stem = model.layers[0].downsample
         stem.input_encodings = (model.pos_embed_input,)
         stem.__class__ = EncodedIdentity
@@ -169,18 +178,12 @@ class SwinHost(Host):
         depths = [len(stage.blocks) for stage in model.layers]
         return [sum(depths[:stage]) for stage in range(len(depths))]
 
-    def encodings(self, model: nn.Module):
-        layers = [[*block.attn.encodings, *block.mixers] for block in self.blocks(model)]
-        return list(model.pos_embed_input), layers
-
-    def install(self, model: nn.Module, inputs, layers) -> None:
-        blocks = self.blocks(model)
-        lists = (place for block, new in zip(blocks, layers, strict=True) for place in layer_lists(block, new))
-        replace_encodings((model.pos_embed_input, inputs), *lists)
-        for block in blocks:
+    def bind_native(self, model: nn.Module) -> None:
+        for block in self.blocks(model):
             native = first(block.attn.encodings, self.native)
             if native is not None:
                 bind_parameters(native, block.attn)
+            block._init_buffers()  # whose shift mask depends on the encodings
 
 
 HOST = register_host(SwinHost())

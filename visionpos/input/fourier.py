@@ -1,6 +1,6 @@
 """Fourier features: Perceiver (Jaegle et al. 2021, arXiv 2103.03206) and learnable (Li et al. 2021, arXiv 2106.02795).
 
-Both formulas are from memory of the papers; Perceiver's agrees with timm's `build_fourier_pos_embed`.
+Perceiver's formula was compared with timm's `build_fourier_pos_embed`; the learnable one is from memory of its paper.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ class Fourier(InputEncoding):
 
     paper = "Jaegle et al. 2021, arXiv 2103.03206"
     learnable = True
+    extrapolation = "formula"  # the box of "perceiver"; "learnable" counts grid steps
 
     def __init__(
         self,

@@ -43,6 +43,7 @@ class RopeDinoV3(RotaryEncoding):
 
     paper = "Simeoni et al. 2025, arXiv 2508.10104"
     translation_invariant = True
+    extrapolation = "formula"  # the box
 
     def __init__(
         self,

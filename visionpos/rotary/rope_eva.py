@@ -33,6 +33,7 @@ class RopeEva(RotaryEncoding):
 
     paper = "Fang et al. 2023, arXiv 2303.11331"
     translation_invariant = True
+    extrapolation = "interpolate"  # into the grid of pretraining, by `locate`
 
     def __init__(
         self,
@@ -47,7 +48,7 @@ class RopeEva(RotaryEncoding):
         self.temperature = temperature
 
     def locate(self, positions: Positions) -> Positions:
-        if self.reference_shape is None or self.extrapolate:
+        if self.reference_shape is None or self.runs_on:
             return positions
         sizes = zip(to_float64(positions.coords).unbind(-1), positions.feat_shape, self.reference_shape, strict=True)
         coords = torch.stack([i / n * n_ref for i, n, n_ref in sizes], dim=-1)

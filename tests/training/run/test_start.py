@@ -201,7 +201,11 @@ def test_without_a_network_a_name_is_one_line_and_nothing_is_tried_twice(flags, 
     assert run_command(lambda: train(run)) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert error.startswith("error: init: " if "--init" in flags else "error: model.options: ")
+    assert error.startswith(
+        {"--init": "error: init: ", "--model.name": "error: model.name: hf-hub:someone/model: "}.get(
+            flags[0], "error: model.options: "
+        )
+    )
     assert waited == [0.2]
     start._answers.cache_clear()
 

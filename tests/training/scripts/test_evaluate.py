@@ -76,7 +76,16 @@ def test_a_picture_run_at_other_sizes(model, encoding, tmp_path):
     ]
     assert report["rows"][0]["accuracy"] == result["final"]["test"]
     assert json.loads((tmp_path / "run" / "evaluate.json").read_text()) == report
-    assert "JPEG" in report["note"]
+    assert report["note"] == ""
+
+
+@pytest.mark.parametrize(("encoding", "named"), [("relative_table", "10x12, canvas 10x14: Swin's"), ("alibi2d", "")])
+def test_the_note_names_the_sizes_at_which_a_swin_sees_across_the_border(encoding, named, tmp_path):
+    swin = SWIN.replace("window_size: 2", "window_size: 3").replace("[2, 1]", "[2]").replace("[2, 2]", "[2]")
+    train(picture_config(tmp_path, "--model", swin, "--encoding", encoding))
+    note = evaluate(tmp_path / "run", [(12, 18), (10, 12)], [(10, 14)])["note"]
+    assert named in note
+    assert ("opposite borders" in note) == bool(named)
 
 
 def test_a_task_run_on_other_grids_interpolated_and_extrapolated(tmp_path):

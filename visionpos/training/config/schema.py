@@ -1,5 +1,6 @@
 """The configuration of a run: what can be set, and what is accepted."""
 
+import hashlib
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -21,7 +22,8 @@ class Range(NamedTuple):
     text: str
 
 
-COUNT = Range(lambda value: value >= 1, "a whole number from 1")
+COUNT = Range(lambda value: 1 <= value < 2**31, "a whole number from 1, below 2**31")
+SEED = Range(lambda value: 0 <= value < 2**64, "a whole number from 0, below 2**64")
 NATURAL = Range(lambda value: 0 <= value < float("inf"), "a number from 0")
 SHARE = Range(lambda value: 0 <= value < 1, "a number from 0 to below 1")
 FRACTION = Range(lambda value: 0 < value < 1, "a number above 0, below 1")
@@ -32,9 +34,12 @@ SIZE = Range(lambda value: min(value if isinstance(value, tuple) else (value,)) 
 PORTION = Range(lambda value: 0 < value <= 1, "a number above 0, at most 1")
 MEAN = Range(lambda value: all(0 <= each <= 1 for each in value), "three numbers from 0 to 1")
 STD = Range(lambda value: all(0 < each <= 1 for each in value), "three numbers above 0, at most 1")
-GRID = Range(lambda value: min(value) >= 1, "two whole numbers from 1, cells down and across")
 CROP_SCALE = Range(lambda value: 0 < value[0] <= value[1] <= 1, "two numbers above 0, at most 1, the smaller first")
+GRID = Range(lambda value: min(value) >= 1 and max(value) < 2**31, "two whole numbers from 1, cells down and across")
 BETAS = Range(lambda value: all(0 <= beta < 1 for beta in value), "two numbers from 0 to below 1")
+
+
+LONGEST_NAME = 220  # bytes of a directory's name, of which file systems accept 255, before "-seed0" is added
 
 
 def within(accepted: Range, default: Any) -> Any:
@@ -209,7 +214,7 @@ class Config:
     recipe: Recipe = field(default_factory=Recipe)
     encoding: Any = "none"
     init: str | None = None
-    seed: int = within(NATURAL, 0)
+    seed: int = within(SEED, 0)
     output: str | None = None
     resume: bool = True
     device: str = "auto"
@@ -312,6 +317,8 @@ def check_ranges(group: Any, prefix: str = "") -> None:
         name, value, accepted = prefix + each.name, getattr(group, each.name), each.metadata.get("range")
         if is_dataclass(value):
             check_ranges(value, f"{name}.")
+        elif isinstance(value, str) and (not value or "\0" in value):
+            raise ConfigError(f"{name}: {value!r} given; accepted: text of one character or more, none of them NUL")
         elif accepted and value is not None and not accepted.accepts(value):
             raise ConfigError(f"{name}: {value} given; accepted: {accepted.text}")
 
@@ -345,5 +352,9 @@ def encoding_label(spec: Any) -> str:
 
 
 def file_name(text: str) -> str:
-    """Return `text` with only those characters that no file system or shell minds."""
-    return re.sub(r"[^\w.=+-]+", "-", text).strip("-")
+    """Return `text` with only those characters that no file system or shell minds, a long one as a start and a hash."""
+    name = re.sub(r"[^\w.=+-]+", "-", text).strip("-")
+    if len(name.encode()) <= LONGEST_NAME:
+        return name
+    start = name.encode()[: LONGEST_NAME - 11].decode(errors="ignore")
+    return f"{start}-{hashlib.sha256(name.encode()).hexdigest()[:10]}"

@@ -7,7 +7,6 @@ another archive, or a damaged one, is not used and is written anew. Where nothin
 
 import hashlib
 import json
-import os
 import zlib
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +14,8 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from visionpos.training.files import written_aside
 
 FORMAT_VERSION = "1"  # of how pictures are decoded and resized: another one, another content
 Decoded = tuple[Tensor, Tensor, tuple[str, ...]]  # images, labels, classes
@@ -38,19 +39,14 @@ def save(archive: Path, split: str, shape: str, decoded: Decoded) -> None:
     """Keep decoded pictures beside their archive, in full or not at all; where nothing can be written, do nothing."""
     images, labels, classes = decoded
     path = _beside(archive, split, shape)
-    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     metadata = {
         "version": FORMAT_VERSION,
         "archive": _checksum(archive),
         "content": _crc(decoded),
         "classes": json.dumps(classes),
     }
-    try:
+    with suppress(OSError, SafetensorError), written_aside(path) as aside:
         save_file({"images": images, "labels": labels}, aside, metadata)
-        os.replace(aside, path)
-    except (OSError, SafetensorError):
-        with suppress(OSError):
-            aside.unlink(missing_ok=True)
 
 
 def _beside(archive: Path, split: str, shape: str) -> Path:

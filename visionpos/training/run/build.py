@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import timm
+from timm.layers import to_2tuple
 from torch import Tensor, nn
 
 import visionpos as vp
 from visionpos.training.config.schema import Config
-from visionpos.training.errors import ConfigError, did_you_mean
+from visionpos.training.errors import CheckpointError, ConfigError, did_you_mean, one_line, reason, reporting
 from visionpos.training.run import checkpoint
 from visionpos.training.run.checkpoint import Checkpoint
 from visionpos.training.run.start import ACCEPTED, fit_start, is_run, reachable_hub
@@ -46,9 +47,14 @@ def check_model(config: Config) -> nn.Module:
     What only the pictures say may be another here: their size, and the number of classes. So files that
     `model.options` names, whose classifier must fit, are left to the run.
     """
+    file = config.model.options.get("checkpoint_path")
+    if file and not Path(str(file)).is_file():
+        raise ConfigError(f"model.options.checkpoint_path: {file!r} given; accepted: an existing file")
     config = without_files(config)
     options = config.model.options
-    small = config.data.shape or (32 if config.data.name.startswith("cifar") else 4 * options.get("patch_size", 16))
+    with reporting("model.options.patch_size"):
+        patches = tuple(4 * side for side in to_2tuple(options.get("patch_size") or 16))
+    small = config.data.shape or (32 if config.data.name.startswith("cifar") else patches)
     model = _assemble(config, {"img_size": small, **options})
     if config.start is not None:
         pretrained_encoder(config.start) if is_run(config.start) else fit_start(model, config.start)
@@ -94,32 +100,40 @@ def trained_model(config: Config, found: Checkpoint) -> tuple[nn.Module, str]:
     """Return the model with the weights of a checkpoint, averaged if there are such, and which: `ema` or `raw`."""
     model = build_model(without_files(config), found.metadata).eval()
     averaged = found.tensors.get("ema")
-    model.load_state_dict(found.tensors["model"] if averaged is None else averaged)
+    with reporting(f"the checkpoint of step {found.step} does not fit the configuration", CheckpointError):
+        model.load_state_dict(found.tensors["model"] if averaged is None else averaged)
     return model, "raw" if averaged is None else "ema"
 
 
 def _assemble(config: Config, options: Mapping[str, Any]) -> nn.Module:
     """Return timm's model with the encoding; ConfigError for what either refuses."""
+    name = config.model.name
     try:
-        with reachable_hub() if options.get("pretrained") or config.model.name.startswith("hf") else nullcontext():
-            model = timm.create_model(config.model.name, **options)
-    except (RuntimeError, OSError, TypeError, ValueError, AssertionError, ArithmeticError, KeyError) as error:
-        if str(error).startswith("Unknown model"):
-            close = did_you_mean(config.model.name, timm.list_models(), listed=False)
-            raise ConfigError(f"model.name: {error}; {close}accepted: what timm.list_models() lists") from None
-        raise ConfigError(f"model.options{_explain(config.model.name, str(error))}") from None
+        with reachable_hub() if ":" in name or options.get("pretrained") else nullcontext():
+            model = timm.create_model(name, **options)
+    except Exception as error:  # whatever timm, the hub and PyTorch come up with for these options
+        raise ConfigError(_explain(name, options, one_line(reason(error)))) from error
     try:
         return vp.set_encoding(model, config.encoding)
     except (ValueError, TypeError) as error:
-        raise ConfigError(f"encoding: {error}") from None
+        raise ConfigError(f"encoding: {error}") from error
 
 
-def _explain(name: str, message: str) -> str:
-    """Return timm's complaint; for an unknown option, with those that the model takes."""
+def _explain(name: str, options: Mapping[str, Any], message: str) -> str:
+    """Return timm's complaint, with the field that it is about; for an unknown name or option, with those there are."""
+    architecture, _, tag = name.partition(".")
+    if ":" in name or "/" in name:
+        return f"model.name: {name}: {message}"
+    if not timm.is_model(architecture):
+        close = did_you_mean(name, timm.list_models(), listed=False)
+        return f"model.name: {message}; {close}accepted: what timm.list_models() lists"
+    if tag and "pretrained tag" in message:
+        return f"model.name: {message}; accepted: {', '.join(timm.list_pretrained(architecture))}"
     if unknown := re.search(r"unexpected keyword argument '(\w+)'", message):
-        parameters = inspect.signature(type(timm.create_model(name))).parameters
-        return f".{unknown[1]}: no such option; {did_you_mean(unknown[1], list(parameters))}"
-    return f": {message}"
+        parameters = inspect.signature(type(timm.create_model(architecture))).parameters
+        return f"model.options.{unknown[1]}: no such option; {did_you_mean(unknown[1], list(parameters))}"
+    quoted = (f".{key}" for key, value in options.items() if isinstance(value, str) and repr(value) in message)
+    return f"model.options{next(quoted, '')}: {message}"
 
 
 def _comparable(key: str, value: Any) -> Any:

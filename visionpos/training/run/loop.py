@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 import visionpos as vp
 from visionpos.training.config.schema import Config, encoding_label
-from visionpos.training.errors import CheckpointError
+from visionpos.training.errors import CheckpointError, one_line, reporting
 from visionpos.training.run import checkpoint
 from visionpos.training.run.checkpoint import Checkpoint
 from visionpos.training.run.distributed import Distributed
@@ -75,7 +75,9 @@ def execute(task: TrainingTask, config: Config) -> dict[str, Any]:
         return profile(open_trainer(task, config, distributed), config.profile)
     run = RunDirectory(config)
     if run.result is not None:
-        distributed.print0(f"{run.path} is finished: {task.headline(run.result)}")
+        with reporting(f"{run.path / 'result.json'} is damaged"):
+            headline = task.headline(run.result)
+        distributed.print0(one_line(f"{run.path} is finished: {headline}"))
         return run.result
     trainer = open_trainer(task, config, distributed)
     distributed.print0(f"{run.path}: {start_line(config, trainer)}")
@@ -83,7 +85,7 @@ def execute(task: TrainingTask, config: Config) -> dict[str, Any]:
         found = checkpoint.load(run.checkpoints, warn=distributed.is_main)
         resume(trainer, run, found)
         result = RunLoop(task, trainer, run, config, found).run_to_end()
-    distributed.print0(f"{run.path}: {task.headline(result)}")
+    distributed.print0(one_line(f"{run.path}: {task.headline(result)}"))
     return result
 
 
@@ -127,7 +129,7 @@ def resume(trainer: Trainer, run: RunDirectory, found: Checkpoint | None) -> Non
     if not {"line", "seconds", "losses", "surroundings"} <= found.state.keys():
         raise CheckpointError(f"the checkpoint of step {found.step} was saved by another version of this program")
     trainer.restore(found)
-    distributed.print0(f"{run.path}: continuing after step {trainer.step} of {trainer.total}")
+    distributed.print0(one_line(f"{run.path}: continuing after step {trainer.step} of {trainer.total}"))
     there, here = flat(found.state["surroundings"]), flat(surroundings(trainer))
     changed = ", ".join(
         f"{key} ({there.get(key)} there, {here[key]} now)" for key in here if here[key] != there.get(key)

@@ -48,9 +48,9 @@ Batches = Iterator[tuple[Tensor, Tensor]]
 
 EVALUATION_BATCH_SIZE = 512
 EVALUATION_TASK_SIZE = 2048  # pictures of a position task, the same ones in every run
-JPEG_NOTE = (
-    "pictures read from a folder or an archive may be re-encoded copies (the project's cifar10.tar.xz is JPEG, "
-    "quality 75), and their accuracies are not comparable with published ones to better than about a point"
+COPIES_NOTE = (
+    "class folders and archives of {} may hold re-encoded copies (the project's cifar10.tar.xz is JPEG, quality 75): "
+    "accuracies are not comparable with published ones to better than about a point"
 )
 
 
@@ -118,7 +118,7 @@ def _resident(data: Data, recipe: Recipe, seed: int, device: torch.device) -> "P
         raise ConfigError(
             f"recipe.batch_size: {recipe.batch_size} given; accepted: at most the {len(train)} pictures there are"
         )
-    return PictureSource(train, test, picture_split(data), recipe, seed, device, data.mean, data.std)
+    return PictureSource(train, test, picture_split(data), recipe, seed, device, data.mean, data.std, copies_note(data))
 
 
 class PictureSource:
@@ -136,6 +136,7 @@ class PictureSource:
         device: torch.device,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
+        note: str = "",
     ):
         mean, std = (given or own for given, own in zip((mean, std), train.mean_std(), strict=True))
         self.splits = (split,)
@@ -157,7 +158,7 @@ class PictureSource:
             "test_size": len(test),
             "mean": list(mean),
             "std": list(std),
-            "note": JPEG_NOTE,
+            "note": note,
             "classes": list(train.classes),
             "resident": True,
         }
@@ -218,6 +219,15 @@ class TaskSource:
     def evaluation(self, split: str) -> Batches:
         """Yield the pictures and labels of a split, the same at every call."""
         return task_batches(self.task, split, self.generator)
+
+
+def copies_note(data: Data) -> str:
+    """Return what accuracies on CIFAR must say unless its original files are there; nothing for other pictures."""
+    if data.name not in CIFAR:
+        return ""
+    kind, root = CIFAR[data.name], Path(data.root)
+    originals = (folder / name for folder in (root, root / data.name) for name in (kind.base_folder, kind.filename))
+    return "" if any(path.exists() for path in originals) else COPIES_NOTE.format(data.name)
 
 
 def open_task(data: Data) -> PositionTask:

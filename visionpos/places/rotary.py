@@ -1,0 +1,126 @@
+"""The base class of encodings that rotate queries and keys."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from ..encoding import AttentionTensors, PositionEncoding, check_tokens, full_precision
+from ..frequencies import require_multiple
+from ..materialize import materialize
+from ..options import Count
+from ..positions import Positions
+from ..rotation import AxialLayout, rotate
+
+
+def take_tokens(table: Tensor, index: Tensor, num_prefix_tokens: int) -> Tensor:
+    """Return the rows of the prefix tokens and of the patch tokens index (B, K), other ones for every sample.
+
+    Args:
+        table: (..., heads, prefix + N, X).
+        index: (B, K).
+        num_prefix_tokens: how many prefix tokens there are.
+
+    Returns:
+        (..., B, heads, prefix + K, X).
+    """
+    prefix = torch.arange(num_prefix_tokens, device=index.device).expand(len(index), -1)
+    rows = torch.cat([prefix, index + num_prefix_tokens], dim=1)  # (B, prefix + K)
+    return materialize(table.index_select(-2, rows.flatten())).unflatten(-2, rows.shape).movedim(-3, -4)
+
+
+class RotaryEncoding(PositionEncoding):
+    """Base class of encodings that rotate channel pairs of queries and keys by angles that depend on the position.
+
+    Args:
+        num_heads: attention heads.
+        head_dim: channels of a head, even.
+        layout: which channels form a pair: "interleaved" (2i, 2i + 1), "half" (i, i + head_dim / 2), or
+            "half_per_axis", half in each half of the head.
+
+    Example:
+        >>> class Column(vp.RotaryEncoding):
+        ...     def encode(self, positions):  # (heads or 1, N, head_dim / 2): an angle of x radians
+        ...         return positions.coords[..., None, :, 1:].expand(-1, -1, self.num_angles)
+        >>> x = torch.tensor([1.0, 0.0]).expand(1, 1, 3, 2)
+        >>> q, k = Column(num_heads=1, head_dim=2)(x, x, vp.Positions.grid((1, 3)))
+        >>> torch.allclose((q @ k.mT)[0, 0, 0], torch.tensor([0.0, 1.0, 2.0]).cos())
+        True
+    """
+
+    place = "rotary"
+
+    def __init__(self, num_heads: Count, head_dim: Count, layout: AxialLayout = "interleaved", **grid_options):
+        super().__init__(**grid_options)
+        require_multiple("head_dim", head_dim, 4 if layout == "half_per_axis" else 2, "channels are rotated in pairs")
+        self.num_heads, self.head_dim, self.layout = num_heads, head_dim, layout
+
+    @property
+    def num_angles(self) -> int:
+        """Return the number of angles per token and head: one for each pair of channels."""
+        return self.head_dim // 2
+
+    def angles(self, positions: Positions) -> Float[Tensor, "*batch heads n pairs"]:
+        """Return the angles of the patch tokens in radians: (heads or 1, N, head_dim / 2), float32."""
+        positions = self.promote(positions)
+        with full_precision(positions):
+            return self.encode(self.locate(positions)).to(positions.coords.dtype)
+
+    def prepare(self, positions: Positions) -> Tensor:
+        """Return cosines and sines, (2, [B,] heads or 1, prefix + N, head_dim / 2); prefix tokens get the identity."""
+        positions = self.promote(positions)
+        with full_precision(positions):
+            angles = F.pad(self.encode(self.locate(positions)), (0, 0, positions.num_prefix_tokens, 0))
+            return torch.stack([angles.cos(), angles.sin()]).to(positions.coords.dtype)
+
+    def take_tokens(self, prepared: Any, index: Tensor, num_prefix_tokens: int) -> Any:
+        """Return the part of what `prepare` returned for a whole grid that belongs to the patch tokens index (B, K).
+
+        It equals `prepare(positions.keep(index))` bit for bit; the formula is computed once for all samples.
+        """
+        return take_tokens(prepared, index, num_prefix_tokens)
+
+    def rotate(self, x: Tensor, prepared: Tensor) -> Tensor:
+        """Return x (B, heads, prefix + N, head_dim) turned by what `prepare` returned."""
+        cos, sin = prepared.unbind(0)  # ([B,] heads or 1, prefix + N, head_dim / 2) each
+        return rotate(x, cos, sin, self.layout)
+
+    def rotate_qk(self, q: Tensor, k: Tensor, prepared: Any) -> tuple[Tensor, Tensor]:
+        """Return queries and keys turned by what `prepare` returned: both alike, unless a subclass says otherwise."""
+        return self.rotate(q, prepared), self.rotate(k, prepared)
+
+    @property
+    def turns_pairs(self) -> bool:
+        """Return whether cosines and sines of `prepare` turn q and k, and nothing else happens to them.
+
+        So it is unless a subclass says otherwise, in the two layouts that kernels know.
+        """
+        own, base = type(self), RotaryEncoding
+        same = all(getattr(own, name) is getattr(base, name) for name in ("rotate", "rotate_qk", "modify_attention"))
+        return same and self.layout != "half_per_axis"
+
+    def modify_attention(self, tensors: AttentionTensors, prepared: Tensor) -> None:
+        """Turn the queries and keys of an attention layer."""
+        tensors.q, tensors.k = self.rotate_qk(tensors.q, tensors.k, prepared)
+
+    def forward(self, q: Float[Tensor, "b heads t d"], k: Float[Tensor, "b heads t d"], positions: Positions):
+        """Return q and k (B, heads, prefix + N, head_dim), rotated, in their own dtype.
+
+        Prefix tokens stay as they are, bit for bit.
+
+        Raises:
+            ValueError: another number of tokens, heads or channels than the positions and the encoding have.
+        """
+        for what, x in (("q", q), ("k", k)):
+            check_tokens(x, 2, positions, what)
+            if (x.shape[1], x.shape[3]) != (self.num_heads, self.head_dim):
+                raise ValueError(
+                    f"{what} has {x.shape[1]} heads of {x.shape[3]} channels, but {self.name} was built with "
+                    f"num_heads={self.num_heads}, head_dim={self.head_dim}"
+                )
+        prepared = self.prepare(positions.promote(q.dtype).promote(k.dtype))
+        return self.rotate_qk(q, k, prepared)
