@@ -137,7 +137,7 @@ def _class_folders(
     _check_same_classes(path, folder, classes)
     labels = {name: label for label, name in enumerate(classes[folder])}
     return classes[folder], (
-        (where := f"{path}/{'/'.join(parts)} (picture {n})", labels[parts[1]], _decode(where, files[parts]))
+        (where := f"{path}/{'/'.join(parts)} (picture {n})", labels[parts[1]], decode(where, files[parts]))
         for n, parts in enumerate(members[folder])
     )
 
@@ -160,7 +160,7 @@ def _parquet_samples(files: list[Path], labels: list[int]) -> Samples:
         with _reporting(f"{where} is not a picture and a class number"):
             if not 0 <= number < len(labels):
                 raise DataError(f"{where}: label {number} is not in 0 .. {len(labels) - 1}")
-            sample = where, labels[number], _decode(where, picture["bytes"])
+            sample = where, labels[number], decode(where, picture["bytes"])
         yield sample
 
 
@@ -226,7 +226,7 @@ def _check_same_classes(path: Path, chosen: str, classes: Mapping[str, tuple[str
             raise DataError(f"{path}: {chosen} and {other} have different classes, {what}")
 
 
-def _decode(where: str, source: Path | bytes) -> Image.Image:
+def decode(where: str, source: Path | bytes) -> Image.Image:
     """Return one file as an RGB picture, upright as its EXIF says, its format and size checked first."""
     with _reporting(f"cannot read picture {where}"):
         try:

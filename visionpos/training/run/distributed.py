@@ -128,7 +128,7 @@ class Distributed:
     def print0(self, text: str) -> None:
         """Print a line, once for all processes."""
         if self.is_main:
-            print(text)
+            print(text, flush=True)
 
     def barrier(self) -> None:
         """Wait until all processes have come here."""
