@@ -19,7 +19,7 @@ POSITIONS = mutants_of(
         ("shift of the other axis", ".roll((-shift[0], -shift[1])", ".roll((-shift[1], -shift[0])"),
         ("end to end with n for n - 1", "(new - 1) / max(old - 1, 1)", "new / old"),
         ("rescaled coordinates called a grid", "feat_shape=feat_shape, is_grid=False)", "feat_shape=feat_shape)"),
-        ("coordinates in bfloat16", "else self.coords.float()", "else self.coords.bfloat16().float()"),
+        ("coordinates in bfloat16", "else coords.float()", "else coords.bfloat16().float()"),
     ],
 )
 
