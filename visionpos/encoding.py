@@ -170,7 +170,7 @@ class PositionEncoding(nn.Module):
 
     # A host such as timm's ViT or Swin has its own name and place for a table, which optimisers, checkpoints and timm
     # itself rely on. The encoding then reads the parameter from there, so that it exists once, under the host's name:
-    # `_bound` is (owner, names, layer), see `hosts.parameters`.
+    # `_bound` is (owner, names, view), see `hosts.parameters`.
 
     @property
     def owner(self) -> nn.Module:
@@ -179,14 +179,16 @@ class PositionEncoding(nn.Module):
 
     def set_parameter(self, name: str, value: Tensor) -> None:
         """Replace a parameter by one of another shape, wherever it lives."""
-        setattr(self.owner, name, nn.Parameter(value, requires_grad=getattr(self.owner, name).requires_grad))
+        owner, _, view = self.__dict__.get("_bound", (self, (), None))
+        value = value if view is None else view.write(value, self)
+        setattr(owner, name, nn.Parameter(value, requires_grad=getattr(owner, name).requires_grad))
 
     def __getattr__(self, name: str):
-        owner, names, layer = self.__dict__.get("_bound", (None, (), None))
+        owner, names, view = self.__dict__.get("_bound", (None, (), None))
         if name not in names:
             return super().__getattr__(name)
         value = getattr(owner, name)
-        return value if layer is None else value[:, layer]
+        return value if view is None else view.read(value)
 
     def extra_repr(self) -> str:
         hidden = {"training"} if self.extrapolate else {"training", "extrapolate"}

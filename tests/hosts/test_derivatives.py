@@ -12,7 +12,7 @@ from visionpos.analysis.hosts import ZOO, build
 OWN = None
 HVP_SPECS = [OWN, "rope_axial", "alibi2d"]
 SIX_HOSTS = ["ViT, class token", "DINOv3", "BEiT", "CaiT", "Swin", "Hiera"]
-FLOAT32_IN_TIMM = ["EVA-02", "DINOv3", "RoPE-ViT, axial", "RoPE-ViT, mixed", "ViT, relative bias", "Swin v2"]
+FLOAT32_IN_TIMM = ["EVA-02", "DINOv3", "RoPE-ViT, axial", "RoPE-ViT, mixed", "ViT, relative bias", "Swin v2", "CoAtNet"]
 SIX_ENCODINGS = ["learned", "rope_mixed", "relative_table", "decomposed", "fire", "peg"]
 
 

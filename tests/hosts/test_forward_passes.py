@@ -15,19 +15,19 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
 )
 
 import visionpos as vp
+from tests.hosts.families import GRIDS, deeper
 from tests.small import randomised
 from visionpos.analysis.hosts import ZOO, build
 
 OWN, ALL_PLACES = "own", "sincos2d+rope_axial+alibi2d+peg"
-ONE_SIZE = ("BEiT", "ViT, relative bias", "CaiT", "Hiera")
-ANY_SIZE = {"Swin": {"strict_img_size": False}, "Swin v2": {"strict_img_size": False}, "SAM": {}}
+ONE_SIZE = ("BEiT", "ViT, relative bias", "CaiT", "Hiera", "CoAtNet")
+ANY_SIZE = {"Swin": {"strict_img_size": False}, "Swin v2": {"strict_img_size": False}, "SAM": {}, "MaxViT": {}}
 
 
 def converted(family, spec):
     """A model of two blocks or more whose every weight matters, unlike timm's at the start."""
-    depth = {} if family in ("Swin", "Swin v2", "Hiera") else {"depth": 2}
     any_size = {} if family in ONE_SIZE else ANY_SIZE.get(family, {"dynamic_img_size": True})
-    model, size = build(family, **depth, **any_size)
+    model, size = build(family, **deeper(family), **any_size)
     vp.get_encoding(model) if spec == OWN else vp.set_encoding(model, spec)
     return randomised(model), size
 
@@ -158,7 +158,7 @@ def test_a_pass_that_fails_in_the_middle_leaves_nothing_behind(family, where):
             model(*first)
         broken.remove()
         assert same_state(state_of(model), before)
-        if family not in ("Swin", "Swin v2", "SAM"):  # whose blocks see the grid of their tokens
+        if family not in GRIDS:
             with pytest.raises(RuntimeError, match="needs positions: call it through the model's forward"):
                 blocks[0](torch.zeros(1, 384 if family == "Hiera" else 25, 48))
         assert torch.equal(model(*second), want)
@@ -170,11 +170,12 @@ def test_no_module_is_hooked_and_copies_have_their_own_input_encodings(family):
     model, size = converted(family, "sincos2d+rope_axial")
     assert not any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in model.modules())
     x = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
-    patches = []
-    hook = model.patch_embed.register_forward_hook(lambda module, args, out: patches.append(out))
+    patches, stem = [], getattr(model, "patch_embed", None) or model.stem.conv2
+    hook = stem.register_forward_hook(lambda module, args, out: patches.append((*args, out)))
     want = model(x)
     hook.remove()
-    assert torch.equal(patches[0], type(model.patch_embed).forward(model.patch_embed, x))  # without positions
+    tokens, out = patches[0]
+    assert torch.equal(out, type(stem).forward(stem, tokens))  # without positions
     for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         vp.set_encoding(copied, "rope_axial")
         assert not torch.equal(copied(x), want)

@@ -9,10 +9,11 @@ from timm.layers import create_feature_extractor
 from timm.models import save_for_hf
 
 import visionpos as vp
+from tests.hosts.families import deeper
 from tests.small import pictures, randomised
 from visionpos.analysis.hosts import ZOO, build
 from visionpos.convert import find_host
-from visionpos.hosts.parameters import bind_parameters, copy_encoding, release_parameters
+from visionpos.hosts.parameters import OfLayer, bind_parameters, copy_encoding, release_parameters
 
 SPECS = [
     None,
@@ -26,9 +27,7 @@ TRACED = ["ViT, class token", "DeiT, distilled", "EVA-02", "RoPE-ViT, mixed", "B
 
 def model_of(family, spec=None, seed=0):
     """A small converted model whose every weight matters, and pictures for it; without a spec it keeps its own."""
-    depth = {"depths": (1, 2), "num_heads": (3, 6)} if "Swin" in family else {"depth": 2}
-    depth = {"stages": (1, 2), "q_pool": 1} if family == "Hiera" else depth
-    model, size = build(family, **depth)
+    model, size = build(family, **deeper(family))
     vp.get_encoding(model) if spec is None else vp.set_encoding(model, spec)
     return randomised(model, scale=0.2, seed=seed), pictures(size)
 
@@ -190,9 +189,8 @@ def test_what_no_longer_fits_a_pruned_model_is_one_line(name):
 @pytest.mark.parametrize("family", ZOO)
 def test_saved_and_loaded_it_is_the_same_function(family, specs, tmp_path):
     """Whatever the host told an encoding is written down, or follows from the host again."""
-    options = {"pretrained_window_sizes": (2,)} if family == "Swin v2" else {}
-    options |= {"depths": (2,)} if "Swin" in family else {"stages": (1, 1)} if family == "Hiera" else {"depth": 2}
-    model, size = build(family, **options)
+    options = {"pretrained_window_sizes": (2, 2)} if family == "Swin v2" else {}
+    model, size = build(family, **{**deeper(family), **options})
     for spec in specs:
         vp.set_encoding(model, spec)
     with torch.no_grad():
@@ -227,7 +225,7 @@ def test_bound_released_and_copied(layer):
     drawn = encoding.freqs
     if layer is not None:
         owner.freqs = torch.nn.Parameter(torch.randn(2, 3, 2, 4), requires_grad=False)
-    bind_parameters(encoding, owner, layer)
+    bind_parameters(encoding, owner, None if layer is None else OfLayer(layer))
     bind_parameters(encoding, torch.nn.Module())  # stays where it is
     want = encoding.freqs
     assert torch.equal(want, drawn if layer is None else owner.freqs[:, 1])

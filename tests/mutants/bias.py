@@ -154,8 +154,8 @@ TABLES = [
             ("class-token slots rotated", "to_patch, to_class, between = ", "between, to_patch, to_class = "),
             (
                 "stale index after resizing",
-                "self.feat_shape = tuple(feat_shape)\n            self.reinit_buffers()",
-                "self.feat_shape = tuple(feat_shape)",
+                'self.set_parameter("relative_position_bias_table", table)\n            self.reinit_buffers()',
+                'self.set_parameter("relative_position_bias_table", table)',
             ),
             (
                 "stale index in forward",

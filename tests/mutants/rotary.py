@@ -58,7 +58,7 @@ ROPE = [
         "rotary/rope1d.py",
         "parity/test_rope.py",
         [
-            ("temperature 100", "temperature: float = 10000.0", "temperature: float = 100.0"),
+            ("temperature 100", "temperature: Positive = 10000.0", "temperature: Positive = 100.0"),
             (
                 "column order",
                 "flat_index(positions.coords, positions",
@@ -84,8 +84,8 @@ ROPE = [
             ),
             (
                 "temperature 10000",
-                "head_dim: int, temperature: float = 100.0",
-                "head_dim: int, temperature: float = 10000.0",
+                "head_dim: Count,\n        temperature: Positive = 100.0",
+                "head_dim: Count,\n        temperature: Positive = 10000.0",
             ),
             ("temperature of the function", "temperature: float = 100.0,\n", "temperature: float = 10000.0,\n"),
             ("inclusive end", "temperature, device=coords.device)", "temperature, True, device=coords.device)"),
@@ -97,7 +97,7 @@ ROPE = [
         [
             ("half a turn between the directions", "+ math.pi / 2", "+ math.pi"),
             ("sin for cos", "[directions.cos(), directions.sin()]", "[directions.sin(), directions.cos()]"),
-            ("temperature 100", "temperature: float = 10.0, layout", "temperature: float = 100.0, layout"),
+            ("temperature 100", "temperature: Positive = 10.0,", "temperature: Positive = 100.0,"),
             ("heads in one quadrant", "2 * math.pi * torch.rand(", "torch.rand("),
             ("one rotation for all heads", "torch.rand(self.num_heads, device", "torch.rand(1, device"),
         ],
@@ -114,7 +114,7 @@ ROPE = [
                 "(to_float64(positions.coords)[..., None]",
                 "(to_float64(positions.coords).flip(-1)[..., None]",
             ),
-            ("temperature 100", "temperature: float = 10000.0", "temperature: float = 100.0"),
+            ("temperature 100", "temperature: Positive = 10000.0", "temperature: Positive = 100.0"),
         ],
     ),
     *mutants_of(
@@ -133,7 +133,7 @@ ROPE = [
             ("sizes swapped", "zip(box.unbind(-1), sizes", "zip(box.unbind(-1), sizes[::-1]"),
             ("longest period excluded", "ratio, inclusive=True", "ratio, inclusive=False"),
             ("shortest period ignored", "device=box.device) / self.min_period", "device=box.device)"),
-            ("temperature 10000", "temperature: float | None = 100.0", "temperature: float | None = 10000.0"),
+            ("temperature 10000", "temperature: Positive | None = 100.0", "temperature: Positive | None = 10000.0"),
             ("interleaved for half", 'layout: Layout = "half"', 'layout: Layout = "interleaved"'),
         ],
     ),

@@ -16,8 +16,8 @@ SINUSOIDS = [
             ),
             (
                 "temperature 100",
-                'dim: int, temperature: float = 10000.0, layout: SinCosLayout = "interleaved", **grid_options',
-                'dim: int, temperature: float = 100.0, layout: SinCosLayout = "interleaved", **grid_options',
+                'dim: Count, temperature: Positive = 10000.0, layout: SinCosLayout = "interleaved", **grid_options',
+                'dim: Count, temperature: Positive = 100.0, layout: SinCosLayout = "interleaved", **grid_options',
             ),
             ("column order", "flat_index(positions.coords, ", "flat_index(positions.coords.flip(-1), "),
         ],
@@ -47,8 +47,8 @@ SINUSOIDS = [
             ("MoCo v3 with W for H", "torch.div(index, height, ", "torch.div(index, width, "),
             (
                 "temperature 100",
-                "dim: int, temperature: float = 10000.0, preset",
-                "dim: int, temperature: float = 100.0, preset",
+                "dim: Count, temperature: Positive = 10000.0, preset",
+                "dim: Count, temperature: Positive = 100.0, preset",
             ),
         ],
     ),

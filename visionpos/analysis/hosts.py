@@ -48,6 +48,34 @@ ZOO: dict[str, tuple[str, dict[str, Any], tuple[int, int]]] = {
         {"num_classes": 3, "img_size": (64, 96), "embed_dim": 48, "num_heads": 3, "stages": (1, 1), "q_pool": 1},
         (64, 96),
     ),
+    "MaxViT": (
+        "maxvit_tiny_tf_224",
+        {
+            "num_classes": 3,
+            "img_size": (64, 96),
+            "embed_dim": (24,),
+            "depths": (1,),
+            "block_type": ("M",),
+            "stem_width": 12,
+            "transformer_dim_head": 12,
+            "transformer_partition_ratio": 32,
+        },
+        (64, 96),
+    ),
+    "CoAtNet": (
+        "coatnet_rmlp_nano_rw_224",
+        {
+            "num_classes": 3,
+            "img_size": (32, 48),
+            "embed_dim": (12, 24),
+            "depths": (1, 1),
+            "block_type": ("C", "T"),
+            "stem_width": 12,
+            "transformer_dim_head": 12,
+            "head_hidden_size": 24,
+        },
+        (32, 48),
+    ),
     "SAM": (
         "samvit_base_patch16",
         {

@@ -97,8 +97,8 @@ class RelativeTable(BiasEncoding):
         """Resize the table to another window for good."""
         if tuple(feat_shape) != self.feat_shape:
             table = self._resized(feat_shape).detach()
-            self.set_parameter("relative_position_bias_table", table)
             self.feat_shape = tuple(feat_shape)
+            self.set_parameter("relative_position_bias_table", table)
             self.reinit_buffers()
 
     def _resized(self, feat_shape: tuple[int, int]) -> Tensor:

@@ -30,7 +30,7 @@ from ..rotation import Layout, mixed_angles
 from .attention import AttentionContext, math_is_faster, prepare_encodings, self_attention, split_heads
 from .host import first, register_host
 from .isotropic import IsotropicHost, IsotropicMixin, keep_tokens, mix, project
-from .parameters import adopt_parameters, bind_parameters
+from .parameters import OfLayer, adopt_parameters, bind_parameters
 
 
 class RopeOfHost(RotaryEncoding):
@@ -226,7 +226,7 @@ class EvaHost(IsotropicHost):
             model.rope = Frequencies(rope.freqs)
             for layer, block in enumerate(model.blocks):
                 options = {**heads[layer], "temperature": rope.temperature}
-                block.attn.encodings.append(adopt_parameters(model.rope, cls, layer, **options))
+                block.attn.encodings.append(adopt_parameters(model.rope, cls, OfLayer(layer), **options))
         elif rope is not None:
             layout = "half" if model.blocks[0].attn.rotate_half else "interleaved"
             encoding = rope_of_host(rope, **heads[0], layout=layout)
@@ -242,7 +242,7 @@ class EvaHost(IsotropicHost):
         if all(mixed):
             model.rope = Frequencies(nn.Parameter(torch.stack([encoding.freqs.detach() for encoding in mixed], dim=1)))
             for layer, encoding in enumerate(mixed):
-                bind_parameters(encoding, model.rope, layer)
+                bind_parameters(encoding, model.rope, OfLayer(layer))
 
 
 HOST = register_host(EvaHost())

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +30,32 @@ class ParameterHolder(nn.Module):
         self.window_size = tuple(window_size)
 
 
-def bind_parameters(encoding: PositionEncoding, owner: nn.Module, layer: int | None = None) -> None:
+class View(Protocol):
+    """How an encoding sees a parameter that its owner has in another layout."""
+
+    def read(self, parameter: Tensor) -> Tensor:
+        """Return the encoding's layout of the owner's parameter."""
+
+    def write(self, value: Tensor, encoding: PositionEncoding) -> Tensor:
+        """Return the owner's layout of a new value, after `encoding` was resized."""
+
+
+@dataclass(frozen=True)
+class OfLayer:
+    """One layer of a parameter that all layers have together, (n, layers, ...)."""
+
+    layer: int
+
+    def read(self, parameter: Tensor) -> Tensor:
+        """Return the part of the layer, (n, ...)."""
+        return parameter[:, self.layer]
+
+    def write(self, value: Tensor, encoding: PositionEncoding) -> Tensor:
+        """Refuse: what all layers have is not resized for one of them."""
+        raise TypeError(f"{encoding.name} shares a parameter with the other layers, which cannot be resized for one")
+
+
+def bind_parameters(encoding: PositionEncoding, owner: nn.Module, view: View | None = None) -> None:
     """Keep the parameters and child modules of an encoding in `owner`, under their own names.
 
     Those that the owner has already take the place of the encoding's. An encoding that is bound stays where it is.
@@ -36,7 +63,7 @@ def bind_parameters(encoding: PositionEncoding, owner: nn.Module, layer: int | N
     Args:
         encoding: reads them from the owner from now on.
         owner: a part of the model.
-        layer: the owner's parameters are those of all layers, (n, layers, ...); the encoding has [:, layer].
+        view: how the encoding sees the owner's parameters, where it is not as they are.
     """
     if "_bound" in encoding.__dict__:
         return
@@ -45,17 +72,17 @@ def bind_parameters(encoding: PositionEncoding, owner: nn.Module, layer: int | N
         part = getattr(encoding, name)
         delattr(encoding, name)
         if getattr(owner, name, None) is None:
-            setattr(owner, name, part)
-    encoding._bound = (owner, names, layer)  # in a tuple, so that the owner is not registered as a child
+            setattr(owner, name, part if view is None else nn.Parameter(view.write(part.detach(), encoding)))
+    encoding._bound = (owner, names, view)  # in a tuple, so that the owner is not registered as a child
 
 
 def release_parameters(encoding: PositionEncoding) -> None:
-    """Give an encoding its parameters and child modules back; the owner keeps a parameter of all layers alone."""
-    owner, names, layer = encoding.__dict__.pop("_bound", (None, (), None))
+    """Give an encoding its parameters and child modules back; the owner keeps those of another layout alone."""
+    owner, names, view = encoding.__dict__.pop("_bound", (None, (), None))
     for name in names:
         part = getattr(owner, name)
-        setattr(encoding, name, part if layer is None else _part_of_layer(part, layer))
-        if layer is None:
+        setattr(encoding, name, part if view is None else _seen(part, view))
+        if view is None:
             setattr(owner, name, None)
 
 
@@ -64,17 +91,17 @@ def has_parameters(encoding: PositionEncoding) -> bool:
     return "_bound" in encoding.__dict__ or any(True for _ in encoding.parameters())
 
 
-def _part_of_layer(parameter: nn.Parameter, layer: int) -> nn.Parameter:
-    return nn.Parameter(parameter[:, layer].detach().clone(), requires_grad=parameter.requires_grad)
+def _seen(parameter: nn.Parameter, view: View) -> nn.Parameter:
+    return nn.Parameter(view.read(parameter).detach().clone(), requires_grad=parameter.requires_grad)
 
 
 def adopt_parameters(
-    owner: nn.Module, cls: type[PositionEncoding], layer: int | None = None, **options
+    owner: nn.Module, cls: type[PositionEncoding], view: View | None = None, **options
 ) -> PositionEncoding:
     """Return an encoding bound to parameters that `owner` has already; nothing is drawn at random."""
     with torch.device("meta"):
         encoding = cls(**options)
-    bind_parameters(encoding, owner, layer)
+    bind_parameters(encoding, owner, view)
     encoding.to_empty(device=next(owner.parameters()).device)  # its buffers: nothing else is left
     encoding.reinit_buffers()
     return encoding.train(owner.training)
@@ -85,10 +112,10 @@ def copy_encoding(encoding: PositionEncoding) -> PositionEncoding:
     bound = encoding.__dict__.get("_bound")
     copied = copy.deepcopy(encoding, {} if bound is None else {id(bound): bound})  # without the owner
     copied._spec = None
-    owner, names, layer = copied.__dict__.pop("_bound", (None, (), None))
+    owner, names, view = copied.__dict__.pop("_bound", (None, (), None))
     for name in names:
         part: Tensor | nn.Module = getattr(owner, name)
-        setattr(copied, name, copy.deepcopy(part) if layer is None else _part_of_layer(part, layer))
+        setattr(copied, name, copy.deepcopy(part) if view is None else _seen(part, view))
     return copied
 
 

@@ -12,9 +12,10 @@ from ..encoding import LayerFacts, PositionEncoding
 from ..input.learned2d import Learned2D
 from ..positions import Positions
 from .attention import AttentionContext, prepare_encodings, self_attention
+from .grids import AddPositions
 from .host import FixedCoordinates, Host, encoding_parameters, first, layer_lists, register_host
 from .parameters import adopt_parameters, bind_parameters, replace_encodings
-from .swin import AddPositions, EncodedGridBlock
+from .swin import EncodedGridBlock
 
 
 @register_notrace_module

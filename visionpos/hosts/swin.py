@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import torch.fx
+import torch
 import torch.nn.functional as F
 from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock
 from torch import Tensor, nn
@@ -12,32 +12,11 @@ from torch import Tensor, nn
 from ..bias.relative_table import RelativeTable
 from ..encoding import LayerFacts
 from ..materialize import is_plain_eager
-from ..positions import Positions
 from ..windows import TakeTokens, shift_mask, window_order, window_partition, window_reverse
-from .host import FixedCoordinates, Host, encoding_parameters, first, layer_lists, register_host
-from .parameters import adopt_parameters, bind_parameters, replace_encodings
+from .grids import AddPositions, GridHost, add_positions
+from .host import FixedCoordinates, encoding_parameters, first, register_host
+from .parameters import adopt_parameters, bind_parameters
 from .window_attention import WindowAttention, fuse_windows
-
-
-@torch.fx.wrap  # one call in its graphs: the size of a picture is known when they run
-def add_positions(x: Tensor, encodings: nn.ModuleList) -> Tensor:
-    """Return x (B, H, W, C) after input or conditional encodings."""
-    for encoding in encodings:
-        positions = Positions.grid(tuple(x.shape[1:3]), device=x.device)
-        x = encoding(x.flatten(1, 2), positions).view(x.shape)
-    return x
-
-
-class AddPositions:
-    """Mixin for a module of timm's that the tokens pass before the first block, where input encodings are added.
-
-    The model has them, as `pos_embed_input`; `input_encodings` is the same list in a tuple, so that it is not
-    registered as a child.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return x (B, H, W, C) as timm does, with input encodings."""
-        return super().forward(add_positions(x, self.input_encodings[0]))
 
 
 class EncodedIdentity(AddPositions, nn.Identity):
@@ -145,17 +124,13 @@ class EncodedSwinTransformer(EncodedSwinMixin, SwinTransformer):
     """A Swin Transformer whose positions are encodings of this package."""
 
 
-class SwinHost(Host):
+class SwinHost(GridHost):
     """The family of Swin v1; another version has its own class attributes and `wrap_attention`."""
 
     name = "SwinTransformer (Swin v1)"
-    model_class: ClassVar[type] = SwinTransformer
-    encoded_class: ClassVar[type] = EncodedSwinTransformer
+    models: ClassVar = {SwinTransformer: EncodedSwinTransformer}
     block_class: ClassVar[type] = EncodedSwinBlock
     native: ClassVar[type] = RelativeTable  # the encoding that timm's model has, under names of its own
-
-    def accepts(self, model: nn.Module) -> bool:
-        return type(model) is self.model_class or isinstance(model, self.encoded_class)
 
     def blocks(self, model: nn.Module) -> list[nn.Module]:
         """Return all blocks in order."""
@@ -175,13 +150,9 @@ class SwinHost(Host):
         block.__class__, block.mixers = self.block_class, nn.ModuleList()
         block._init_buffers()
 
-    def convert(self, model: nn.Module) -> None:
-        if isinstance(model, self.encoded_class):
-            return
+    def convert_parts(self, model: nn.Module) -> None:
         for block in self.blocks(model):
             self.wrap_block(block)
-        model.__class__ = self.encoded_class
-        model.pos_embed_input = nn.ModuleList()
         stem = model.layers[0].downsample
         stem.input_encodings = (model.pos_embed_input,)
         stem.__class__ = EncodedIdentity
@@ -207,15 +178,8 @@ class SwinHost(Host):
         depths = [len(stage.blocks) for stage in model.layers]
         return [sum(depths[:stage]) for stage in range(len(depths))]
 
-    def encodings(self, model: nn.Module):
-        layers = [[*block.attn.encodings, *block.mixers] for block in self.blocks(model)]
-        return list(model.pos_embed_input), layers
-
-    def install(self, model: nn.Module, inputs, layers) -> None:
-        blocks = self.blocks(model)
-        lists = (place for block, new in zip(blocks, layers, strict=True) for place in layer_lists(block, new))
-        replace_encodings((model.pos_embed_input, inputs), *lists)
-        for block in blocks:
+    def bind_native(self, model: nn.Module) -> None:
+        for block in self.blocks(model):
             native = first(block.attn.encodings, self.native)
             if native is not None:
                 bind_parameters(native, block.attn)

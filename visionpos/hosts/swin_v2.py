@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import ClassVar
 
 import torch
 from timm.layers import register_notrace_module, use_fused_attn
@@ -82,8 +83,7 @@ class SwinV2Host(SwinHost):
     """The family of Swin v2."""
 
     name = "SwinTransformerV2 (Swin v2)"
-    model_class = SwinTransformerV2
-    encoded_class = EncodedSwinTransformerV2
+    models: ClassVar = {SwinTransformerV2: EncodedSwinTransformerV2}
     block_class = EncodedSwinV2Block
     native = LogCPB
 

@@ -52,7 +52,7 @@ def convert_weights(weights: Mapping[str, Any], model: nn.Module) -> Weights:
     names = model.state_dict()
     weights = {k: v for k, v in unwrap(weights).items() if k in names or not RECOMPUTED.search(k)}
     _check_origin([key for key in weights if key not in names])
-    _check_values(weights)
+    _check_values(weights, names)
     left_out = [key for key in weights if PRETRAINING.search(key) and key not in names]
     if left_out:
         _logger.warning("left out, of use in pretraining only: %s", shorten(left_out))
@@ -79,13 +79,18 @@ def _check_origin(unknown: list[str]) -> None:
             )
 
 
-def _check_values(weights: Mapping[str, Any]) -> None:
+def _check_values(weights: Mapping[str, Any], names: Mapping[str, Tensor]) -> None:
+    """Check that values are dense tensors of floating-point numbers, or of the model's own kind: norms count steps."""
     for key, value in weights.items():
         if not isinstance(value, Tensor):
             seen = f"of type {type(value).__name__}"
         elif value.is_meta:
             seen = "on the meta device, where tensors have no values"
-        elif not value.is_floating_point() or value.layout != torch.strided or value.is_nested:
+        elif (
+            value.layout != torch.strided
+            or value.is_nested
+            or not (value.is_floating_point() or (key in names and value.dtype == names[key].dtype))
+        ):
             seen = f"{value.dtype}, {value.layout}"
         else:
             continue

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..bias.relative_table import RelativeTable
 from ..encoding import PositionEncoding
 from ..hosts.host import find_host
+from ..hosts.rel_pos import HeadsFirst
 from ..input.learned import Learned
 from ..resize import resize_position_table
 from .formats import Weights, convert_weights, shorten
@@ -161,14 +162,16 @@ def _are_strangers(weights: Weights, model: nn.Module) -> bool:
 
 
 def _tables(model: nn.Module) -> Iterable[tuple[Learned | RelativeTable, str]]:
-    keys = {id(parameter): key for key, parameter in model.named_parameters(remove_duplicate=False)}
-    for module in model.modules():
+    paths = {module: path for path, module in model.named_modules()}
+    for module in paths:
         if isinstance(module, (Learned, RelativeTable)):
             name = "pos_embed" if isinstance(module, Learned) else "relative_position_bias_table"
-            yield module, keys[id(getattr(module, name))]
+            yield module, f"{paths[module.owner]}.{name}".removeprefix(".")
 
 
 def _resize_table(table: Tensor, encoding: Learned | RelativeTable, resize: Resize) -> Tensor:
+    if table.ndim == 3 and isinstance(encoding, RelativeTable):  # in the layout of TensorFlow's MaxViT
+        return HeadsFirst().write(_resize_table(HeadsFirst().read(table), encoding, resize), encoding)
     learned, rows = isinstance(encoding, Learned), table.shape[-2]
     old, new = resize, encoding.feat_shape
     if resize is True and (learned or encoding.preset == "levit"):
