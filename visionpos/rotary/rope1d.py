@@ -28,6 +28,7 @@ class Rope1D(RotaryEncoding):
 
     paper = "Su et al. 2021, arXiv 2104.09864"
     translation_invariant = True
+    num_series = 1
     axes = None
 
     def __init__(

@@ -59,6 +59,7 @@ class RopeAxial(RotaryEncoding):
 
     paper = "Heo et al. 2024, arXiv 2403.13298"
     translation_invariant = True
+    num_series = 2
 
     def __init__(
         self,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..frequencies import geometric_frequencies, require_multiple, to_float64
-from ..options import Count, Positive
+from ..options import Count, Fraction, Positive
 from ..places import RotaryEncoding
 from ..positions import Positions
 from ..registry import register_encoding
@@ -36,6 +36,7 @@ class RopeDinoV3(RotaryEncoding):
         normalize: n is the axis' own size ("separate"), or the larger ("max") or smaller ("min") of both. With "max"
             and "min" a grid that is not square is not centred, and "min" leaves the box.
         layout: "half" (the paper) or "interleaved".
+        zero_fraction: share of the frequencies, the lowest, that are 0.
 
     Raises:
         ValueError: one period without the other, periods that are not 0 < min_period <= max_period, or none at all.
@@ -43,6 +44,7 @@ class RopeDinoV3(RotaryEncoding):
 
     paper = "Simeoni et al. 2025, arXiv 2508.10104"
     translation_invariant = True
+    num_series = 2
 
     def __init__(
         self,
@@ -53,8 +55,9 @@ class RopeDinoV3(RotaryEncoding):
         max_period: Positive | None = None,
         normalize: Literal["separate", "max", "min"] = "separate",
         layout: Layout = "half",
+        zero_fraction: Fraction = 0.0,
     ):
-        super().__init__(num_heads, head_dim, layout)
+        super().__init__(num_heads, head_dim, layout, zero_fraction=zero_fraction)
         require_multiple("head_dim", head_dim, 4, "pairs of channels for each of two axes")
         if (min_period is None) != (max_period is None):
             raise ValueError(f"min_period and max_period come together, got {min_period} and {max_period}")

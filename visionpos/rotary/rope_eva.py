@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from ..encoding import put_in_front
 from ..frequencies import geometric_frequencies, require_multiple, to_float64
 from ..options import Count, Positive
 from ..places import RotaryEncoding
@@ -29,10 +31,17 @@ class RopeEva(RotaryEncoding):
         head_dim: channels of a head, a multiple of 4.
         temperature: 10000 in the paper.
         layout: "interleaved" (the paper) or "half".
+        register_temperature: gives register tokens positions; 100 in ViT-5 (Wang et al. 2026, arXiv 2602.08071). R
+            registers turn as patches on a grid of sqrt(R) x sqrt(R) do, with this temperature. They are the last of
+            the prefix tokens; a class token in front of them does not turn. None: no prefix token turns.
+
+    Raises:
+        ValueError: a number of registers that is no square.
     """
 
     paper = "Fang et al. 2023, arXiv 2303.11331"
     translation_invariant = True
+    num_series = 2
 
     def __init__(
         self,
@@ -40,11 +49,12 @@ class RopeEva(RotaryEncoding):
         head_dim: Count,
         temperature: Positive = 10000.0,
         layout: Layout = "interleaved",
+        register_temperature: Positive | None = None,
         **grid_options,
     ):
         super().__init__(num_heads, head_dim, layout, **grid_options)
         require_multiple("head_dim", head_dim, 4, "pairs of channels for each of two axes")
-        self.temperature = temperature
+        self.temperature, self.register_temperature = temperature, register_temperature
 
     def locate(self, positions: Positions) -> Positions:
         if self.reference_shape is None or self.extrapolate:
@@ -54,5 +64,22 @@ class RopeEva(RotaryEncoding):
         return replace(positions, coords=coords, feat_shape=self.reference_shape, is_grid=False)
 
     def encode(self, positions: Positions) -> Tensor:
-        theta = geometric_frequencies(self.head_dim // 4, self.temperature, device=positions.coords.device)
+        return self._turned(positions, self.temperature)
+
+    def encode_prefix(self, num_prefix_tokens: int, device: torch.device) -> Tensor | None:
+        if self.register_temperature is None:
+            return None
+        side = math.isqrt(num_prefix_tokens)
+        others = num_prefix_tokens - side**2  # a class token
+        if others > 1:
+            raise ValueError(
+                f"{self.name}: register_temperature needs a square number of registers, and at most a class token in "
+                f"front of them, got {num_prefix_tokens} prefix tokens"
+            )
+        return put_in_front(
+            self._turned(Positions.grid((side, side), device=device), self.register_temperature), None, others
+        )
+
+    def _turned(self, positions: Positions, temperature: float) -> Tensor:
+        theta = geometric_frequencies(self.head_dim // 4, temperature, device=positions.coords.device)
         return (to_float64(positions.coords)[..., None] * theta).flatten(-2).unsqueeze(-3)

@@ -40,6 +40,7 @@ class RopeMixed(RotaryEncoding):
     paper = "Heo et al. 2024, arXiv 2403.13298"
     learnable = True
     translation_invariant = True
+    num_series = 2
 
     def __init__(
         self,
