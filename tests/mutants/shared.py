@@ -328,6 +328,12 @@ AUGMENT = mutants_of(
         ("shift after scaling", "((box + shift) * scale + 1)", "(box * scale + shift + 1)"),
         ("cells at their left ends", "(2 * coords + 1) / size - 1", "2 * coords / size - 1"),
         ("not moved back by half a cell", "* size / 2 - 0.5", "* size / 2"),
+        ("one draw for all tokens", "torch.rand(coords.shape, device", "torch.rand(coords.shape[-1:], device"),
+        (
+            "tokens moved one way",
+            "generator=generator) * 2 - 1\n            coords",
+            "generator=generator)\n            coords",
+        ),
         ("jitter not logarithmic", "math.log(self.jitter) * draws[2:4]", "self.jitter * draws[2:4]"),
         ("one jitter for both axes", "math.log(self.jitter) * draws[2:4]", "math.log(self.jitter) * draws[2:3]"),
         ("one shift for both axes", "self.shift * draws[:2]", "self.shift * draws[:1]"),

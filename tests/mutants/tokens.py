@@ -102,6 +102,9 @@ TABLES = [
                 "coords.unbind(-1), self.grid_size, size",
                 "coords.unbind(-1), self.grid_size[::-1], size",
             ),
+            ("ends one off", "p * ((g - 1) / max(n - 1, 1))", "p * (g / max(n - 1, 1))"),
+            ("antialias of every preset", "antialias=self.antialias", "antialias=True"),
+            ("presets before what is given", "own if value is None else value", "own"),
         ],
     ),
     *mutants_of(
