@@ -56,6 +56,8 @@ def test_every_option_refuses_what_it_cannot_use(name):
     required = required_options(cls, FACTS)
     for key, text in accepted(name).items():
         for value in BAD[text.removesuffix(" or None")]:
+            if value is None and text.endswith(" or None"):
+                continue
             for build in (
                 lambda options: vp.create_encoding(name, **options),
                 lambda options: cls(**options),
