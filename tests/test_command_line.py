@@ -28,7 +28,7 @@ def test_list(capsys):
 
 def test_show(capsys):
     _, text, _ = run(capsys, "show", "rope_axial")
-    for part in ("rotary", "2403.13298", "temperature=100.0", "translation invariant", "theta_k = temperature"):
+    for part in ("rotary", "2403.13298", "preset='rope_vit'", "translation invariant", "theta_k = temperature"):
         assert part in text
 
 

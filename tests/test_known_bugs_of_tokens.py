@@ -169,6 +169,8 @@ NEEDS = {
 
 def other_value(cls, option, default):
     """Another value than the default."""
+    if option == "extrapolate":
+        return cls.extrapolation != "run_on"
     hint = hints(cls).get(option)
     choices = [v for part in (hint, *typing.get_args(hint)) for v in typing.get_args(part) if isinstance(v, str)]
     if option in OTHER or not (choices or isinstance(default, (bool, int, float, tuple))):

@@ -33,8 +33,8 @@ def test_info_of_an_encoding():
     info = vp.encoding_info("rope_axial")
     assert info["place"] == "rotary"
     assert info["required"] == ["num_heads", "head_dim"]
-    assert info["options"]["temperature"] == 100.0
-    assert info["options"]["layout"] == "interleaved"
+    assert info["options"]["preset"] == "rope_vit"
+    assert info["options"]["temperature"] is info["options"]["layout"] is None  # the preset's
     assert "reference_shape" in info["options"]
     assert (info["learnable"], info["shared"], info["translation_invariant"]) == (False, True, True)
 

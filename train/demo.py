@@ -9,7 +9,6 @@ it is at chance everywhere; one that knows distances only (alibi2d) is at chance
 """
 
 import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,9 @@ from matplotlib.figure import Figure
 from torch import nn
 
 import visionpos as vp
-from visionpos.training.config.command_line import make_parser, parse, parse_flags
+from visionpos.training.config.command_line import make_parser, parse, parse_flags, path_given
 from visionpos.training.config.schema import Config, encoding_label
-from visionpos.training.errors import ConfigError, run_command
+from visionpos.training.errors import ConfigError, run_script
 from visionpos.training.run import checkpoint
 from visionpos.training.run.build import trained_model
 from visionpos.training.run.classification import train
@@ -154,7 +153,7 @@ def command(argv: Sequence[str]) -> None:
     parser.add_argument("--steps", type=int, default=400, help="training steps of each encoding")
     parser.add_argument("--seed", type=int, default=0, help="of all of them")
     flags = parse_flags(parser, argv, {"output": str, "steps": int, "seed": int})
-    output = Path(flags.output)
+    output = path_given("--output", flags.output)
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -166,7 +165,7 @@ def command(argv: Sequence[str]) -> None:
 
 def main() -> None:
     """Run the command line of this process and exit with its code."""
-    sys.exit(run_command(lambda: command(sys.argv[1:])))
+    run_script(command)
 
 
 if __name__ == "__main__":

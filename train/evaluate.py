@@ -12,14 +12,12 @@ demo's task at two sizes takes 9 seconds of one CPU thread, imports included.
 """
 
 import itertools
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from visionpos.training.config.command_line import make_parser, parse_flags
-from visionpos.training.errors import run_command
-from visionpos.training.run.evaluation import evaluate, parse_size, size_text
+from visionpos.training.config.command_line import make_parser, parse_flags, path_given
+from visionpos.training.errors import run_script
+from visionpos.training.run.evaluation import measure, parse_size, record, size_text
 
 
 def table(report: dict[str, Any]) -> str:
@@ -39,7 +37,7 @@ def table(report: dict[str, Any]) -> str:
 
 
 def command(argv: Sequence[str]) -> None:
-    """Read the command line, evaluate, and print the table."""
+    """Read the command line, evaluate, print the table, and record it in the run."""
     parser = make_parser("Accuracy of a trained run on pictures of other sizes and shapes.")
     parser.add_argument("run", help="the run directory")
     parser.add_argument("--sizes", nargs="+", default=[], help="scale the pictures to these sizes: 24 32 48 or 32x48")
@@ -49,17 +47,20 @@ def command(argv: Sequence[str]) -> None:
     parser.add_argument("--extrapolate", action="store_true", help="let coordinates run on beyond the trained grid")
     parser.add_argument("--device", default=None, help="where to compute; by default where the run did")
     flags = parse_flags(
-        parser, argv, dict.fromkeys(["sizes", "aspect", "canvas", "shifts", "extrapolate", "device"], str)
+        parser, argv, dict.fromkeys(["sizes", "aspect", "canvas", "shifts", "extrapolate", "device"], str | None)
     )
     sizes = [parse_size(f"--{name}", text) for name in ("sizes", "aspect") for text in flags[name]]
     canvas = [parse_size("--canvas", text) for text in flags.canvas]
     shifts = [parse_size("--shifts", text) for text in flags.shifts]
-    print(table(evaluate(Path(flags.run), sizes, canvas, flags.extrapolate, flags.device, shifts)))
+    run = path_given("run", flags.run)
+    report, kept = measure(run, sizes, canvas, flags.extrapolate, flags.device, shifts)
+    print(table(report), flush=True)  # also where nothing can be written
+    record(run, report, kept)
 
 
 def main() -> None:
     """Run the command line of this process and exit with its code."""
-    sys.exit(run_command(lambda: command(sys.argv[1:])))
+    run_script(command)
 
 
 if __name__ == "__main__":

@@ -7,17 +7,15 @@ its frozen features. Run it again to continue after an interruption. The run abo
 busy CPU; every run file says its own time.
 """
 
-import sys
-
 from visionpos.training.config.command_line import parse
 from visionpos.training.config.schema import PretrainConfig
-from visionpos.training.errors import run_command
+from visionpos.training.errors import run_script
 from visionpos.training.run.pretraining import train
 
 
 def main() -> None:
     """Run the command line of this process and exit with its code."""
-    sys.exit(run_command(lambda: train(parse(sys.argv[1:], PretrainConfig))))
+    run_script(lambda argv: train(parse(argv, PretrainConfig)))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ L-BFGS; the neighbours vote with weights exp(cosine / 0.07), 20 of them (Wu et a
 the time of two passes over all pictures, one for each model, and of two fits.
 """
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from visionpos.training.config.command_line import make_parser, parse_flags
+from visionpos.training.config.command_line import make_parser, parse_flags, path_given
 from visionpos.training.config.schema import Config, PretrainConfig, encoding_label
 from visionpos.training.data.datasets import Pictures
-from visionpos.training.errors import ConfigError, run_command
-from visionpos.training.run.build import build_model, load_encoder, trained_model
+from visionpos.training.errors import ConfigError, run_script
+from visionpos.training.run.build import build_model, load_encoder, trained_model, without_files
 from visionpos.training.run.checkpoint import Checkpoint
 from visionpos.training.run.engine import mixed_precision, pick_device
 from visionpos.training.run.record import open_run, write_json
@@ -34,7 +33,7 @@ Labelled = tuple[Tensor, Tensor]
 
 
 def probe(path: Path, l2: float = 1e-4, device: str | None = None) -> dict[str, Any]:
-    """Measure the encoder of the run at `path` and the same one with random weights, and write `probe.json` there.
+    """Measure the encoder of the run at `path` and the same one with random weights, for `probe.json` there.
 
     Args:
         path: The directory of a run of `train.pretrain_mae` or `train.classify` on pictures.
@@ -47,7 +46,7 @@ def probe(path: Path, l2: float = 1e-4, device: str | None = None) -> dict[str, 
     place = pick_device(device or config.device)
     metadata, splits = found.metadata, [split.to(place) for split in training_pictures(config.data)]
     torch.manual_seed(config.seed)
-    models = {"random": build_model(config, metadata), "trained": encoder_of(config, path, found)}
+    models = {"random": build_model(without_files(config), metadata), "trained": encoder_of(config, path, found)}
     report = {
         "run": str(path),
         "encoding": encoding_label(config.encoding),
@@ -66,7 +65,6 @@ def probe(path: Path, l2: float = 1e-4, device: str | None = None) -> dict[str, 
             "linear": fit_linear(train, test, len(splits[0].classes), l2),
             "neighbours": nearest_neighbours(train, test, len(splits[0].classes)),
         }
-    write_json(path / "probe.json", report)
     return report
 
 
@@ -146,20 +144,23 @@ def table(report: dict[str, Any]) -> str:
 
 
 def command(argv: Sequence[str]) -> None:
-    """Read the command line, measure, and print the table."""
+    """Read the command line, measure, print the table, and record it in the run."""
     parser = make_parser("A linear probe and nearest neighbours on the frozen features of a run.")
     parser.add_argument("run", help="the run directory")
     parser.add_argument("--l2", type=float, default=1e-4, help="weight decay of the linear probe")
     parser.add_argument("--device", default=None, help="where to compute; by default where the run did")
-    flags = parse_flags(parser, argv, {"l2": float, "device": str})
+    flags = parse_flags(parser, argv, {"l2": float, "device": str | None})
     if not 0 <= flags.l2 < float("inf"):
         raise ConfigError(f"--l2: {flags.l2} given; accepted: a number from 0")
-    print(table(probe(Path(flags.run), flags.l2, flags.device)))
+    run = path_given("run", flags.run)
+    report = probe(run, flags.l2, flags.device)
+    print(table(report), flush=True)  # also where nothing can be written
+    write_json(run / "probe.json", report)
 
 
 def main() -> None:
     """Run the command line of this process and exit with its code."""
-    sys.exit(run_command(lambda: command(sys.argv[1:])))
+    run_script(command)
 
 
 if __name__ == "__main__":

@@ -8,13 +8,12 @@ and in those that `--vary` names; any other difference is an error. Six runs of 
 CPU thread, imports included.
 """
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from visionpos.training.config.command_line import make_parser, parse_flags
-from visionpos.training.errors import ConfigError, run_command
+from visionpos.training.config.command_line import make_parser, parse_flags, path_given
+from visionpos.training.errors import ConfigError, run_script
 from visionpos.training.reports.collect import find_runs, group_runs
 from visionpos.training.reports.figures import draw
 from visionpos.training.reports.markdown import markdown
@@ -59,15 +58,15 @@ def command(argv: Sequence[str]) -> None:
     parser.add_argument("--output", default=None, help="where to write; by default `report` in the directory of runs")
     parser.add_argument("--vary", nargs="+", default=[], help="fields in which the runs may differ: recipe.epochs ...")
     parser.add_argument("--baseline", default=None, help="the encoding that others are compared to; by default none")
-    flags = parse_flags(parser, argv, dict.fromkeys(["runs", "output", "vary", "baseline"], str))
-    output = None if flags.output is None else Path(flags.output)
-    content = report([Path(run) for run in flags.runs], output, flags.vary, flags.baseline)
+    flags = parse_flags(parser, argv, dict.fromkeys(["runs", "output", "vary", "baseline"], str | None))
+    output = None if flags.output is None else path_given("--output", flags.output)
+    content = report([path_given("runs", run) for run in flags.runs], output, flags.vary, flags.baseline)
     print(f"{markdown(content)}\nThis is {Path(content['output']) / 'report.md'}; report.json is beside it.")
 
 
 def main() -> None:
     """Run the command line of this process and exit with its code."""
-    sys.exit(run_command(lambda: command(sys.argv[1:])))
+    run_script(command)
 
 
 if __name__ == "__main__":

@@ -13,15 +13,15 @@ six runs of this sweep file, with its own 400 steps, take 3.6 minutes of one CPU
 
 import argparse
 import os
-import signal
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+from typing import NoReturn
 
-from visionpos.training.errors import ConfigError, run_command
+from visionpos.training.config.command_line import path_given
+from visionpos.training.errors import ConfigError, one_line, reporting, run_script
 from visionpos.training.run.classification import headline
 from visionpos.training.run.lock import hold, holder
-from visionpos.training.run.record import read_json, write_json
+from visionpos.training.run.record import RESULT_KEYS, read_json, write_json
 from visionpos.training.sweeps.plan import Job, Plan, open_plan
 from visionpos.training.sweeps.worker import Worker
 
@@ -36,30 +36,41 @@ def listing(plan: Plan) -> str:
 def state(job: Job) -> tuple[str, str]:
     """Return how far a job is: in one word, and in more."""
     if job.finished:
-        return "finished", headline(read_json(job.path / "result.json"))
+        with reporting(f"{job.path / 'result.json'} is damaged"):
+            return "finished", one_line(headline(read_json(job.path / "result.json", *RESULT_KEYS)))
     if someone := holder(job.path):
-        return "running", someone
+        return "running", one_line(someone)
     if job.problem or job.error:
-        return "failed", job.problem or job.error["error"]
+        return "failed", one_line(job.problem or job.error["error"])
     if job.config is None:
         return "waiting", "for the outcome of trials"
     begun = any((job.path / "checkpoints").glob("step-*"))
     return ("begun", "continues after its last checkpoint") if begun else ("waiting", "")
 
 
+class Parser(argparse.ArgumentParser):
+    """Raise where argparse would print its usage, as jsonargparse does, which cannot leave other flags for later."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message)
+
+
 def command(argv: Sequence[str]) -> list[Job]:
     """Read the command line, list the jobs or do them, and return those that failed."""
-    parser = argparse.ArgumentParser(prog="python -m train.sweep", allow_abbrev=False, description=__doc__)
+    parser = Parser(prog="python -m train.sweep", allow_abbrev=False, description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = "All other flags are those of train.classify, and hold for every run."
-    parser.add_argument("sweep", type=Path, help="the sweep file")
+    parser.epilog = "All other flags are those of train.classify, and hold for every run; --debug shows tracebacks."
+    parser.add_argument("sweep", help="the sweep file")
     parser.add_argument("--dry-run", action="store_true", help="list the runs and their state, and train nothing")
     parser.add_argument("--output", help="directory of the runs; by default as the file says, or runs/<sweep file>")
     parser.add_argument("--storage", help="Optuna's journal; by default optuna.journal in the directory of the runs")
     flags, overrides = parser.parse_known_args(argv)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("torchrun: a sweep trains each run in one process; start it without, once for each GPU")
-    plan = open_plan(flags.sweep, overrides, flags.output, flags.storage)
+    for name in ("output", "storage"):
+        if getattr(flags, name) is not None:
+            path_given(f"--{name}", getattr(flags, name))
+    plan = open_plan(path_given("sweep", flags.sweep), overrides, flags.output, flags.storage)
     if flags.dry_run:
         print(listing(plan))
         return []
@@ -68,19 +79,14 @@ def command(argv: Sequence[str]) -> list[Job]:
             write_json(plan.folder / "sweep.json", {"vary": list(plan.sweep.vary), "tune": plan.sweep.tune.fields})
     failed = Worker(plan).run()
     for job in failed:
-        print(f"failed: {job.path}: {job.error['error']}", file=sys.stderr)
+        print(one_line(f"failed: {job.path}: {job.error['error']}"), file=sys.stderr)
     print(f"{plan.folder}: {'all runs are finished' if not failed else f'{len(failed)} runs failed'}")
     return failed
 
 
 def main() -> None:
     """Run the command line of this process and exit with its code: 1 if a run failed."""
-    failed: list[Job] = []
-    try:
-        code = run_command(lambda: failed.extend(command(sys.argv[1:])))
-    except KeyboardInterrupt:  # between two runs, or while waiting for others
-        code = 128 + signal.SIGINT
-    sys.exit(code or bool(failed))
+    run_script(lambda argv: sys.exit(bool(command(argv))))
 
 
 if __name__ == "__main__":

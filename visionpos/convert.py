@@ -161,6 +161,8 @@ def _distinct(inputs: list[PositionEncoding], layers: Layers) -> list[PositionEn
 def _set_encoding(model: nn.Module, spec: list[Item]) -> nn.Module:
     host, old_inputs, old_layers = _converted(model)
     stem, layer_facts = host.input_facts(model), host.layer_facts(model)
+    if not layer_facts:
+        raise ValueError("the model has no attention layers (its depth is 0)")
     inputs: list[PositionEncoding] = []
     layers: Layers = [[] for _ in layer_facts]
     for item in spec:

@@ -89,10 +89,13 @@ class PositionEncoding(nn.Module):
     with a default that `from_model` names. One module serves all layers if it has no parameters and is built alike in
     all of them; otherwise every layer has its own.
 
+    On another grid than the trained one an encoding does what its `extrapolation` says, however it was asked for:
+    "interpolate" takes positions into the trained grid, end to end (`Positions.rescale`), "run_on" lets coordinates
+    run on in its steps, "formula" has a frame of its own such as a box, "resize" resizes a table, "error" is undefined.
+
     Args:
-        reference_shape: the grid that was trained on. Positions on another grid are interpolated into it, end to end
-            (`Positions.rescale`). None: coordinates are taken as they are.
-        extrapolate: let coordinates run on beyond `reference_shape` instead of interpolating them.
+        reference_shape: the grid that was trained on. None: coordinates are taken as they are.
+        extrapolate: True lets coordinates run on, False interpolates them. None: what `extrapolation` says.
 
     Example:
         >>> encoding = vp.create_encoding("alibi2d", num_heads=4)
@@ -109,7 +112,7 @@ class PositionEncoding(nn.Module):
     translation_invariant: ClassVar[bool] = False  # only coordinate differences matter
     content_dependent: ClassVar[bool] = False  # needs the queries, not only positions
     continuous: ClassVar[bool] = True  # any real coordinates
-    extrapolation: ClassVar[Literal["formula", "resize", "error"]] = "formula"  # what another grid size does
+    extrapolation: ClassVar[Literal["interpolate", "run_on", "formula", "resize", "error"]] = "interpolate"
 
     _spec: dict[str, Any] | None = None  # in a model: {"name": ..., every option}, see `convert`
 
@@ -120,7 +123,7 @@ class PositionEncoding(nn.Module):
             check_values(cls, {**dict(zip(names, args, strict=False)), **options})
         return super().__new__(cls)
 
-    def __init__(self, *, reference_shape: Size | None = None, extrapolate: bool = False):
+    def __init__(self, *, reference_shape: Size | None = None, extrapolate: bool | None = None):
         super().__init__()
         self.reference_shape = None if reference_shape is None else tuple(reference_shape)
         self.extrapolate = extrapolate
@@ -144,9 +147,14 @@ class PositionEncoding(nn.Module):
         parameter = next(self.owner.parameters(), None)
         return positions if parameter is None else positions.promote(parameter.dtype)
 
+    @property
+    def runs_on(self) -> bool:
+        """Return whether coordinates run on beyond the trained grid."""
+        return self.extrapolation == "run_on" if self.extrapolate is None else self.extrapolate
+
     def locate(self, positions: Positions) -> Positions:
         """Return the positions in the coordinates of the grid that was trained on."""
-        if self.reference_shape is None or self.extrapolate:
+        if self.reference_shape is None or self.runs_on:
             return positions
         return positions.rescale(self.reference_shape)
 
@@ -192,8 +200,7 @@ class PositionEncoding(nn.Module):
         return value if view is None else view.read(value)
 
     def extra_repr(self) -> str:
-        hidden = {"training"} if self.extrapolate else {"training", "extrapolate"}
-        shown = {k: v for k, v in vars(self).items() if not k.startswith("_") and k not in hidden and v is not None}
+        shown = {k: v for k, v in vars(self).items() if not k.startswith("_") and k != "training" and v is not None}
         return ", ".join(f"{key}={value!r}" for key, value in shown.items())
 
 

@@ -15,6 +15,7 @@ class NoEncoding(PositionEncoding):
 
     place = "none"
     translation_invariant = True
+    extrapolation = "formula"
 
     def __init__(self):
         super().__init__()

@@ -260,8 +260,8 @@ def encoding_info(name: str) -> dict[str, Any]:
 
     Example:
         >>> info = vp.encoding_info("rope_axial")
-        >>> info["place"], info["required"], info["options"]["temperature"]
-        ('rotary', ['num_heads', 'head_dim'], 100.0)
+        >>> info["place"], info["required"], info["options"]["preset"]
+        ('rotary', ['num_heads', 'head_dim'], 'rope_vit')
     """
     cls = get_encoding_class(name)
     parameters = constructor_parameters(cls).values()

@@ -2,15 +2,16 @@
 
 Which channels of a head form pair 0, 1, ... and turn together (head_dim 8):
 
-    channel       0    1    2    3    4    5    6    7
-    interleaved  a0   b0   a1   b1   a2   b2   a3   b3     neighbours: the memory of a complex number
-    half         a0   a1   a2   a3   b0   b1   b2   b3     one from each half of the head
+    channel         0    1    2    3    4    5    6    7
+    interleaved    a0   b0   a1   b1   a2   b2   a3   b3     neighbours: the memory of a complex number
+    half           a0   a1   a2   a3   b0   b1   b2   b3     one from each half of the head
+    half_per_axis  a0   a1   b0   b1   a2   a3   b2   b3     the halves of each half: a block for each of two axes
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -19,6 +20,7 @@ from torch import Tensor
 from .frequencies import require_multiple, to_float64
 
 Layout = Literal["interleaved", "half"]
+AxialLayout = Literal["interleaved", "half", "half_per_axis"]
 
 
 def lies_in_pairs(x: Tensor) -> bool:
@@ -43,12 +45,20 @@ def channels(x: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
     return in_pairs(x).unbind(-1) if layout == "interleaved" else x.chunk(2, dim=-1)
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor, layout: Layout) -> Tensor:
+def swap_middle_quarters(x: Tensor) -> Tensor:
+    """Return x (..., D) with its channels in the order "half" if they were in "half_per_axis", and the other way."""
+    a, b, c, d = x.chunk(4, dim=-1)
+    return torch.cat([a, c, b, d], dim=-1)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, layout: AxialLayout) -> Tensor:
     """Return x (..., N, D) with its channel pairs rotated, in x's dtype; cos and sin (..., N, D / 2) say how precisely.
 
     A pair is a complex number and its rotation one product, which in eager mode is three times as fast as real
     arithmetic. Compilers fuse the real lines and break on complex ones.
     """
+    if layout == "half_per_axis":
+        return swap_middle_quarters(rotate(swap_middle_quarters(x), cos, sin, "half"))
     exact = x.to(torch.promote_types(x.dtype, cos.dtype))
     interleaved = layout == "interleaved"
     a, b = channels(exact, layout)  # (..., N, D / 2)
@@ -65,7 +75,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, layout: Layout) -> Tensor:
 
 
 def apply_rotary(
-    x: Float[Tensor, "*batch n d"], angles: Float[Tensor, "*heads n pairs"], layout: Layout = "interleaved"
+    x: Float[Tensor, "*batch n d"], angles: Float[Tensor, "*heads n pairs"], layout: AxialLayout = "interleaved"
 ) -> Float[Tensor, "*batch n d"]:
     """Rotate each channel pair (a, b) of x to (a cos t - b sin t, a sin t + b cos t).
 
@@ -73,7 +83,7 @@ def apply_rotary(
         x: (..., N, D) queries or keys, D even.
         angles: (..., N, D / 2) in radians, broadcast over leading axes such as batch and heads.
         layout: "interleaved" pairs channels (2i, 2i + 1), as LLaMA and RoPE-ViT; "half" pairs (i, i + D / 2), as
-            DINOv3 and Qwen-VL.
+            DINOv3 and Qwen-VL; "half_per_axis" does so in each half of the head, as Gemma 4, with D a multiple of 4.
 
     Returns:
         (..., N, D) in x's dtype; angles, cosines and products are not computed in less than float32.
@@ -86,8 +96,10 @@ def apply_rotary(
         >>> vp.apply_rotary(x, torch.full((1, 2), torch.pi / 2)).round().int().tolist()
         [[0, 1, -1, 0]]
     """
-    if layout not in ("interleaved", "half"):
-        raise ValueError(f"layout must be 'interleaved' or 'half', got {layout!r}")
+    if layout not in get_args(AxialLayout):
+        raise ValueError(f"layout must be one of {', '.join(map(repr, get_args(AxialLayout)))}, got {layout!r}")
+    if layout == "half_per_axis":
+        require_multiple("D", x.shape[-1], 4, "two blocks of pairs of channels")
     if x.shape[-1] != 2 * angles.shape[-1] or x.shape[-2] != angles.shape[-2]:
         raise ValueError(
             f"angles of shape (..., N, D / 2) are needed for x {tuple(x.shape)}, got {tuple(angles.shape)}"
@@ -111,7 +123,8 @@ def map_qk_rows(rows: Tensor, num_heads: int, change: Callable[[Tensor], Tensor]
     Args:
         rows: (3 * heads * head_dim, C) or (3 * heads * head_dim,) of a fused qkv; without the 3 where `fused` is False.
         num_heads: attention heads.
-        change: maps (heads, head_dim, C) to a tensor of the same shape; a bias comes with C = 1.
+        change: maps (2, heads, head_dim, C), queries and keys, or (1, heads, head_dim, C) where `fused` is False, to a
+            tensor of the same shape; a bias comes with C = 1.
         fused: queries, keys and values in one projection; the rows of the values stay as they are.
 
     Raises:
@@ -121,7 +134,8 @@ def map_qk_rows(rows: Tensor, num_heads: int, change: Callable[[Tensor], Tensor]
     require_multiple("rows", rows.shape[0], heads, "query, key and value heads" if fused else "heads")
     table = rows.reshape(heads, rows.shape[0] // heads, -1)  # (all heads, head_dim, C or 1)
     turned, kept = table.split([2 * num_heads, num_heads] if fused else [num_heads, 0])
-    return torch.cat([*map(change, turned.split(num_heads)), kept]).reshape(rows.shape)
+    turned = change(turned.unflatten(0, (-1, num_heads))).flatten(0, 1)
+    return torch.cat([turned, kept]).reshape(rows.shape)
 
 
 def convert_qk_layout(
@@ -156,9 +170,9 @@ def convert_qk_layout(
         return rows
 
     def reorder(table: Tensor) -> Tensor:
-        head_dim = table.shape[1]
+        head_dim = table.shape[-2]
         require_multiple("head_dim", head_dim, block, "channels that turn together")
         order = torch.arange(head_dim, device=table.device).reshape(-1, block).T.flatten()  # (head_dim,)
-        return table[:, order if target == "half" else order.argsort()]
+        return table[..., order if target == "half" else order.argsort(), :]
 
     return map_qk_rows(rows, num_heads, reorder, fused)

@@ -189,7 +189,7 @@ def check_translation(cls: type[PositionEncoding]) -> None:
     """Check the claim `translation_invariant`: shifted coordinates leave logits unchanged, or must change them."""
     encoding, positions = small_encoding(cls), Positions.grid(GRID)
     shifted = Positions(positions.coords + torch.tensor([1.0, 2.0]), GRID)
-    if cls.extrapolation != "formula" and not cls.translation_invariant:
+    if cls.extrapolation in ("resize", "error") and not cls.translation_invariant:
         return  # a table knows no place outside its grid
     if cls.place == "input":  # logits of tokens that carry only the encoding
         tables = raw(encoding, positions), raw(encoding, shifted)
@@ -221,22 +221,25 @@ def check_formula(cls: type[PositionEncoding]) -> None:
 
 @_check
 def check_resolution(cls: type[PositionEncoding]) -> None:
-    """Check other grids: a formula interpolates into `reference_shape` or runs on; a table is resized."""
+    """Check other grids: coordinates are interpolated or run on, as `extrapolation` claims; a table is resized."""
     other = Positions.grid((5, 9))
     if cls.extrapolation == "error":
         return
     table = raw(small_encoding(cls), other)
     assert table.isfinite().all(), "not finite on a larger grid"
     own_frame = cls.locate is not PositionEncoding.locate  # not end to end
-    if cls.extrapolation == "formula" and "reference_shape" in constructor_parameters(cls) and not own_frame:
+    if cls.extrapolation != "resize" and "extrapolate" in constructor_parameters(cls) and not own_frame:
         corner = torch.tensor([0, 4, 18, 22, 44])  # cells of the larger grid that lie on cells of the smaller one
         same = torch.tensor([0, 2, 5, 7, 14])
-        inside = _tokens_last(cls.place, raw(small_encoding(cls, reference_shape=GRID), other))
+        inside, on, claimed = (
+            raw(small_encoding(cls, reference_shape=GRID, extrapolate=way), other) for way in (False, True, None)
+        )
         own = _tokens_last(cls.place, raw(small_encoding(cls), Positions.grid(GRID)))
         pick = (lambda t, i: t[..., i, :][..., i]) if cls.place == "bias" else (lambda t, i: t[..., i])
-        _close(pick(inside, corner), pick(own, same), "interpolated coordinates")
-        on = raw(small_encoding(cls, reference_shape=GRID, extrapolate=True), other)
+        _close(pick(_tokens_last(cls.place, inside), corner), pick(own, same), "interpolated coordinates")
         assert torch.equal(on, table), "extrapolate=True is not the formula itself"
+        want = on if cls.extrapolation == "run_on" else inside
+        assert torch.equal(claimed, want), f"claims {cls.extrapolation!r} and does not do it"
     elif cls.extrapolation == "resize":
         encoding = small_encoding(cls)
         encoding.set_feat_shape((5, 9))

@@ -23,7 +23,17 @@ def test_every_encoding_has_a_picture(name):
     assert name in figure.get_suptitle()
     if vp.encoding_info(name)["extrapolation"] != "error":
         assert large.images[0].get_array().shape == (6, 10)
+        told = {"run_on": "running on", "interpolate": "interpolated", "formula": "own frame", "resize": "resized"}
+        assert told[vp.encoding_info(name)["extrapolation"]] in large.get_title()
         assert large.images[0].get_clim() == small.images[0].get_clim(), "one colour scale"
+
+
+def test_an_encoding_that_interpolates_is_also_drawn_running_on():
+    panels = {name: plot_encoding(name, GRID).axes for name in ("sincos2d", "rope_axial")}
+    assert panels["sincos2d"][2].get_title() == "twice, running on: 6 x 10"
+    drawn = [ax.images[0].get_array() for ax in panels["sincos2d"][1:3]]
+    assert abs(drawn[0] - drawn[1]).max() > 1
+    assert not any("6 x 10" in ax.get_title() for ax in panels["rope_axial"][2:])
 
 
 def test_axes_are_used_and_returned():

@@ -161,8 +161,8 @@ def test_a_name_twice_is_refused(family, name):
     assert {encoding.name for encoding in vp.get_encoding(model)} == {name}
 
 
-DEFAULT = {"learned": {"init_std": 0.02}, "alibi2d": {"extrapolate": False}, "rope_mixed": {"temperature": 10.0}}
-OTHER = {"learned": {"init_std": 0.3}, "alibi2d": {"extrapolate": True}, "rope_mixed": {"temperature": 5.0}}
+DEFAULT = {"learned": {"init_std": 0.02}, "alibi2d": {"extrapolate": None}, "rope_mixed": {"temperature": 10.0}}
+OTHER = {"learned": {"init_std": 0.3}, "alibi2d": {"extrapolate": False}, "rope_mixed": {"temperature": 5.0}}
 
 
 @pytest.mark.parametrize("name", ["alibi2d", "rope_mixed", "lookhere"])

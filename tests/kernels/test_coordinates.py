@@ -23,7 +23,7 @@ ENCODINGS = {
     "lh45": {"name": "lookhere", "layer": 1, "depth": 3, "preset": "lh45"},
     "lh90": {"name": "lookhere", "layer": 0, "depth": 3},
     "lh180": {"name": "lookhere", "layer": 2, "depth": 3, "preset": "lh180"},
-    "rescaled": {"name": "lookhere", "layer": 0, "depth": 1, "reference_shape": (5, 9)},
+    "rescaled": {"name": "lookhere", "layer": 0, "depth": 1, "reference_shape": (5, 9), "extrapolate": False},
 }
 GRIDS = {"one_block": ((5, 7), 1), "ragged": ((13, 21), 0), "prefix": ((17, 20), 5)}
 

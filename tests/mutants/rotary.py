@@ -4,9 +4,11 @@ from tests.mutants.mutation import mutants_of
 
 ROTATION = mutants_of(
     "rotation.py",
-    "parity/test_rope.py parity/test_rope_mixed.py rotary/test_convert_layout.py test_known_bugs.py",
+    "parity/test_rope.py parity/test_rope_mixed.py parity/test_axial_dialects.py rotary/test_convert_layout.py "
+    "test_known_bugs.py",
     [
         ("sin for cos", "torch.complex(cos, sin)", "torch.complex(sin, cos)"),
+        ("blocks of axes not put back", "return swap_middle_quarters(rotate(swap", "return (rotate(swap"),
         ("turned the other way", "torch.complex(cos, sin)", "torch.complex(cos, -sin)"),
         ("half for interleaved", 'interleaved = layout == "interleaved"', 'interleaved = layout == "half"'),
         ("compiled form the other way", "a * cos - b * sin, a", "a * cos + b * sin, a"),
@@ -73,22 +75,54 @@ ROPE = [
     ),
     *mutants_of(
         "rotary/rope_axial.py",
-        "parity/test_rope.py",
+        "parity/test_rope.py parity/test_axial_dialects.py",
         [
-            ("y before x", "torch.cat([x, y], dim=-1)", "torch.cat([y, x], dim=-1)"),
-            ("axes interleaved", "torch.cat([x, y], dim=-1)", "torch.stack([x, y], dim=-1).flatten(-2)"),
             (
-                "exponent of one axis",
-                "geometric_frequencies(head_dim // 4, temperature",
-                "geometric_frequencies(head_dim // 4, temperature**0.5",
+                "temperature of the function",
+                "head_dim: int,\n    temperature: float = 100.0",
+                "head_dim: int,\n    temperature: float = 10000.0",
             ),
+            ("layout of the preset ignored", "layout or DIALECTS[preset].layout", 'layout or "interleaved"'),
             (
-                "temperature 10000",
-                "head_dim: Count,\n        temperature: Positive = 100.0",
-                "head_dim: Count,\n        temperature: Positive = 10000.0",
+                "temperature of the preset ignored",
+                "self.dialect.temperature if temperature is",
+                "100.0 if temperature is",
             ),
-            ("temperature of the function", "temperature: float = 100.0,\n", "temperature: float = 10000.0,\n"),
-            ("inclusive end", "temperature, device=coords.device)", "temperature, True, device=coords.device)"),
+            ("sections of pairs of the picture", "zip(theta.T, self.sections", "zip(theta.T, self.sections[::-1]"),
+            ("sections one too long", "(rounds < n)", "(rounds <= n)"),
+            ("one learned series for all heads", 'num_heads if learn_frequencies == "per_head" else 1', "1"),
+            ("learned at another start", "self.dialect).log())", "self.dialect))"),
+            (
+                "learned without the exponential",
+                "to_float64(self.log_frequencies).exp()",
+                "to_float64(self.log_frequencies)",
+            ),
+            ("learned frequencies rounded", "if moved.dtype.itemsize >= 4 else", "if True else"),
+        ],
+    ),
+    *mutants_of(
+        "rotary/dialects.py",
+        "parity/test_rope.py parity/test_axial_dialects.py",
+        [
+            ("y before x", '"rope_vit": Dialect("xy", False', '"rope_vit": Dialect("yx", False'),
+            ("axes in turn", '"rope_vit": Dialect("xy", False', '"rope_vit": Dialect("xy", True'),
+            ("temperature 10000", 'False, 100.0, "interleaved"', 'False, 10000.0, "interleaved"'),
+            ("moonvit in blocks", '"moonvit": Dialect("xy", True', '"moonvit": Dialect("xy", False'),
+            (
+                "pixtral with a series for each axis",
+                '"pixtral": Dialect("yx", False, True',
+                '"pixtral": Dialect("yx", False, False',
+            ),
+            ("qwen_vit with x first", '"qwen_vit": Dialect("yx"', '"qwen_vit": Dialect("xy"'),
+            ("gemma4 in halves of the head", '100.0, "half_per_axis"', '100.0, "half"'),
+            ("mrope with x before y", '"tyx"', '"txy"'),
+            ("exponent of one axis", "geometric_frequencies(pairs // axes, temp", "geometric_frequencies(pairs, temp"),
+            (
+                "blocks and turns confused",
+                "(angles if dialect.in_turn else angles.mT)",
+                "(angles.mT if dialect.in_turn else angles)",
+            ),
+            ("time taken for a row", '"t": torch.zeros_like(y)', '"t": y'),
         ],
     ),
     *mutants_of(
@@ -97,7 +131,7 @@ ROPE = [
         [
             ("half a turn between the directions", "+ math.pi / 2", "+ math.pi"),
             ("sin for cos", "[directions.cos(), directions.sin()]", "[directions.sin(), directions.cos()]"),
-            ("temperature 100", "temperature: Positive = 10.0,", "temperature: Positive = 100.0,"),
+            ("temperature 100", "temperature: Positive = 10.0", "temperature: Positive = 100.0"),
             ("heads in one quadrant", "2 * math.pi * torch.rand(", "torch.rand("),
             ("one rotation for all heads", "torch.rand(self.num_heads, device", "torch.rand(1, device"),
         ],
@@ -156,6 +190,24 @@ ROPE = [
             ("directions over a whole turn", "(math.pi / groups)", "(2 * math.pi / groups)"),
         ],
     ),
+    *mutants_of(
+        "rotary/rope_spiral.py",
+        "parity/test_rope_spiral.py",
+        [
+            ("a direction for each frequency", "device=device) // 2 % half)", "device=device) % half)"),
+            ("directions over a quarter", "(math.pi / self.num_directions)", "(math.pi / 2 / self.num_directions)"),
+            ("directions not shared out", "// 2 % half)", "// 2 % self.num_directions)"),
+            ("highest frequency 1", "self.max_freq * geometric", "geometric"),
+            ("sense of the second direction", "torch.cat([along, -across])", "torch.cat([along, across])"),
+            (
+                "x before y",
+                "torch.cat([across, along]), torch.cat([along, -across])",
+                "torch.cat([along, across]), torch.cat([-across, along])",
+            ),
+            ("end to end", "(self.reference_side / n)", "((self.reference_side - 1) / max(n - 1, 1))"),
+            ("steps of the grid at hand", "i * (self.reference_side / n)", "i"),
+        ],
+    ),
 ]
 
 LEARNED = [
@@ -211,12 +263,40 @@ LEARNED = [
             ("y before x", "x, y = to_float64(self.freqs)", "y, x = to_float64(self.freqs)"),
             ("half the frequencies of circulants", "waves = 2 * (2 * math.pi", "waves = (2 * math.pi"),
             ("cosines of circulants", "k[1:, None] * k).sin()", "k[1:, None] * k).cos()"),
-            ("basis for its inverse", "inside = exact @ basis\n", "inside = exact @ basis.mT\n"),
-            ("outer basis forgotten", "turned = exact + (turned - inside) @ basis.mT", "pass"),
-            ("folded with the inverse", "(basis.mT @ table.to(basis))", "(basis @ table.to(basis))"),
             ("Nyquist as a constant", "d**-0.5 * (math.pi * n).cos()", "d**-0.5"),
             ("basis not normalised", "math.sqrt(2 / d) * turns.cos()", "turns.cos()"),
             ("frequencies not axial", "temperature).repeat(2)", "temperature).flip(0).repeat(2)"),
+        ],
+    ),
+    *mutants_of(
+        "rotary/basis.py",
+        "parity/test_string.py parity/test_harope.py",
+        [
+            ("basis for its inverse", "exact @ inner.to(exact.dtype)", "exact @ inner.mT.to(exact.dtype)"),
+            ("outer basis forgotten", "turned = exact + (turned - inside) @ outer.to(exact.dtype)", "pass"),
+            ("prefix tokens not left alone", "exact + (turned - inside) @ outer.to", "turned @ outer.to"),
+            ("keys go back by their own", "self._turn(k, table, b, a.mT)", "self._turn(k, table, b, b.mT)"),
+            ("keys by the matrix of queries", "self._turn(tensors.k, table, b)", "self._turn(tensors.k, table, a)"),
+            ("folded with the inverse", "(bases.mT @ table.to(bases))", "(bases @ table.to(bases))"),
+            ("folded into the other projection", "self.bases()[int(keys)]", "self.bases()[1 - int(keys)]"),
+        ],
+    ),
+    *mutants_of(
+        "rotary/harope.py",
+        "parity/test_harope.py",
+        [
+            ("half the exponent forgotten", "self.head_dim) / 2) for upper", "self.head_dim)) for upper"),
+            ("not positive", "+ 1e-6  # (heads", "+ 1e-3  # (heads"),
+            ("U and V swapped", "return (v * s) @ u.mT, (v / s) @ u.mT", "return (u * s) @ v.mT, (u / s) @ v.mT"),
+            ("orthogonal alone", "return (v * s) @ u.mT, (v / s) @ u.mT", "return v @ u.mT, v @ u.mT"),
+            ("keys like queries", "(v / s) @ u.mT", "(v * s) @ u.mT"),
+            ("another start", "math.log(math.e - 1)", "0.0"),
+            ("temperature 10000", "temperature: Positive = 100.0", "temperature: Positive = 10000.0"),
+            (
+                "folded at another temperature",
+                'kept = ("temperature", "layout", "zero_fraction"',
+                'kept = ("layout", "zero_fraction"',
+            ),
         ],
     ),
 ]

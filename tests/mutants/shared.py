@@ -113,7 +113,9 @@ CONTRACT = mutants_of(
     "test_contract.py test_numerics.py hosts/test_attention.py hosts/test_vit.py",
     [
         ("reference_shape ignored", "return positions.rescale(self.reference_shape)", "return positions"),
-        ("extrapolate ignored", "is None or self.extrapolate:", "is None:"),
+        ("extrapolate ignored", "is None or self.runs_on:", "is None:"),
+        ("the class' way whatever was asked for", "if self.extrapolate is None else self.extrapolate", "or False"),
+        ("one way for all", 'self.extrapolation == "run_on" if', "False if"),
         ("float32 beside float64 parameters", "else positions.promote(parameter.dtype)", "else positions"),
         ("a second bias replaces the first", "else self.bias + bias", "else bias"),
         (
@@ -181,8 +183,8 @@ PLACES = [
             ),
             (
                 "keys of attention not rotated",
-                "self.rotate(tensors.q, prepared), self.rotate(tensors.k, prepared)",
-                "self.rotate(tensors.q, prepared), tensors.k",
+                "tensors.q, tensors.k = self.rotate_qk(",
+                "tensors.q, _ = self.rotate_qk(",
             ),
         ],
     ),

@@ -86,6 +86,9 @@ def test_blocks_of_two_are_rope_mixed(grid):
 
 def test_initialisation_and_default():
     encoding = vp.create_encoding("comrope", num_heads=12, head_dim=64)
+    assert encoding.generators.shape == (12, 32, 1)
+    assert encoding.theta.shape == (2, 32)
+    encoding = vp.create_encoding("comrope", num_heads=12, head_dim=64, block=8)
     assert encoding.generators.shape == (12, 8, 28)
     assert encoding.theta.shape == (2, 8)
     assert encoding.generators.std().item() == pytest.approx(math.sqrt(2), rel=0.1)

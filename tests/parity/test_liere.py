@@ -92,6 +92,25 @@ def test_not_relative_unless_blocks_have_two_channels():
     assert relative_residual(build(num_heads=2, head_dim=16, block=2)) < 1e-12
 
 
+@pytest.mark.parametrize("layout", ["interleaved", "half"])
+def test_one_generator_of_the_authors_for_all_heads(layout):
+    """Theirs are (y, x); in the order (x, y) and repeated, every head turns by them."""
+    theirs = torch.randn(2, 2, 6, dtype=F64)  # y and x, blocks, upper triangle
+    encoding = build(num_heads=3, layout=layout)
+    with torch.no_grad():
+        encoding.generators.copy_(theirs.flip(0).unsqueeze(1).expand(2, 3, 2, 6))
+
+    def matrix(head, y, x):
+        out = torch.zeros(8, 8, dtype=F64)
+        for j, place in enumerate(channels(4, 2, layout)):
+            rotation = exponential(skew(y / 1 * theirs[0, j] + x / 2 * theirs[1, j], 4))
+            for a, channel in enumerate(place):
+                out[channel, place] = rotation[a]
+        return out
+
+    compare(encoding, (2, 3), matrix)
+
+
 def test_initialisation_and_default():
     encoding = vp.create_encoding("liere", num_heads=12, head_dim=64)
     assert encoding.generators.shape == (2, 12, 8, 28)

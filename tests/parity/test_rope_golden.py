@@ -1,4 +1,4 @@
-"""Golden-gate RoPE and Spiral RoPE's arrangement: fixed directions."""
+"""Golden-gate RoPE, and its frequencies along evenly spread directions."""
 
 import math
 
@@ -56,7 +56,7 @@ def test_oracle(grid, heads, layout):
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize("grid", GRIDS[:2])
-def test_oracle_spiral(grid, count):
+def test_oracle_of_a_number_of_directions(grid, count):
     encoding = build(num_heads=2, head_dim=12, num_directions=count)
     each = 6 // count
     omega = [0.2 * 100 ** (i / (each - 1)) for i in range(each)]

@@ -121,8 +121,8 @@ def test_options_and_errors():
 
 
 def test_frame():
-    """On a larger grid offsets shrink to those of the grid that was trained on."""
-    encoding, larger = build(reference_shape=(2, 3), clip=1), grid64((3, 5))
+    """Interpolated, offsets on a larger grid shrink to those of the grid that was trained on."""
+    encoding, larger = build(reference_shape=(2, 3), clip=1, extrapolate=False), grid64((3, 5))
     q = queries(larger)
     want = build(clip=1).bias(larger.rescale((2, 3)), content=q)
     assert torch.equal(encoding.bias(larger, content=q), want)
@@ -151,7 +151,7 @@ def test_gradients(grid, built):
 
 
 def test_keys_elsewhere_are_carried_to_the_trained_grid_too():
-    encoding, positions = build(reference_shape=(3, 4)), grid64((5, 10))
+    encoding, positions = build(reference_shape=(3, 4), extrapolate=False), grid64((5, 10))
     q, index = queries(positions), torch.tensor([5, 0, 49])
     got = encoding.bias(positions, keys=positions.keep(index), content=q)
     assert (got - encoding.bias(positions, content=q)[..., index]).abs().max() < 1e-12

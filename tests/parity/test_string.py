@@ -15,6 +15,7 @@ from tests.parity.rotary_oracle import (
     exponential,
     gradcheck,
     grid64,
+    point,
     relative_residual,
     rotation_matrix,
     tokens,
@@ -76,6 +77,30 @@ def test_oracle_circulant(grid, layout):
         return exponential(x * along_x + y * along_y)
 
     compare(encoding, grid, matrix)
+
+
+def test_the_papers_skew_matrix_has_the_other_sign():
+    """The paper turns RoPE(p) P q with P = (I - S)(I + S)^-1."""
+    encoding, positions = build(), grid64((3, 2))
+    rope = vp.create_encoding("rope_axial", num_heads=2, head_dim=8)
+    p = torch.stack([cayley(encoding, head) for head in range(2)])
+    q, k = tokens(encoding, positions)
+    a, b = rope(q @ p.mT, k @ p.mT, positions)
+    with torch.no_grad():
+        encoding.freqs.copy_(rope.frequencies().T.flatten())
+        encoding.skew.neg_()
+    c, d = encoding(q, k, positions)
+    assert (a @ b.mT - c @ d.mT).abs().max() < 1e-12
+
+
+def test_a_first_row_of_a_circulant_enters_with_the_other_sign():
+    encoding = build(preset="circulant")
+    row = torch.cat([torch.zeros(1, dtype=F64), encoding.circulant[0, 1].detach(), torch.zeros(4, dtype=F64)])
+    c = torch.stack([row.roll(i) for i in range(8)])  # row i is the first one moved to the right by i
+    with torch.no_grad():
+        encoding.circulant.neg_()
+    turn, basis = encoding.angles(point(0.0, 1.0, (2, 3)))[1, 0].tolist(), encoding.basis()[0]
+    assert (basis @ rotation_matrix(turn, "interleaved") @ basis.mT - exponential(c - c.T)).abs().max() < 1e-12
 
 
 @pytest.mark.parametrize("layout", ["interleaved", "half"])
@@ -151,7 +176,7 @@ def test_initialisation_and_default():
 
 
 def test_frame():
-    inside = build(reference_shape=(2, 3), init_std=0.0)
+    inside = build(reference_shape=(2, 3), init_std=0.0, extrapolate=False)
     assert (inside.angles(grid64((4, 5)))[:, -1] - inside.angles(grid64((2, 3)))[:, -1]).abs().max() < 1e-12
     assert inside.folded().reference_shape == (2, 3)
 

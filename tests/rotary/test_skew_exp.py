@@ -134,7 +134,7 @@ def test_gradients_and_transformations_compute_anew(computed):
 
 
 def test_matrices_of_inference_mode_serve_outside_of_it(computed):
-    encoding = vp.create_encoding("comrope", num_heads=2, head_dim=16).requires_grad_(False)
+    encoding = vp.create_encoding("comrope", num_heads=2, head_dim=16, block=8).requires_grad_(False)
     positions = vp.Positions.grid((2, 3))
     with torch.inference_mode():
         inside = encoding.prepare(positions)

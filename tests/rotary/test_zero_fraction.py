@@ -6,7 +6,16 @@ import torch
 import visionpos as vp
 from tests.small import pictures, vit
 
-SERIES = {"rope1d": 1, "rope_axial": 2, "rope_mixed": 2, "rope_eva": 2, "rope_dinov3": 2, "string": 2}
+SERIES = {
+    "rope1d": 1,
+    "rope_axial": 2,
+    "rope_mixed": 2,
+    "rope_eva": 2,
+    "rope_dinov3": 2,
+    "rope_spiral": 2,
+    "string": 2,
+    "harope": 2,
+}
 GRID = (3, 5)
 
 
@@ -33,11 +42,26 @@ def test_the_lowest_of_each_series_stay_and_the_others_turn_as_before(name, frac
         assert torch.equal(turned[..., still[pair]], q[..., still[pair]])
 
 
+def frequencies(encoding):
+    """How fast each pair turns with the distance, (heads or 1, pairs)."""
+    angles = encoding.double().angles(vp.Positions.grid((2, 2)))
+    return torch.hypot(angles[:, 1] - angles[:, 0], angles[:, 2] - angles[:, 0])
+
+
 def test_they_are_the_slowest():
     for name, series in SERIES.items():
-        if name != "rope_mixed":  # where a direction turns the axes
-            angles = create(name).angles(vp.Positions.grid((2, 2)))[0, -1].unflatten(0, (series, -1)).abs()
-            assert (angles[:, 1:] < angles[:, :-1]).all(), name
+        found = frequencies(create(name)).unflatten(-1, (series, -1))
+        assert (found[..., 1:] < found[..., :-1]).all(), name
+
+
+@pytest.mark.parametrize("preset", ["rope_vit", "moonvit", "pixtral", "qwen_vit", "gemma4", "mrope"])
+def test_dialects_lose_their_slowest_frequencies_on_both_axes(preset):
+    whole, part = (frequencies(create("rope_axial", preset=preset, zero_fraction=z))[0] for z in (0.0, 0.5))
+    assert 0 < part.count_nonzero() < whole.count_nonzero()
+    assert part[part > 0].min() >= whole[part == 0].max()
+    angles = create("rope_axial", preset=preset, zero_fraction=0.5).angles(vp.Positions.grid((2, 2)))[0]
+    assert angles[1].any()
+    assert angles[2].any()
 
 
 @pytest.mark.parametrize("name", [*SERIES])
@@ -47,7 +71,7 @@ def test_all_of_them_is_no_encoding_to_the_bit(name):
     model.load_state_dict(plain.state_dict(), strict=False)
     same = torch.equal(model(pictures()), plain(pictures()))
     assert same or (
-        name == "string" and torch.allclose(model(pictures()), plain(pictures()), atol=1e-5)
+        name in ("string", "harope") and torch.allclose(model(pictures()), plain(pictures()), atol=1e-5)
     )  # in its basis
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..encoding import LayerFacts, PositionEncoding
 from ..positions import Positions
-from ..registry import constructor_parameters, create_encoding, get_encoding_class, required_options
+from ..registry import FIXED, check_options, complete_options, get_encoding_class
 
 DIM, HEADS, HEAD_DIM, DEPTH = 192, 3, 64, 12  # ViT-Tiny
 
@@ -33,7 +33,9 @@ class NotDefined(ValueError):
 
 
 def build(name: str, grid: tuple[int, ...], **options: Any) -> PositionEncoding:
-    """Return an encoding as a ViT-Tiny with this grid has it, at a fixed random initialisation.
+    """Return an encoding as a ViT-Tiny that is trained on this grid has it, at a fixed random initialisation.
+
+    What the model knows of a layer is filled in, as in the model, so that on another grid it does what it does there.
 
     A ViT-Tiny has 192 channels, 3 heads of 64.
 
@@ -42,15 +44,18 @@ def build(name: str, grid: tuple[int, ...], **options: Any) -> PositionEncoding:
     Raises:
         ValueError: an unknown name or option.
     """
-    cls, heads = get_encoding_class(name), options.get("num_heads", HEADS)
-    facts = LayerFacts(dim=DIM, num_heads=heads, head_dim=DIM // heads, feat_shape=tuple(grid), layer=0, depth=DEPTH)
-    needed, parameters = required_options(cls, facts), constructor_parameters(cls)
+    cls, given = get_encoding_class(name), options
+    check_options(cls, given)
+    heads = given.get("num_heads", HEADS)
+    sizes = {"dim": DIM, "num_heads": heads, "head_dim": DIM // heads, "layer": 0, "depth": DEPTH}
+    sizes |= {key: given[key] for key in FIXED if key in given}
+    options = complete_options(cls, given, LayerFacts(**sizes, feat_shape=tuple(grid)))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        encoding = create_encoding(name, **{**needed, **options})
+        encoding = cls(**options)
         zero = all(not parameter.any() for parameter in encoding.parameters())
-        if encoding.learnable and zero and "init_std" in parameters and "init_std" not in options:
-            encoding = create_encoding(name, **{**needed, **options, "init_std": 0.02})
+        if encoding.learnable and zero and "init_std" in options and "init_std" not in given:
+            encoding = cls(**{**options, "init_std": 0.02})
         return encoding
 
 

@@ -115,6 +115,21 @@ def translation(case: Case, shift: tuple[int, ...]) -> float:
     return sum(errors) / len(errors)
 
 
+def support(case: Case) -> tuple[float, float]:
+    """Return the share of a test grid's pairs, and of its offsets, whose offset lies in the trained range; 0 to 1.
+
+    Offsets are those that the encoding gets: interpolated, all of them lie there.
+    """
+    if case.encoding.extrapolation in ("formula", "resize"):
+        raise NotDefined("whatever the grid, its coordinates are those of a frame of its own")
+    ends = case.encoding.locate(case.test_positions).coords.amax(0).tolist()
+    inside = [  # cells of the test grid that lie between the ends of the trained one
+        1 + math.floor((n - 1) * (m - 1) / end + 1e-6) if end else m
+        for n, m, end in zip(case.grid, case.test_grid, ends, strict=True)
+    ]
+    return properties.support_ratio(tuple(inside), case.test_grid)
+
+
 def drift(case: Case) -> float:
     """Return the drift of K as the corner token of the test grid sees it, which has all unseen offsets.
 
@@ -146,7 +161,7 @@ def resolution_error(case: Case) -> float:
     """
     case.only("input", "rotary", "bias")
     dense, encoding = tuple(2 * size - 1 for size in case.grid), copy.deepcopy(case.encoding)
-    if encoding.extrapolation == "formula":
+    if encoding.extrapolation != "resize":
         encoding.reference_shape, encoding.extrapolate = case.grid, False
     index = torch.arange(math.prod(dense)).view(dense)[tuple(slice(0, None, 2) for _ in dense)].flatten()
     sampled = kernels.logit_kernel(encoding, kernels.exact_grid(dense).keep(index))
@@ -203,12 +218,8 @@ PROPERTIES: dict[str, Property] = {  # tables have this order
     "translation_half": Property(
         "translation error, half a row", _p.equivariance_error, lambda c: translation(c, c.offset(c.grid[-1] // 2))
     ),
-    "support_pairs": Property(
-        "test pairs with a trained offset", _p.support_ratio, lambda c: _p.support_ratio(c.grid, c.test_grid)[0]
-    ),
-    "support_offsets": Property(
-        "test offsets trained", _p.support_ratio, lambda c: _p.support_ratio(c.grid, c.test_grid)[1]
-    ),
+    "support_pairs": Property("test pairs with a trained offset", support, lambda c: support(c)[0]),
+    "support_offsets": Property("test offsets trained", support, lambda c: support(c)[1]),
     "phases_covered": Property(
         "rotary bands with all phases trained", _p.phase_coverage, lambda c: (c.phases >= 1).double().mean().item()
     ),
@@ -223,8 +234,8 @@ PROPERTIES: dict[str, Property] = {  # tables have this order
     ),
     "rank": Property("bias: rank at max error 0.01", _p.numerical_rank, rank),
 }
-ON_OTHER_GRIDS = ("sup_norm", "norm_drift", "output_drift", "entropy_drift", "resolution_error", "error_float32",
-                  "error_bfloat16")  # fmt: skip
+ON_TEST_GRID = ("sup_norm", "norm_drift", "support_pairs", "support_offsets", "output_drift", "entropy_drift",
+                "error_float32", "error_bfloat16")  # fmt: skip
 
 
 def measure(
@@ -234,12 +245,14 @@ def measure(
     only: Iterable[str] = PROPERTIES,
     **options: Any,
 ) -> dict[str, float | NotDefined]:
-    """Return the properties of an encoding on the grid it is trained on, and of what it does on a test grid.
+    """Return the properties of an encoding on the grid it is trained on, and of what a model has on a test grid.
+
+    What happens there is the encoding's `extrapolation`; the option `extrapolate` asks for another way.
 
     Args:
         encoding: a registered name, built as a ViT-Tiny has it, freshly initialised; or an encoding, for `grid`.
         grid: (H, W) while training.
-        test_grid: (H, W) while testing; a formula runs on to it, a table is resized.
+        test_grid: (H, W) while testing.
         only: keys of `PROPERTIES`, by default all.
         options: of the encoding, if it is a name.
 
@@ -257,13 +270,22 @@ def measure(
     return {key: _value(key, case) for key in only}
 
 
+def measure_running_on(
+    name: str, grid: tuple[int, int] = (14, 14), test_grid: tuple[int, int] = (28, 28), **options: Any
+) -> dict[str, float | NotDefined]:
+    """Return what `measure` finds on the test grid if coordinates run on; nothing where that cannot be asked for."""
+    if "extrapolate" not in registry.encoding_info(name)["options"]:
+        return {}
+    return measure(name, grid, test_grid, ON_TEST_GRID, **{**options, "extrapolate": True})
+
+
 def _value(key: str, case: Case) -> float | NotDefined:
     if key not in PROPERTIES:
         hint = registry.closest(key, PROPERTIES)
         raise ValueError(f"unknown property {key!r}{hint} Valid: {', '.join(PROPERTIES)}")
     if case.encoding.place == "none":
         return NotDefined("it encodes nothing")
-    if case.encoding.extrapolation == "error" and key in ON_OTHER_GRIDS:
+    if case.encoding.extrapolation == "error" and key in (*ON_TEST_GRID, "resolution_error"):
         return NotDefined("it knows no other grid")
     try:
         return PROPERTIES[key].compute(case)

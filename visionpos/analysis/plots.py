@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ..encoding import PositionEncoding
+from ..registry import constructor_parameters
 from . import kernel as kernels
 from .kernel import NotDefined
 from .properties import bounded, distance_profile
@@ -23,6 +26,13 @@ WHAT = {
     "bias": "bias on the attention logit",
     "conditional": "inner product of what equal tokens receive",
     "none": "nothing",
+}
+TWICE = {
+    "interpolate": "interpolated",
+    "run_on": "running on",
+    "formula": "in its own frame",
+    "resize": "resized",
+    "error": "not defined",
 }
 COLOURS = "viridis"
 
@@ -107,8 +117,9 @@ def plot_encoding(
 ) -> Figure:
     """Draw an encoding on `figure` or a new one, which is returned; save it with `.savefig("x.png")`.
 
-    Four panels: the kernel around the centre token at the training grid and at twice the grid, on one colour scale; its
-    mean by distance; and its spectrum, or the heads where they differ.
+    Four panels: the kernel around the centre token at the training grid and, as a model has it there, at twice the
+    grid, on one colour scale; its mean by distance; and its spectrum, or the heads where they differ. An encoding that
+    interpolates has one more: twice the grid with coordinates that run on.
 
     Raises:
         ValueError: an unknown name or option.
@@ -118,39 +129,42 @@ def plot_encoding(
     if isinstance(encoding, str):
         encoding = kernels.build(encoding, grid, **options)
     encoding = kernels.exact(encoding)
-    figure = figure or Figure(figsize=(11, 2.9), dpi=72, layout="constrained")
+    maps = [(encoding, grid)]
+    if encoding.extrapolation != "error":
+        maps.append((encoding, tuple(2 * size for size in grid)))
+    if "extrapolate" in constructor_parameters(type(encoding)) and encoding.reference_shape and not encoding.runs_on:
+        running = copy.deepcopy(encoding)
+        running.extrapolate = True
+        maps.append((running, maps[-1][1]))
+    figure = figure or Figure(figsize=(2.75 * (len(maps) + 2), 2.9), dpi=72, layout="constrained")
     label = ", ".join(f"{key}={value}" for key, value in options.items())
     figure.suptitle(f"{encoding.name}{f' ({label})' if label else ''}: {WHAT[encoding.place]}", fontsize=11)
-    small, large, decay, last = figure.subplots(1, 4, width_ratios=(1, 1, 1.25, 1.25))
+    panels = figure.subplots(1, len(maps) + 2, width_ratios=(*[1] * len(maps), 1.25, 1.25))
     try:
-        _draw(encoding, grid, figure, (small, large, decay, last))
-        for ax in (small, large, decay, last):
+        _draw(maps, figure, panels)
+        for ax in panels:
             ax.title.set_fontsize(9.5)
             ax.tick_params(labelsize=8)
     except NotDefined as reason:
-        for ax in (small, large, decay, last):
+        for ax in panels:
             ax.set_axis_off()
         figure.text(0.5, 0.45, f"no picture: {reason}", ha="center")
     return figure
 
 
-def _draw(encoding: PositionEncoding, grid: tuple[int, int], figure: Figure, panels: tuple) -> None:
-    small, large, decay, last = panels
-    twice = tuple(2 * size for size in grid)
-    wanted = [grid] if encoding.extrapolation == "error" else [grid, twice]
-    maps = [centre_row(encoding, shape) for shape in wanted]
+def _draw(encodings: list[tuple[PositionEncoding, tuple[int, int]]], figure: Figure, panels: Sequence[Axes]) -> None:
+    *places, decay, last = panels
+    maps = [centre_row(encoding, grid) for encoding, grid in encodings]
     means = [rows.nanmean(0) for rows, _ in maps]
     seen = torch.cat([mean[~mean.isnan()] for mean in means])
     low, high = seen.min().item(), seen.max().item()
     limits = (low, high if high > low else low + 1)
-    for mean, (_, centre), ax in zip(means, maps, (small, large), strict=False):
-        shape = " x ".join(map(str, mean.shape))
-        plot_map(mean, centre, ax, f"{'trained' if ax is small else 'twice'}: {shape}", limits)
-    large.set_ylabel("")
-    if len(maps) == 1:
-        large.set_axis_off()
-        large.set_title("knows no other grid")
-    figure.colorbar(small.images[0], ax=[small, large], shrink=0.8, pad=0.02)
+    for index, ((encoding, grid), mean, (_, centre)) in enumerate(zip(encodings, means, maps, strict=True)):
+        way = "run_on" if encoding.runs_on else encoding.extrapolation
+        title = f"twice, {TWICE[way]}: {grid[0]} x {grid[1]}" if index else f"trained: {grid[0]} x {grid[1]}"
+        plot_map(mean, centre, places[index], title, limits).set_ylabel("" if index else "rows from the centre")
+    figure.colorbar(places[0].images[0], ax=places, shrink=0.8, pad=0.02)
+    encoding, grid = encodings[0]
     positions = kernels.exact_grid(grid)
     kernel = kernels.logit_kernel(encoding, positions)
     plot_decay(*distance_profile(kernel, positions), decay)

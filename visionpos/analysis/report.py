@@ -10,8 +10,15 @@ from typing import Any
 from ..registry import CLAIMS, PLACES, encoding_info, get_encoding_class, list_encodings
 from . import kernel as kernels
 from .kernel import NotDefined
-from .measure import PROPERTIES, measure
+from .measure import ON_TEST_GRID, PROPERTIES, measure, measure_running_on
 
+OTHER_GRID = {  # `extrapolation` in words
+    "interpolate": "coordinates are interpolated",
+    "run_on": "coordinates run on",
+    "formula": "a frame of its own",
+    "resize": "the table is resized",
+    "error": "not defined",
+}
 SMALL = 1e-6  # below it a residual is rounding, whose digits differ from machine to machine
 
 
@@ -42,7 +49,7 @@ def claims(name: str) -> str:
     info = encoding_info(name)
     words = [claim.replace("_", " ") for claim in CLAIMS if info[claim] is True]
     shared = "one for all layers" if info["shared"] else "one for each layer"
-    return ", ".join([*words, shared, f"another grid: {info['extrapolation']}"])
+    return ", ".join([*words, shared, f"another grid: {OTHER_GRID[info['extrapolation']]}"])
 
 
 def listing(pattern: str = "*", place: str | None = None) -> str:
@@ -105,10 +112,18 @@ def label(name: str, options: Mapping[str, Any]) -> str:
 def comparison(
     specs: Sequence[tuple[str, Mapping[str, Any]]], grid: tuple[int, int], test_grid: tuple[int, int]
 ) -> str:
-    """Return a table of properties, one column for each (name, options); below it why some are not defined."""
+    """Return a table of properties, one column for each (name, options); below it why some are not defined.
+
+    What is measured on the test grid has two rows: as a model does it, and with coordinates that run on.
+    """
     found = [measure(name, grid, test_grid, **options) for name, options in specs]
+    running = [measure_running_on(name, grid, test_grid, **options) for name, options in specs]
     heads = [label(name, options) for name, options in specs]
-    rows = [(each.label, *(number(values[key]) for values in found)) for key, each in PROPERTIES.items()]
+    rows = []
+    for key, each in PROPERTIES.items():
+        rows.append((each.label, *(number(values[key]) for values in found)))
+        if key in ON_TEST_GRID:
+            rows.append((f"{each.label}, running on", *(number(values[key]) if values else "-" for values in running)))
     title = f"grid {grid[0]} x {grid[1]}, test grid {test_grid[0]} x {test_grid[1]}"
     notes = [
         f"- {head}: not defined, {reason}" for head, each in zip(heads, found, strict=True) for reason in reasons(each)

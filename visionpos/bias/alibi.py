@@ -50,6 +50,7 @@ class Alibi(BiasEncoding):
 
     paper = "Press et al. 2021, arXiv 2108.12409"
     translation_invariant = True
+    extrapolation = "run_on"  # to train short and test long is what it is made for
     axes = None
 
     def encode(self, queries: Positions, keys: Positions) -> Tensor:

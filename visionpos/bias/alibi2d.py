@@ -25,6 +25,7 @@ class Alibi2D(BiasEncoding):
 
     paper = "Fuller et al. 2023, arXiv 2311.00566"
     translation_invariant = True
+    extrapolation = "run_on"  # to train on small pictures and test on larger ones is what it is made for
     axes = None
 
     def encode(self, queries: Positions, keys: Positions) -> Tensor:

@@ -57,6 +57,7 @@ class Fire(BiasEncoding):
     paper = "Li et al. 2023, arXiv 2310.04418"
     learnable = True
     translation_invariant = True
+    extrapolation = "formula"  # the normaliser
 
     def __init__(self, num_heads: Count, feat_shape: Size, init_c: Positive = 0.1, init_L: Positive | None = None):
         super().__init__(num_heads)

@@ -62,6 +62,7 @@ class IRPE(BucketBias):
     learnable = True
     from_model = ("num_prefix_tokens",)
     translation_invariant = True
+    extrapolation = "run_on"  # its buckets hold every offset in grid steps
     continuous = False
 
     def __init__(

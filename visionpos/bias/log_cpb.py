@@ -49,6 +49,7 @@ class LogCPB(BiasEncoding):
     learnable = True
     from_model = ("pretrained_window",)
     translation_invariant = True
+    extrapolation = "formula"  # `pretrained_window`
 
     def __init__(self, num_heads: Count, pretrained_window: Size | None = None, init_std: Positive = 0.02):
         super().__init__(num_heads)

@@ -90,6 +90,7 @@ class LookHere(BiasEncoding):
 
     paper = "Fuller et al. 2024, arXiv 2405.13985"
     translation_invariant = True
+    extrapolation = "run_on"  # its fields of view are those of raw grid steps
 
     def __init__(
         self,

@@ -53,6 +53,7 @@ class PaPE(ContextualBias):
     paper = "Ohrstrom et al. 2026, arXiv 2602.01418"
     learnable = True
     translation_invariant = True
+    extrapolation = "run_on"  # the paper's claim is about larger pictures, in grid steps
     content_source = "x"
 
     def __init__(

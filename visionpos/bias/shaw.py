@@ -44,6 +44,7 @@ class Shaw(BucketBias):
     learnable = True
     from_model = ("num_prefix_tokens",)
     translation_invariant = True
+    extrapolation = "run_on"  # offsets are clipped so that longer sequences have none that is new
     continuous = False
 
     def __init__(

@@ -67,6 +67,7 @@ class T5(BiasEncoding):
     paper = "Raffel et al. 2019, arXiv 1910.10683"
     learnable = True
     translation_invariant = True
+    extrapolation = "run_on"  # its last bucket is made for distances that were not seen
 
     def __init__(
         self,

@@ -5,6 +5,7 @@ timm drops every checkpoint key that contains "rope", but `rope.freqs`: no param
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -19,6 +20,7 @@ from timm.models.eva import Eva, EvaAttention, EvaBlock, EvaBlockPostNorm
 from torch import Tensor, nn
 
 from ..augment import CoordinateAugmentation
+from ..encoding import LayerFacts
 from ..frequencies import flat_index
 from ..places import RotaryEncoding
 from ..positions import Positions
@@ -43,6 +45,7 @@ class RopeOfHost(RotaryEncoding):
     """
 
     name = "RotaryEmbedding"
+    extrapolation = "formula"
     continuous = False
 
     def __init__(self, host: nn.Module, num_heads: int, head_dim: int, layout: Layout):
@@ -181,16 +184,18 @@ def augmentation_of_host(rope: nn.Module) -> tuple[float | None, ...]:
     return tuple(getattr(rope, f"{name}_coords", None) for name in ("shift", "jitter", "rescale"))
 
 
-def rope_of_host(rope: nn.Module, num_heads: int, head_dim: int, layout: Layout) -> RotaryEncoding:
+def rope_of_host(rope: nn.Module, facts: LayerFacts, layout: Layout) -> RotaryEncoding:
     """Return timm's own rope of all layers as an encoding: the same function, or timm's module where we have none."""
     order, augmented = getattr(rope, "grid_indexing", None), any(augmentation_of_host(rope))
-    shape = {"num_heads": num_heads, "head_dim": head_dim, "layout": layout}
+    shape = {"num_heads": facts.num_heads, "head_dim": facts.head_dim, "layout": layout}
+    trained = {"reference_shape": facts.reference_shape}
     plain = not getattr(rope, "grid_offset", 0)
     if type(rope) is RotaryEmbeddingCat and plain and not augmented:
         if order == "ij":
-            return RopeEva(**shape, temperature=rope.temperature, reference_shape=rope.ref_feat_shape)
+            extrapolate = True if rope.ref_feat_shape is None else None  # without one timm's coordinates run on
+            return RopeEva(**shape, **trained, temperature=rope.temperature, extrapolate=extrapolate)
         if rope.ref_feat_shape is None:
-            return RopeAxial(**shape, temperature=rope.temperature)
+            return RopeAxial(**shape, **trained, temperature=rope.temperature)
     if type(rope) is RotaryEmbeddingDinoV3 and plain and order == "ij":
         names = ("temperature",) if rope.min_period is None else ("min_period", "max_period")
         periods = {name: getattr(rope, name) for name in names}
@@ -220,20 +225,30 @@ class EvaHost(IsotropicHost):
 
     def adopt_native_positions(self, model: Eva) -> None:
         rope, model.rope, model.rope_mixed = model.rope, None, False
-        heads = [{"num_heads": facts.num_heads, "head_dim": facts.head_dim} for facts in self.layer_facts(model)]
+        model.rope_reference_shape = getattr(rope, "ref_feat_shape", None)
+        facts = self.layer_facts(model)
         if isinstance(rope, RotaryEmbeddingMixed):
             cls = RopeMixed if rope.grid_indexing == "xy" else RopeMixedYX
             model.rope = Frequencies(rope.freqs)
             for layer, block in enumerate(model.blocks):
-                options = {**heads[layer], "temperature": rope.temperature}
-                block.attn.encodings.append(adopt_parameters(model.rope, cls, OfLayer(layer), **options))
+                names = ("num_heads", "head_dim", "reference_shape")
+                options = {name: getattr(facts[layer], name) for name in names}
+                view = OfLayer(layer)
+                rope_of_layer = adopt_parameters(model.rope, cls, view, **options, temperature=rope.temperature)
+                block.attn.encodings.append(rope_of_layer)
         elif rope is not None:
             layout = "half" if model.blocks[0].attn.rotate_half else "interleaved"
-            encoding = rope_of_host(rope, **heads[0], layout=layout)
+            encoding = rope_of_host(rope, facts[0], layout)
             model.pos_embed_shared.append(encoding)
             if any(augmentation_of_host(rope)) and isinstance(encoding, RopeDinoV3):
                 shift, jitter, rescale = augmentation_of_host(rope)
                 model.coordinate_augmentation = CoordinateAugmentation(shift or 0.0, jitter or 1.0, rescale or 1.0)
+
+    def layer_facts(self, model: Eva) -> list[LayerFacts]:
+        """Return the facts of every layer. EVA-02's rope was trained on another grid than the model may have."""
+        trained = model.rope_reference_shape
+        facts = super().layer_facts(model)
+        return facts if trained is None else [replace(layer, reference_shape=tuple(trained)) for layer in facts]
 
     def bind_native(self, model: Eva) -> None:
         super().bind_native(model)

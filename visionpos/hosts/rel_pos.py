@@ -31,6 +31,7 @@ class NetworkOfHost(BiasEncoding):
     name = "RelPosMlp"
     learnable = True
     translation_invariant = True
+    extrapolation = "formula"
 
     def __init__(self, host: RelPosMlp):
         super().__init__(host.num_heads)

@@ -50,6 +50,7 @@ class Fourier(InputEncoding):
 
     paper = "Jaegle et al. 2021, arXiv 2103.03206"
     learnable = True
+    extrapolation = "formula"  # the box of "perceiver"; "learnable" counts grid steps
 
     def __init__(
         self,

@@ -83,6 +83,7 @@ class SinCos2D(InputEncoding):
     """
 
     paper = "He et al. 2021, arXiv 2111.06377"
+    extrapolation = "interpolate"  # the authors fine-tune on larger pictures with a table that is resized
 
     def __init__(self, dim: Count, temperature: Positive = 10000.0, preset: Preset = "mae", **grid_options):
         super().__init__(dim, **grid_options)

@@ -65,6 +65,7 @@ class Sinusoidal(InputEncoding):
     """
 
     paper = "Vaswani et al. 2017, arXiv 1706.03762"
+    extrapolation = "run_on"  # the paper's formula of the index
     axes = None
 
     def __init__(

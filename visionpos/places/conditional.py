@@ -29,6 +29,7 @@ class ConditionalEncoding(PositionEncoding):
 
     place = "conditional"
     learnable = True
+    extrapolation = "run_on"  # neighbours are those of the grid at hand
     continuous = False
     content_dependent = True
     site: ClassVar[Literal["tokens", "values"]] = "tokens"  # between blocks, or on the values inside attention

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from ..frequencies import require_multiple
 from ..materialize import materialize
 from ..options import Count, Fraction
 from ..positions import Positions
-from ..rotation import Layout, rotate
+from ..rotation import AxialLayout, rotate
 
 
 def take_tokens(table: Tensor, index: Tensor, num_prefix_tokens: int) -> Tensor:
@@ -39,7 +39,8 @@ class RotaryEncoding(PositionEncoding):
     Args:
         num_heads: attention heads.
         head_dim: channels of a head, even.
-        layout: which channels form a pair: "interleaved" (2i, 2i + 1) or "half" (i, i + head_dim / 2).
+        layout: which channels form a pair: "interleaved" (2i, 2i + 1), "half" (i, i + head_dim / 2), or
+            "half_per_axis", half in each half of the head.
         zero_fraction: share z of the frequencies that are 0, so that their pairs never turn: of each series of n
             frequencies the round(z n) lowest (p-RoPE, Barbero et al. 2024, arXiv 2410.06205). 1 turns nothing.
 
@@ -57,23 +58,19 @@ class RotaryEncoding(PositionEncoding):
     """
 
     place = "rotary"
-    num_series: ClassVar[int] = (
-        0  # into which the pairs of a head divide, each from its fastest to its slowest; 0: none
-    )
+    num_series: int = 0  # of a head's pairs, one after the other, each from its fastest to its slowest; 0: none
 
     def __init__(
         self,
         num_heads: Count,
         head_dim: Count,
-        layout: Layout = "interleaved",
+        layout: AxialLayout = "interleaved",
         *,
         zero_fraction: Fraction = 0.0,
         **grid_options,
     ):
         super().__init__(**grid_options)
-        require_multiple("head_dim", head_dim, 2, "channels are rotated in pairs")
-        if layout not in ("interleaved", "half"):
-            raise ValueError(f"layout must be 'interleaved' or 'half', got {layout!r}")
+        require_multiple("head_dim", head_dim, 4 if layout == "half_per_axis" else 2, "channels are rotated in pairs")
         if zero_fraction and not self.num_series:
             raise ValueError(f"{self.name} has no series of frequencies, and takes no zero_fraction")
         self.num_heads, self.head_dim, self.layout, self.zero_fraction = num_heads, head_dim, layout, zero_fraction
@@ -122,18 +119,23 @@ class RotaryEncoding(PositionEncoding):
         cos, sin = prepared.unbind(0)  # ([B,] heads or 1, prefix + N, head_dim / 2) each
         return rotate(x, cos, sin, self.layout)
 
+    def rotate_qk(self, q: Tensor, k: Tensor, prepared: Any) -> tuple[Tensor, Tensor]:
+        """Return queries and keys turned by what `prepare` returned: both alike, unless a subclass says otherwise."""
+        return self.rotate(q, prepared), self.rotate(k, prepared)
+
     @property
     def turns_pairs(self) -> bool:
         """Return whether cosines and sines of `prepare` turn q and k, and nothing else happens to them.
 
-        So it is unless a subclass says otherwise.
+        So it is unless a subclass says otherwise, in the two layouts that kernels know.
         """
         own, base = type(self), RotaryEncoding
-        return own.rotate is base.rotate and own.modify_attention is base.modify_attention
+        same = all(getattr(own, name) is getattr(base, name) for name in ("rotate", "rotate_qk", "modify_attention"))
+        return same and self.layout != "half_per_axis"
 
     def modify_attention(self, tensors: AttentionTensors, prepared: Tensor) -> None:
         """Turn the queries and keys of an attention layer."""
-        tensors.q, tensors.k = self.rotate(tensors.q, prepared), self.rotate(tensors.k, prepared)
+        tensors.q, tensors.k = self.rotate_qk(tensors.q, tensors.k, prepared)
 
     def forward(self, q: Float[Tensor, "b heads t d"], k: Float[Tensor, "b heads t d"], positions: Positions):
         """Return q and k (B, heads, prefix + N, head_dim), rotated, in their own dtype.
@@ -151,4 +153,4 @@ class RotaryEncoding(PositionEncoding):
                     f"num_heads={self.num_heads}, head_dim={self.head_dim}"
                 )
         prepared = self.prepare(positions.promote(q.dtype).promote(k.dtype))
-        return self.rotate(q, prepared), self.rotate(k, prepared)
+        return self.rotate_qk(q, k, prepared)

@@ -24,13 +24,14 @@ class ComRoPE(BlockRotary):
     partition: S alone, even blocks turn with y, odd ones with x. Since the generators of a block commute, q . k
     depends on the offset (dy, dx) alone. Coordinates are (i + 1/2) / n on an axis of n cells, measured from (1/2, 1/2):
     there the paper has its class token, so that prefix tokens, which do not turn, are where the paper puts them.
-    Its perturbation of coordinates in training belongs to the positions.
+    The authors' code has the rows of theta in the order y, x. Its perturbation of coordinates in training belongs to
+    the positions.
 
     Args:
         num_heads: attention heads.
         head_dim: channels of a head, a multiple of `block`, and of 2 * `block` with "ap".
         preset: "ld" or "ap".
-        block: b; 8 in the paper (from memory). 2 with "ld" is RoPE-Mixed.
+        block: b; 2 in the authors' configuration, which with "ld" is RoPE-Mixed.
         init_std: standard deviation of the entries of P before training; 1 in the paper's code.
         layout: "interleaved" (the paper) makes blocks of neighbours, "half" of every (head_dim / b)-th channel.
 
@@ -45,13 +46,14 @@ class ComRoPE(BlockRotary):
     paper = "Yu et al. 2025, arXiv 2506.03737"
     learnable = True
     translation_invariant = True
+    extrapolation = "formula"  # cells count in shares of the picture
 
     def __init__(
         self,
         num_heads: Count,
         head_dim: Count,
         preset: Literal["ld", "ap"] = "ld",
-        block: Count = 8,
+        block: Count = 2,
         init_std: Spread = 1.0,
         layout: Layout = "interleaved",
     ):

@@ -25,6 +25,9 @@ class LieRE(BlockRotary):
     cell is 0. For b > 2 the generators do not commute, so q . k depends on where both tokens are, not on their offset
     alone.
 
+    The authors' code has one generator for all heads and layers, with y first; here every head of every layer has its
+    own, with x first. A pair of theirs, in the other order and repeated for each head, gives their rotations.
+
     Args:
         num_heads: attention heads.
         head_dim: channels of a head, a multiple of `block`.
@@ -39,6 +42,7 @@ class LieRE(BlockRotary):
 
     paper = "Ostmeier et al. 2024, arXiv 2406.10322"
     learnable = True
+    extrapolation = "formula"  # the frame of the docstring
 
     def __init__(
         self,

@@ -1,23 +1,20 @@
-"""Axial RoPE: "Rotary Position Embedding for Vision Transformer" (Heo et al. 2024, arXiv 2403.13298)."""
+"""Axial RoPE: "Rotary Position Embedding for Vision Transformer" (Heo et al. 2024, arXiv 2403.13298); its dialects."""
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..frequencies import geometric_frequencies, require_multiple, to_float64
-from ..options import Count, Positive
+from ..frequencies import require_multiple, to_float64
+from ..options import Count, Natural, Positive
 from ..places import RotaryEncoding
 from ..positions import Positions
 from ..registry import register_encoding
-from ..rotation import Layout
-
-
-def _encode(coords: Tensor, head_dim: int, temperature: float) -> Tensor:
-    theta = geometric_frequencies(head_dim // 4, temperature, device=coords.device)
-    y, x = (to_float64(coords)[..., None] * theta).unbind(-2)
-    return torch.cat([x, y], dim=-1)  # (..., N, head_dim / 2)
+from ..rotation import AxialLayout
+from .dialects import DIALECTS, Dialect, Preset, axial_angles, axial_frequencies
 
 
 def rope_angles_axial(
@@ -40,7 +37,9 @@ def rope_angles_axial(
     """
     require_multiple("head_dim", head_dim, 4, "pairs of channels for each of two axes")
     coords = Positions.grid(tuple(feat_shape), device=device).coords
-    return _encode(coords, head_dim, temperature).to(dtype or torch.get_default_dtype())
+    pairs, dialect = head_dim // 2, DIALECTS["rope_vit"]
+    angles = axial_angles(coords, axial_frequencies(pairs, temperature, dialect, device), pairs, dialect)
+    return angles.squeeze(0).to(dtype or torch.get_default_dtype())
 
 
 @register_encoding("rope_axial")
@@ -50,28 +49,102 @@ class RopeAxial(RotaryEncoding):
     angles = [x theta | y theta], theta_k = temperature ** (-4k / head_dim), k < head_dim / 4, in units of one grid
     step. q . k depends on the offset (dy, dx) alone.
 
+    Presets, which released encoders have; the temperature and the layout of each can be changed:
+        rope_vit: as above; 100, "interleaved" (Heo et al. 2024).
+        moonvit: x and y in turn, [x theta_0, y theta_0, x theta_1, ...]; 10000, "interleaved" (Kimi-VL).
+        pixtral: one series phi_i = temperature ** (-2i / head_dim) for both axes, [y phi_0, y phi_2, ... | x phi_1,
+            x phi_3, ...]; 10000, "half".
+        qwen_vit: [y theta | x theta]; 10000, "half" (Qwen2-VL, and DeepSeek-V4's vision tower).
+        gemma4: as above; 100, "half_per_axis".
+        mrope: interleaved M-RoPE, [0, y phi_1, x phi_2, 0, y phi_4, ...]: every third pair turns with the time of a
+            video, and stands still in a picture; 10000, "half" (Qwen3-VL, GenLIP).
+
     Args:
-        num_heads: attention heads (all turn alike).
+        num_heads: attention heads.
         head_dim: channels of a head, a multiple of 4.
-        temperature: 100 in the paper (50 in its Swin).
-        layout: "interleaved" (the paper) or "half".
+        temperature: of the frequencies. None: the preset's; rope_vit has 50 in its Swin.
+        layout: "interleaved", "half" or "half_per_axis". None: the preset's.
+        preset: which pairs turn with which axis, and how fast.
+        sections: (t, y, x) of mrope, as its configurations say it: of the pairs of y and of x so many turn, the first
+            ones. None: all.
+        learn_frequencies: theta is learned as its logarithm, "shared" by the heads or "per_head"; the directions stay
+            on the axes. At the start it is the formula's.
+
+    Attributes:
+        log_frequencies: Parameter (heads or 1, head_dim / 4, 2), ln theta of each axis, if frequencies are learned, or
+            None. Float32 even in a model of less, and without weight decay.
+
+    Raises:
+        ValueError: a `head_dim` that is not a multiple of 4, sections without mrope, or frequencies to learn with it.
+
+    Example:
+        >>> rope = vp.create_encoding("rope_axial", num_heads=1, head_dim=8, preset="moonvit")
+        >>> rope.layout, rope.angles(vp.Positions.grid((2, 3)))[0, 5]  # of the token (y, x) = (1, 2)
+        ('interleaved', tensor([2.0000, 1.0000, 0.0200, 0.0100]))
     """
 
     paper = "Heo et al. 2024, arXiv 2403.13298"
     translation_invariant = True
     num_series = 2
+    extrapolation = "run_on"  # raw grid steps at every size, as in the authors' code
 
     def __init__(
         self,
         num_heads: Count,
         head_dim: Count,
-        temperature: Positive = 100.0,
-        layout: Layout = "interleaved",
+        temperature: Positive | None = None,
+        layout: AxialLayout | None = None,
+        preset: Preset = "rope_vit",
+        sections: tuple[Natural, Natural, Natural] | None = None,
+        learn_frequencies: Literal["shared", "per_head"] | None = None,
         **grid_options,
     ):
-        super().__init__(num_heads, head_dim, layout, **grid_options)
+        super().__init__(num_heads, head_dim, layout or DIALECTS[preset].layout, **grid_options)
         require_multiple("head_dim", head_dim, 4, "pairs of channels for each of two axes")
-        self.temperature = temperature
+        self.preset, self.sections = preset, None if sections is None else tuple(sections)
+        self.temperature = self.dialect.temperature if temperature is None else temperature
+        self.num_series = 1 if self.dialect.in_turn else 2
+        if sections is not None and preset != "mrope":
+            raise ValueError(f"sections belong to preset 'mrope', got {sections} with {preset!r}")
+        if learn_frequencies and preset == "mrope":
+            raise ValueError("learn_frequencies must be None with preset 'mrope', a part of whose pairs never turns")
+        self.learn_frequencies, self.log_frequencies = learn_frequencies, None
+        if learn_frequencies:
+            rows = num_heads if learn_frequencies == "per_head" else 1
+            self.learnable = True
+            self.log_frequencies = nn.Parameter(torch.empty(rows, head_dim // 4, 2))
+            self.reset_parameters()
+
+    @property
+    def dialect(self) -> Dialect:
+        """The preset as a record."""
+        return DIALECTS[self.preset]
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Learned frequencies start as those of the formula."""
+        if self.log_frequencies is not None:
+            self.log_frequencies.copy_(axial_frequencies(self.num_angles, self.temperature, self.dialect).log())
+
+    def frequencies(self, device=None) -> Tensor:
+        """Return theta of each axis in float64, (head_dim / 4, 2), with a leading axis of heads if it is learned."""
+        if self.log_frequencies is not None:
+            return to_float64(self.log_frequencies).exp()
+        theta = axial_frequencies(self.num_angles, self.temperature, self.dialect, device)
+        if self.sections is None:
+            return theta
+        rounds = torch.arange(len(theta), device=device)
+        return torch.stack([row * (rounds < n) for row, n in zip(theta.T, self.sections, strict=True)], dim=-1)
 
     def encode(self, positions: Positions) -> Tensor:
-        return _encode(positions.coords, self.head_dim, self.temperature).unsqueeze(-3)
+        theta = self.frequencies(positions.coords.device)
+        return axial_angles(positions.coords, theta, self.num_angles, self.dialect)
+
+    def _apply(self, fn, recurse=True):
+        """Leave learned logarithms in float32, or better, where the model becomes narrower."""
+
+        def convert(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype.itemsize >= 4 else tensor.to(moved.device)
+
+        return super()._apply(convert, recurse)

@@ -45,6 +45,7 @@ class RopeDinoV3(RotaryEncoding):
     paper = "Simeoni et al. 2025, arXiv 2508.10104"
     translation_invariant = True
     num_series = 2
+    extrapolation = "formula"  # the box
 
     def __init__(
         self,

@@ -42,6 +42,7 @@ class RopeEva(RotaryEncoding):
     paper = "Fang et al. 2023, arXiv 2303.11331"
     translation_invariant = True
     num_series = 2
+    extrapolation = "interpolate"  # into the grid of pretraining, by `locate`
 
     def __init__(
         self,
@@ -57,7 +58,7 @@ class RopeEva(RotaryEncoding):
         self.temperature, self.register_temperature = temperature, register_temperature
 
     def locate(self, positions: Positions) -> Positions:
-        if self.reference_shape is None or self.extrapolate:
+        if self.reference_shape is None or self.runs_on:
             return positions
         sizes = zip(to_float64(positions.coords).unbind(-1), positions.feat_shape, self.reference_shape, strict=True)
         coords = torch.stack([i / n * n_ref for i, n, n_ref in sizes], dim=-1)

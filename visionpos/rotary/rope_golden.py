@@ -31,9 +31,9 @@ class RopeGolden(RotaryEncoding):
         min_freq: radians per unit of the box; 0.2 to 1 recommended.
         max_freq: 20 to 100 recommended.
         zero_fraction: share of pairs that do not turn, the first of each head; 0.25 helped its author.
-        num_directions: None for the golden angle. A number K is Spiral RoPE's arrangement (Liu et al. 2026, arXiv
-            2602.03227, from its abstract; frequencies and box stay those above): K groups of pairs, group k turns
-            along the angle pi k / K and has all the frequencies; heads are alike. 2 is axial, x first.
+        num_directions: None for the golden angle. A number K makes K groups of pairs: group k turns along the angle
+            pi k / K and has all the frequencies; heads are alike. 2 is axial, x first. `rope_spiral` deals out its
+            directions in another way.
         layout: "half" (the source) or "interleaved".
 
     Raises:
@@ -43,6 +43,7 @@ class RopeGolden(RotaryEncoding):
 
     paper = "Xiong 2025, jerryxio.ng/posts/nd-rope"
     translation_invariant = True
+    extrapolation = "formula"  # the box
 
     def __init__(
         self,

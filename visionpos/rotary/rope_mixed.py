@@ -41,6 +41,7 @@ class RopeMixed(RotaryEncoding):
     learnable = True
     translation_invariant = True
     num_series = 2
+    extrapolation = "run_on"  # raw grid steps at every size, as in the authors' code
 
     def __init__(
         self,

@@ -9,29 +9,31 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..encoding import AttentionTensors, full_precision
 from ..frequencies import geometric_frequencies, require_multiple, to_float64
 from ..options import Count, Positive, Spread
-from ..places import RotaryEncoding
 from ..positions import Positions
 from ..registry import register_encoding
-from ..rotation import Layout, map_qk_rows, mixed_angles, rotate
+from ..rotation import Layout, mixed_angles
+from .basis import BasisRotary
 from .blocks import skew
 from .rope_mixed import RopeMixed
 
 
 @register_encoding("string")
-class String(RotaryEncoding):
+class String(BasisRotary):
     """RoPE in a learned basis: R(p) = exp(x L_x + y L_y) = Q RoPE(p) Q^T, for learned generators that commute.
 
     Preset "cayley": Q = (I - S)(I + S)^-1 with S learned and skew-symmetric, and axial RoPE with learned frequencies,
-    half of the pairs for x, half for y. Preset "circulant": L = C - C^T with C circulant. Its basis Q is the real
-    Fourier basis; pair m >= 1 turns by 2 sum_k c_k sin(2 pi m k / head_dim), pair 0 (mean and Nyquist) not at all.
-    q . k depends on the offset (dy, dx) alone.
+    half of the pairs for x, half for y. Preset "circulant": L = C - C^T with C circulant, c its first column (a first
+    row enters as -c). Its basis Q is the real Fourier basis; pair m >= 1 turns by 2 sum_k c_k sin(2 pi m k / head_dim),
+    pair 0 (mean and Nyquist) not at all. q . k depends on the offset (dy, dx) alone.
 
-    Attention multiplies q and k by RoPE(p) Q^T, since the outer Q cancels in q . k. When training is over, Q^T goes
-    into the projection: `fold` its weight and bias and replace this encoding by `folded()`, at no cost. A model that
-    normalises q and k after the projection cannot be folded.
+    Attention multiplies q and k by RoPE(p) Q^T, since the outer Q cancels in q . k. The paper has (I - S)(I + S)^-1 in
+    the place of Q^T, so that its S enters with the other sign. No code of the authors is public; what is computed here
+    is compared with these formulas.
+
+    When training is over, Q^T goes into the projection: `fold` its weight and bias and replace this encoding by
+    `folded()`, at no cost. A model that normalises q and k after the projection cannot be folded.
 
     Args:
         num_heads: attention heads.
@@ -55,6 +57,7 @@ class String(RotaryEncoding):
     learnable = True
     translation_invariant = True
     num_series = 2
+    extrapolation = "run_on"  # as the RoPE that it is in another basis; the paper names no other way
 
     def __init__(
         self,
@@ -111,44 +114,12 @@ class String(RotaryEncoding):
         pairs = torch.stack([cosines, sines], dim=-1 if self.layout == "interleaved" else -2)
         return pairs.flatten(1).unsqueeze(0)
 
+    def bases(self) -> tuple[Tensor, Tensor]:
+        basis = self.basis()
+        return basis, basis
+
     def encode(self, positions: Positions) -> Tensor:
         return mixed_angles(positions.coords, self.frequencies())
-
-    def prepare(self, positions: Positions) -> tuple[Tensor, Tensor]:
-        """Return cosines and sines as for any rotary encoding, and the basis."""
-        positions = self.promote(positions)
-        with full_precision(positions):
-            return super().prepare(positions), self.basis().to(positions.coords.dtype)
-
-    def take_tokens(
-        self, prepared: tuple[Tensor, Tensor], index: Tensor, num_prefix_tokens: int
-    ) -> tuple[Tensor, Tensor]:
-        """Return cosines and sines of the prefix tokens and of the patch tokens index (B, K), and the basis."""
-        return super().take_tokens(prepared[0], index, num_prefix_tokens), prepared[1]
-
-    def _turn(self, x: Tensor, prepared: tuple[Tensor, Tensor], outer: bool) -> Tensor:
-        (cos, sin), basis = prepared
-        with torch.autocast(x.device.type, enabled=False):
-            exact = x.to(torch.promote_types(x.dtype, basis.dtype))
-            basis = basis.to(exact.dtype)
-            inside = exact @ basis
-            turned = rotate(inside, cos, sin, self.layout)
-            if outer:  # prefix tokens do not turn, so nothing is added to them
-                turned = exact + (turned - inside) @ basis.mT
-            return turned.to(x.dtype)
-
-    def rotate(self, x: Tensor, prepared: tuple[Tensor, Tensor]) -> Tensor:
-        """Return x (B, heads, prefix + N, head_dim) multiplied by R(p), the outer Q included."""
-        return self._turn(x, prepared, outer=True)
-
-    def modify_attention(self, tensors: AttentionTensors, prepared: tuple[Tensor, Tensor]) -> None:
-        """Multiply queries and keys, those of prefix tokens too, by RoPE(p) Q^T: the same logits for half the work."""
-        tensors.q, tensors.k = (self._turn(x, prepared, outer=False) for x in (tensors.q, tensors.k))
-
-    def fold(self, rows: Tensor, fused: bool = True) -> Tensor:
-        """Return weight or bias of the query and key projection times Q^T; rows as in `convert_qk_layout`."""
-        basis = self.basis()
-        return map_qk_rows(rows, self.num_heads, lambda table: (basis.mT @ table.to(basis)).to(rows), fused)
 
     def folded(self) -> RopeMixed:
         """Return what is left of this encoding for a folded projection: RoPE with its frequencies."""

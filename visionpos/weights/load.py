@@ -61,7 +61,7 @@ def load_weights(
     """
     if not isinstance(resize, bool):
         resize = _checked_size(resize)
-    weights = _read(weights)
+    weights = read_weights(weights)
     find_host(model).convert(model)
     weights = convert_weights(weights, model)
     return load_converted(model, weights, strict, {key: resize for _, key in _tables(model)})
@@ -103,7 +103,12 @@ def fit_pretrained(weights: Weights, model: nn.Module) -> Weights:
     return {**{key: value for key, value in weights.items() if key not in old}, **new}
 
 
-def _read(weights: str | Path | Mapping[str, Any]) -> Mapping[str, Any]:
+def read_weights(weights: str | Path | Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the tensors of a .safetensors file, or a state dict as it is.
+
+    Raises:
+        ValueError: a file of another type, or one that is not there or damaged; names it.
+    """
     if isinstance(weights, Mapping):
         return weights
     if not isinstance(weights, (str, Path)):

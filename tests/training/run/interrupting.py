@@ -145,7 +145,8 @@ def half(owner: Any, name: str) -> Callable[[Hit], None]:
 
     def write(function, hit, args, kwargs):
         content = args[1] if isinstance(args[1], bytes) else args[1].encode()
-        path = args[0].with_name(f".{args[0].name}.tmp") if owner is record else args[0]
+        path = args[0].parent / ".tmp-half" / args[0].name if owner is record else args[0]
+        path.parent.mkdir(exist_ok=True)
         path.write_bytes(content[: len(content) // 2])
         hit()
         return function(*args, **kwargs)

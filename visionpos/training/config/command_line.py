@@ -16,9 +16,18 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_loader
 
 from visionpos.training.config.schema import Config, PretrainConfig, encoding_label, file_name
-from visionpos.training.errors import ConfigError, did_you_mean, one_line
+from visionpos.training.errors import ConfigError, did_you_mean, one_line, reporting
 
-__all__ = ["config_class", "field_types", "make_parser", "parse", "parse_flags", "read_yaml"]
+__all__ = [
+    "config_class",
+    "field_types",
+    "make_parser",
+    "parse",
+    "parse_flags",
+    "path_given",
+    "read_fields",
+    "read_yaml",
+]
 
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)
@@ -42,7 +51,7 @@ def parse(argv: Sequence[str], kind: type[AnyConfig] = Config) -> AnyConfig:
 
 def config_class(path: Path) -> type[Config]:
     """Return the class that a run's file configures: PretrainConfig if it has a group `masked`, or else Config."""
-    return PretrainConfig if "masked" in read_yaml(path) else Config
+    return PretrainConfig if "masked" in read_fields(path) else Config
 
 
 def _load_encoding(spec: Any, folders: Sequence[Path]) -> Any:
@@ -62,7 +71,16 @@ def _load_encoding(spec: Any, folders: Sequence[Path]) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """Read YAML with the numbers and booleans of YAML 1.2 (`1e-3` is a number, `no` is text) and no duplicate keys."""
+    """Read YAML with the numbers and booleans of YAML 1.2 (`1e-3` is a number, `no` is text) and no duplicate keys.
+
+    There are texts, numbers, booleans, nulls, lists and mappings, and no other types (`!!set`, `!!binary`).
+    """
+
+    yaml_constructors: ClassVar = {
+        tag: construct
+        for tag, construct in yaml.SafeLoader.yaml_constructors.items()
+        if tag is None or tag.rpartition(":")[2] in ("str", "int", "float", "bool", "null", "seq", "map")
+    }
 
     yaml_implicit_resolvers: ClassVar = {
         letter: [(tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] in ("int", "null", "merge")]
@@ -80,38 +98,88 @@ class _Loader(yaml.SafeLoader):
             seen.add(key_node.value if isinstance(key_node, yaml.ScalarNode) else id(key_node))
         return super().construct_mapping(node, deep)
 
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        """Raise ConstructorError for a number that no field could hold."""
+        value = super().construct_yaml_int(node)
+        if value.bit_length() > 64:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"whole number of more than 64 bits in line {node.start_mark.line + 1}"
+            )
+        return value
 
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$"),
     list("-+0123456789."),
 )
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("(true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
-set_loader("strict", lambda text: yaml.load(text, Loader=_Loader), exceptions=(yaml.YAMLError,))
+
+
+def _load(text: str) -> Any:
+    """Return the content of YAML, by the rules above; YAMLError also for what `!!int x` raises."""
+    with reporting("not read as YAML", yaml.YAMLError):
+        return yaml.load(text, Loader=_Loader)
+
+
+set_loader("strict", _load, exceptions=(yaml.YAMLError,))
 
 
 def read_yaml(path: Path) -> Any:
     """Return the content of a YAML file, by the rules above."""
-    try:
-        return yaml.load(path.read_text(), Loader=_Loader)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: {error}") from None
+    with reporting(str(path)):
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+
+
+def read_fields(path: Path) -> dict[str, Any]:
+    """Return the content of a YAML file that gives fields by name."""
+    content = read_yaml(path)
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: {type(content).__name__} given; accepted: fields, as in `seed: 0`")
+    return content
 
 
 def make_parser(description: str) -> ArgumentParser:
     """Return a parser that reads YAML by the rules above and raises where argparse would print its usage."""
-    return ArgumentParser(description=description, exit_on_error=False, allow_abbrev=False, parser_mode="strict")
+    debug = "--debug, anywhere among the flags, shows the traceback of an error."
+    return ArgumentParser(
+        description=description, epilog=debug, exit_on_error=False, allow_abbrev=False, parser_mode="strict"
+    )
 
 
 def parse_flags(parser: ArgumentParser, argv: Sequence[str], types: dict[str, Any]) -> Namespace:
     """Return the parsed flags, or raise every mistake as a ConfigError of one line; `types` says what there is."""
     try:
-        flags = parser.parse_args(list(argv))
-    except ArgumentError as error:
-        raise ConfigError(_explain(str(error), types)) from None
+        with reporting("command line"):
+            flags = parser.parse_args(list(argv))
+    except ConfigError as error:
+        if isinstance(error.__cause__, UnicodeError):
+            _find_undecodable([Path(text.rpartition("=")[2]) for text in argv])
+        if isinstance(error.__cause__, ArgumentError):
+            raise ConfigError(_explain(str(error.__cause__), types)) from error.__cause__
+        raise
     for file in flags.get("config") or []:
-        _refuse_unknown(read_yaml(Path(str(file))), types)
+        _refuse_unknown(read_fields(Path(str(file))), types)
+    for name, kind in types.items():  # jsonargparse lets null pass in files, for any field
+        if flags.get(name, "") is None and kind is not Any and NoneType not in get_args(kind):
+            raise ConfigError(f"{name}: null given; accepted: {_accepted(kind)}")
     return flags
+
+
+def _find_undecodable(paths: Sequence[Path]) -> None:
+    """Raise ConfigError for the file, one of `paths` or a group that one of them names, whose text is not UTF-8."""
+    for path in paths:
+        if path.is_file():
+            groups = read_fields(path).values()
+            _find_undecodable([path.parent / text for text in groups if isinstance(text, str)])
+
+
+def path_given(flag: str, text: str) -> Path:
+    """Return the path that a flag gives; ConfigError where it is empty, and would mean the current directory."""
+    if not text or "\0" in text:
+        raise ConfigError(f"{flag}: {text!r} given; accepted: a path")
+    return Path(text)
 
 
 def _refuse_unknown(content: dict[str, Any], types: dict[str, Any], prefix: str = "") -> None:
@@ -131,7 +199,7 @@ def _fields_like(key: str, types: dict[str, Any]) -> str:
 
 UNKNOWN_KEY_MESSAGE = re.compile(
     r"Group '(?P<group>[\w.]+)' does not accept option '(?P<key>[\w.]+)'"
-    r"|Option '(?P<option>[\w.]+)' is not accepted|unrecognized arguments: --(?P<flag>[\w.-]+)"
+    r"|Option '(?P<option>[\w.]+)' is not accepted|unrecognized arguments: --(?P<flag>[^\s=]+)"
 )
 
 
@@ -143,6 +211,8 @@ def _explain(message: str, types: dict[str, Any]) -> str:
         paths = [".".join(parts[: count + 1]) for count in range(len(parts))]
         key = next((path for path in paths if path not in types), key)
         return f"{key}: no such field; {_fields_like(key, types)}"
+    if text := re.search(r"Unexpected config: ?(.*)", message, re.S):
+        return f"config: Unexpected config {text[1][:60]!r}; accepted: fields, as in `seed: 0`"
     names = re.findall(r'Parser key "([\w.]+)"', message)
     value = re.search(r"(?:Got|Given) value: (.*?)\s*$", message)
     if names and value and names[-1] in types:

@@ -1,5 +1,6 @@
 """The configuration of a run: what can be set, and what is accepted."""
 
+import hashlib
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -21,14 +22,22 @@ class Range(NamedTuple):
     text: str
 
 
-COUNT = Range(lambda value: value >= 1, "a whole number from 1")
+COUNT = Range(lambda value: 1 <= value < 2**31, "a whole number from 1, below 2**31")
+SEED = Range(lambda value: 0 <= value < 2**64, "a whole number from 0, below 2**64")
 NATURAL = Range(lambda value: 0 <= value < float("inf"), "a number from 0")
 SHARE = Range(lambda value: 0 <= value < 1, "a number from 0 to below 1")
 POSITIVE = Range(lambda value: 0 < value < float("inf"), "a number above 0")
 DECAY_FACTOR = Range(lambda value: 0 < value <= 1, "a number above 0, at most 1")
 MASK_RATIO = Range(lambda value: 0 < value <= 0.95, "a number above 0, at most 0.95")
-GRID = Range(lambda value: min(value) >= 1, "two whole numbers from 1, cells down and across")
+SIZE = Range(lambda value: min(value if isinstance(value, tuple) else (value,)) >= 1, "whole numbers from 1")
+PORTION = Range(lambda value: 0 < value <= 1, "a number above 0, at most 1")
+MEAN = Range(lambda value: all(0 <= each <= 1 for each in value), "three numbers from 0 to 1")
+STD = Range(lambda value: all(0 < each <= 1 for each in value), "three numbers above 0, at most 1")
+GRID = Range(lambda value: min(value) >= 1 and max(value) < 2**31, "two whole numbers from 1, cells down and across")
 BETAS = Range(lambda value: all(0 <= beta < 1 for beta in value), "two numbers from 0 to below 1")
+
+
+LONGEST_NAME = 220  # bytes of a directory's name, of which file systems accept 255, before "-seed0" is added
 
 
 def within(accepted: Range, default: Any) -> Any:
@@ -56,7 +65,11 @@ class Data:
     Args:
         name: cifar10, cifar100, a folder of class folders, a .tar.xz of one, or the name of a position task.
         root: Pictures: where downloads and archives lie.
-        size: Pictures: resize them to this many pixels a side.
+        size: Pictures: resize them to this many pixels a side, or to [height, width].
+        crop_pct: Pictures: keep their aspect ratio: the shorter side becomes size / crop_pct pixels, and the centre is
+            cut out; null squashes them to `size`.
+        mean: Pictures: subtracted from the channels, in [0, 1]; null takes that of the training pictures.
+        std: Pictures: the channels are divided by it; null takes that of the training pictures.
         download: Pictures: fetch them when they are missing.
         per_class: Pictures: train on this many of each class, the same ones for every seed.
         validation: Pictures: hold this many training pictures out and evaluate on them instead of the test pictures.
@@ -68,7 +81,10 @@ class Data:
 
     name: str
     root: str = "data"
-    size: int | None = within(COUNT, None)
+    size: int | tuple[int, int] | None = within(SIZE, None)
+    crop_pct: float | None = within(PORTION, None)
+    mean: tuple[float, float, float] | None = within(MEAN, None)
+    std: tuple[float, float, float] | None = within(STD, None)
     download: bool = False
     per_class: int | None = within(COUNT, None)
     validation: int = within(NATURAL, 0)
@@ -81,6 +97,11 @@ class Data:
     def is_task(self) -> bool:
         """Return whether the data are a position task."""
         return self.name in TASKS
+
+    @property
+    def shape(self) -> tuple[int, int] | None:
+        """Return `size` as (height, width)."""
+        return (self.size, self.size) if isinstance(self.size, int) else self.size
 
 
 @dataclass(frozen=True)
@@ -145,8 +166,10 @@ class Config:
         data: What it learns.
         recipe: How it learns.
         encoding: A name, names joined by '+', {name: ..., option: ...}, a list of those, or a file of one.
-        init: Directory of a finished `train.pretrain_mae` run whose encoder is the start; null for random weights.
-            {encoding} and {seed} in it stand for this run's, as in directory names.
+        init: Pretrained weights to start from: a `train.pretrain_mae` run, a .safetensors file, a directory of timm's
+            save_for_hf, hf-hub:USER/MODEL, or a timm name such as vit_tiny_patch16_224.augreg_in21k; null for random
+            weights. {encoding} and {seed} in it stand for this run's, as in directory names. Mean, std, size and crop
+            of the pictures are then those of the weights' configuration where `data` gives none.
         seed: Decides shared weights, order of the data and augmentation, alike for every encoding.
         output: Directory of the run; by default runs/<config file>/<encoding>-seed<seed>.
         resume: Continue the run found in `output`; false makes an existing run an error.
@@ -163,7 +186,7 @@ class Config:
     recipe: Recipe = field(default_factory=Recipe)
     encoding: Any = "none"
     init: str | None = None
-    seed: int = within(NATURAL, 0)
+    seed: int = within(SEED, 0)
     output: str | None = None
     resume: bool = True
     device: str = "auto"
@@ -175,7 +198,7 @@ class Config:
 
     @property
     def start(self) -> str | None:
-        """Return the directory that `init` names for this encoding and seed; None for random weights."""
+        """Return what `init` names for this encoding and seed; None for random weights."""
         if self.init is None:
             return None
         encoding = file_name(encoding_label(self.encoding))
@@ -194,6 +217,8 @@ class Config:
         if getattr(recipe, unit) is None or getattr(recipe, other) is not None:
             given = f"epochs={recipe.epochs}, steps={recipe.steps} given"
             raise ConfigError(f"recipe.{unit}: {given}; data {data.name!r} is {kind}: accepted: {unit} and no {other}")
+        if data.crop_pct is not None and data.size is None and self.init is None:
+            raise ConfigError(f"data.crop_pct: {data.crop_pct} given without data.size; accepted: with data.size")
         for name in changed(data, PICTURE_FIELDS if data.is_task else TASK_FIELDS):
             raise ConfigError(f"data.{name}: {getattr(data, name)} given, but {kind} ({data.name!r}) has no use for it")
         if self.parallel == "fsdp" and recipe.optimizer == "muon":
@@ -255,6 +280,8 @@ def check_ranges(group: Any, prefix: str = "") -> None:
         name, value, accepted = prefix + each.name, getattr(group, each.name), each.metadata.get("range")
         if is_dataclass(value):
             check_ranges(value, f"{name}.")
+        elif isinstance(value, str) and (not value or "\0" in value):
+            raise ConfigError(f"{name}: {value!r} given; accepted: text of one character or more, none of them NUL")
         elif accepted and value is not None and not accepted.accepts(value):
             raise ConfigError(f"{name}: {value} given; accepted: {accepted.text}")
 
@@ -264,7 +291,7 @@ def changed(group: object, names: Iterable[str]) -> list[str]:
     return [name for name in names if getattr(group, name) != type(group).__dataclass_fields__[name].default]
 
 
-PICTURE_FIELDS = ["root", "size", "download", "per_class", "validation"]
+PICTURE_FIELDS = ["root", "size", "crop_pct", "mean", "std", "download", "per_class", "validation"]
 MIXING_FIELDS = ["mixup_alpha", "cutmix_alpha", "mix_prob", "switch_prob", "mixup_off_epoch"]
 AUGMENTATION_FIELDS = [
     *(each.name for each in fields(Augmentation) if each.name != "label_smoothing"),
@@ -285,5 +312,9 @@ def encoding_label(spec: Any) -> str:
 
 
 def file_name(text: str) -> str:
-    """Return `text` with only those characters that no file system or shell minds."""
-    return re.sub(r"[^\w.=+-]+", "-", text).strip("-")
+    """Return `text` with only those characters that no file system or shell minds, a long one as a start and a hash."""
+    name = re.sub(r"[^\w.=+-]+", "-", text).strip("-")
+    if len(name.encode()) <= LONGEST_NAME:
+        return name
+    start = name.encode()[: LONGEST_NAME - 11].decode(errors="ignore")
+    return f"{start}-{hashlib.sha256(name.encode()).hexdigest()[:10]}"

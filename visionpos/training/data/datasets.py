@@ -11,6 +11,7 @@ import socket
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +26,36 @@ __all__ = ["Pictures", "holdout", "load_pictures", "subset"]
 
 _NUM_CLASSES = {"cifar10": 10, "cifar100": 100}
 _DOWNLOAD_TIMEOUT = 30  # seconds without an answer from a download host
+
+
+class Shape(NamedTuple):
+    """Say how pictures are brought to one size.
+
+    Attributes:
+        size: (H, W) pixels, or None to leave them as they are.
+        crop_pct: the share of a side that is kept, the aspect ratio too; None squashes pictures to `size`.
+    """
+
+    size: tuple[int, int] | None = None
+    crop_pct: float | None = None
+
+    @property
+    def text(self) -> str:
+        """Return it as a part of a file's name: empty, `-32x48` or `-32x48-crop0.9`."""
+        size = "" if self.size is None else f"-{self.size[0]}x{self.size[1]}"
+        return size if self.crop_pct is None else f"{size}-crop{self.crop_pct}"
+
+    def apply(self, image: Image.Image) -> Image.Image:
+        """Return a picture at this size, bicubic; Pillow's is always antialiased."""
+        if self.size is None:
+            return image
+        height, width = self.size
+        if self.crop_pct is None:
+            return image.resize((width, height), Image.Resampling.BICUBIC)
+        scale = self.crop_pct * min(image.width / width, image.height / height)  # pixels of the source in one of ours
+        left, top = (image.width - scale * width) / 2, (image.height - scale * height) / 2
+        box = left, top, left + scale * width, top + scale * height
+        return image.resize((width, height), Image.Resampling.BICUBIC, box)
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +98,7 @@ def load_pictures(
     root: str | Path = "data",
     size: tuple[int, int] | None = None,
     download: bool = False,
+    crop_pct: float | None = None,
 ) -> Pictures:
     """Load one split of a data set as RGB, in sorted order, its labels numbered by sorted class name.
 
@@ -77,6 +109,7 @@ def load_pictures(
         root: where the named data sets lie.
         size: (H, W) to resize to, bicubic with antialiasing; without it all pictures must have one size.
         download: fetch a missing CIFAR archive into `root` with torchvision.
+        crop_pct: keep the aspect ratio: cut the centre out of a picture in which `size` is this share of a side.
 
     Raises:
         DataError: If the data are missing, damaged, of mixed sizes, or their splits have different classes.
@@ -85,11 +118,11 @@ def load_pictures(
         raise DataError(f"unknown split {split!r}, expected one of {', '.join(SPLITS)}")
     if size is not None and (len(size) != 2 or min(size) < 1):
         raise DataError(f"size must be (height, width), at least 1 pixel each, got {size}")
-    name, root = str(name), Path(root)
-    found, problem = _find(name, root, split, size), ""
+    name, root, shape = str(name), Path(root), Shape(size, crop_pct)
+    found, problem = _find(name, root, split, shape), ""
     if found is None and download and name in CIFAR:
         problem = _download(name, root)
-        found = _find(name, root, split, size)
+        found = _find(name, root, split, shape)
     if found is None:
         raise DataError(_missing(name, root, problem))
     return found
@@ -139,13 +172,11 @@ def _take(pictures: Pictures, index: torch.Tensor) -> Pictures:
     return replace(pictures, images=pictures.images[index], labels=pictures.labels[index])
 
 
-def _stack(samples: Samples, size: tuple[int, int] | None) -> tuple[torch.Tensor, torch.Tensor]:
+def _stack(samples: Samples, shape: Shape) -> tuple[torch.Tensor, torch.Tensor]:
     """Return images (N, C, H, W) uint8 and labels (N,) int64."""
     images, labels = [], []
     for where, label, image in samples:
-        if size is not None:
-            image = image.resize((size[1], size[0]), Image.Resampling.BICUBIC)  # Pillow's always antialiases
-        pixels = np.asarray(image)
+        pixels = np.asarray(shape.apply(image))
         if images and pixels.shape != images[0].shape:
             sizes = " but the first one ".join(f"{one.shape[0]} x {one.shape[1]}" for one in (pixels, images[0]))
             raise DataError(f"picture {where} is {sizes} (height x width): pass size=(height, width) to resize all")
@@ -156,14 +187,14 @@ def _stack(samples: Samples, size: tuple[int, int] | None) -> tuple[torch.Tensor
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(), torch.tensor(labels)
 
 
-def _find(name: str, root: Path, split: str, size: tuple[int, int] | None) -> Pictures | None:
+def _find(name: str, root: Path, split: str, shape: Shape) -> Pictures | None:
     """Return the pictures of the first place that has any; those of an archive are decoded once and kept beside it."""
     for path in _places(name, root):
-        kept = decoded.load(path, split, size) if path.is_file() else None
+        kept = decoded.load(path, split, shape.text) if path.is_file() else None
         if kept is None and (found := read(path, split)) is not None:
-            kept = *_stack(found[1], size), found[0]
+            kept = *_stack(found[1], shape), found[0]
             if path.is_file():
-                decoded.save(path, split, size, kept)
+                decoded.save(path, split, shape.text, kept)
         if kept is not None:
             pictures = Pictures(*kept)
             if len(pictures.classes) != _NUM_CLASSES.get(name, len(pictures.classes)):

@@ -7,7 +7,6 @@ another archive, or a damaged one, is not used and is written anew. Where nothin
 
 import hashlib
 import json
-import os
 import zlib
 from contextlib import suppress
 from pathlib import Path
@@ -16,14 +15,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from visionpos.training.files import written_aside
+
 FORMAT_VERSION = "1"  # of how pictures are decoded and resized: another one, another content
 Decoded = tuple[Tensor, Tensor, tuple[str, ...]]  # images, labels, classes
 
 
-def load(archive: Path, split: str, size: tuple[int, int] | None) -> Decoded | None:
+def load(archive: Path, split: str, shape: str) -> Decoded | None:
     """Return the kept pictures of an archive; None if there are none, or not of this archive as it is now."""
     try:
-        with safe_open(_beside(archive, split, size), "pt") as file:
+        with safe_open(_beside(archive, split, shape), "pt") as file:
             kept = file.metadata() or {}
             if kept.get("version") != FORMAT_VERSION or kept.get("archive") != _checksum(archive):
                 return None
@@ -34,29 +35,23 @@ def load(archive: Path, split: str, size: tuple[int, int] | None) -> Decoded | N
         return None
 
 
-def save(archive: Path, split: str, size: tuple[int, int] | None, decoded: Decoded) -> None:
+def save(archive: Path, split: str, shape: str, decoded: Decoded) -> None:
     """Keep decoded pictures beside their archive, in full or not at all; where nothing can be written, do nothing."""
     images, labels, classes = decoded
-    path = _beside(archive, split, size)
-    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    path = _beside(archive, split, shape)
     metadata = {
         "version": FORMAT_VERSION,
         "archive": _checksum(archive),
         "content": _crc(decoded),
         "classes": json.dumps(classes),
     }
-    try:
+    with suppress(OSError, SafetensorError), written_aside(path) as aside:
         save_file({"images": images, "labels": labels}, aside, metadata)
-        os.replace(aside, path)
-    except (OSError, SafetensorError):
-        with suppress(OSError):
-            aside.unlink(missing_ok=True)
 
 
-def _beside(archive: Path, split: str, size: tuple[int, int] | None) -> Path:
+def _beside(archive: Path, split: str, shape: str) -> Path:
     """Return the path of the decoded pictures of a split of an archive."""
-    resized = "" if size is None else f"-{size[0]}x{size[1]}"
-    return archive.with_name(f".{archive.name}-{split}{resized}.safetensors")
+    return archive.with_name(f".{archive.name}-{split}{shape}.safetensors")
 
 
 def _checksum(path: Path) -> str:

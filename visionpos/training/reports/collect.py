@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from visionpos.training.config.schema import encoding_label
 from visionpos.training.errors import ConfigError
 from visionpos.training.reports.statistics import Interval, seed_interval, two_level_bootstrap
-from visionpos.training.run.record import CHANGEABLE_FIELDS, flat, read_json
+from visionpos.training.run.record import CHANGEABLE_FIELDS, RESULT_KEYS, flat, read_json
 
 __all__ = ["Found", "Group", "Run", "find_runs", "group_runs"]
 
@@ -104,7 +104,7 @@ def find_runs(paths: Sequence[Path], varied: Sequence[str]) -> Found:
         elif not inside:
             raise ConfigError(f"{path} is neither a run directory nor a directory of them: no config.yaml")
         if (path / "sweep.json").is_file():
-            declared = read_json(path / "sweep.json")
+            declared = read_json(path / "sweep.json", "vary", "tune")
             found.varied += [name for name in declared["vary"] if name not in found.varied]
             found.tuned += [name for name in declared["tune"] if name not in found.tuned]
         for each in inside:
@@ -119,11 +119,11 @@ def find_runs(paths: Sequence[Path], varied: Sequence[str]) -> Found:
 
 def read_run(path: Path) -> Run:
     """Return a run directory's results; ConfigError if they do not fit together."""
-    result = read_json(path / "result.json")
-    if "final" not in result or "chance" not in result:
+    result = read_json(path / "result.json", *RESULT_KEYS)
+    if "chance" not in result:
         raise ConfigError(f"{path} is no run of train.classify: its result has no accuracy")
     names = ("evaluate.json", "evaluate_extrapolated.json")
-    evaluations = [read_json(path / name) for name in names if (path / name).is_file()]
+    evaluations = [read_json(path / name, "rows") for name in names if (path / name).is_file()]
     right = {}
     if (path / "predictions.safetensors").is_file():
         try:

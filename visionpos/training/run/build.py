@@ -3,19 +3,25 @@
 import inspect
 import re
 from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import timm
+from timm.layers import to_2tuple
 from torch import Tensor, nn
 
 import visionpos as vp
 from visionpos.training.config.schema import Config
-from visionpos.training.errors import ConfigError, did_you_mean
+from visionpos.training.errors import CheckpointError, ConfigError, did_you_mean, one_line, reason, reporting
 from visionpos.training.run import checkpoint
 from visionpos.training.run.checkpoint import Checkpoint
+from visionpos.training.run.start import ACCEPTED, fit_start, is_run, reachable_hub
 
-__all__ = ["build_model", "check_model", "load_encoder", "pretrained_encoder", "trained_model"]
+__all__ = ["build_model", "check_model", "load_encoder", "pretrained_encoder", "trained_model", "without_files"]
+
+FILE_OPTIONS = ("checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay")
 
 
 def build_model(config: Config, metadata: Mapping[str, Any]) -> nn.Module:
@@ -36,10 +42,23 @@ def build_model(config: Config, metadata: Mapping[str, Any]) -> nn.Module:
 
 
 def check_model(config: Config) -> nn.Module:
-    """Find mistakes in the model and its encoding before any picture is read; the size may not be the final one."""
+    """Find mistakes in the model, its encoding and its start before any picture is read.
+
+    What only the pictures say may be another here: their size, and the number of classes. So files that
+    `model.options` names, whose classifier must fit, are left to the run.
+    """
+    file = config.model.options.get("checkpoint_path")
+    if file and not Path(str(file)).is_file():
+        raise ConfigError(f"model.options.checkpoint_path: {file!r} given; accepted: an existing file")
+    config = without_files(config)
     options = config.model.options
-    small = config.data.size or (32 if config.data.name.startswith("cifar") else 4 * options.get("patch_size", 16))
-    return _assemble(config, {"img_size": small, **options})
+    with reporting("model.options.patch_size"):
+        patches = tuple(4 * side for side in to_2tuple(options.get("patch_size") or 16))
+    small = config.data.shape or (32 if config.data.name.startswith("cifar") else patches)
+    model = _assemble(config, {"img_size": small, **options})
+    if config.start is not None:
+        pretrained_encoder(config.start) if is_run(config.start) else fit_start(model, config.start)
+    return model
 
 
 def pretrained_encoder(path: str) -> dict[str, Tensor]:
@@ -52,18 +71,18 @@ def pretrained_encoder(path: str) -> dict[str, Tensor]:
     tensors = {} if found is None else found.tensors.get("ema", found.tensors["model"])
     encoder = {key.removeprefix("encoder."): value for key, value in tensors.items() if key.startswith("encoder.")}
     if not encoder:
-        raise ConfigError(
-            f"init: {path!r} given; accepted: the directory of a train.pretrain_mae run with a checkpoint"
-        )
+        raise ConfigError(f"init: {path!r} given; accepted: {ACCEPTED}")
     return encoder
 
 
 def load_encoder(model: nn.Module, path: str) -> None:
-    """Give a model the weights of the encoder of a pretraining run; its head stays.
+    """Give a model the weights of the encoder of a pretraining run, or others that `init` may name; its head stays.
 
     Raises:
-        ConfigError: no such run, or one of another model or encoding.
+        ConfigError: there are none, or a run of another model or encoding, or weights of another model.
     """
+    if not is_run(path):
+        return fit_start(model, path)
     head = {key: value for key, value in model.state_dict().items() if key.startswith("head")}
     try:
         vp.load_weights(model, pretrained_encoder(path) | head)
@@ -71,35 +90,50 @@ def load_encoder(model: nn.Module, path: str) -> None:
         raise ConfigError(f"init: the encoder of {path} does not fit the model: {error}") from None
 
 
+def without_files(config: Config) -> Config:
+    """Return the configuration without the weights that `model.options` names: its model is the same, untrained."""
+    options = {key: value for key, value in config.model.options.items() if key not in FILE_OPTIONS}
+    return replace(config, model=replace(config.model, options=options))
+
+
 def trained_model(config: Config, found: Checkpoint) -> tuple[nn.Module, str]:
     """Return the model with the weights of a checkpoint, averaged if there are such, and which: `ema` or `raw`."""
-    model = build_model(config, found.metadata).eval()
+    model = build_model(without_files(config), found.metadata).eval()
     averaged = found.tensors.get("ema")
-    model.load_state_dict(found.tensors["model"] if averaged is None else averaged)
+    with reporting(f"the checkpoint of step {found.step} does not fit the configuration", CheckpointError):
+        model.load_state_dict(found.tensors["model"] if averaged is None else averaged)
     return model, "raw" if averaged is None else "ema"
 
 
 def _assemble(config: Config, options: Mapping[str, Any]) -> nn.Module:
     """Return timm's model with the encoding; ConfigError for what either refuses."""
+    name = config.model.name
     try:
-        model = timm.create_model(config.model.name, **options)
-    except RuntimeError as error:
-        close = did_you_mean(config.model.name, timm.list_models(), listed=False)
-        raise ConfigError(f"model.name: {error}; {close}accepted: what timm.list_models() lists") from None
-    except (TypeError, ValueError, AssertionError, ArithmeticError) as error:
-        raise ConfigError(f"model.options{_explain(config.model.name, str(error))}") from None
+        with reachable_hub() if ":" in name or options.get("pretrained") else nullcontext():
+            model = timm.create_model(name, **options)
+    except Exception as error:  # whatever timm, the hub and PyTorch come up with for these options
+        raise ConfigError(_explain(name, options, one_line(reason(error)))) from error
     try:
         return vp.set_encoding(model, config.encoding)
     except (ValueError, TypeError) as error:
-        raise ConfigError(f"encoding: {error}") from None
+        raise ConfigError(f"encoding: {error}") from error
 
 
-def _explain(name: str, message: str) -> str:
-    """Return timm's complaint; for an unknown option, with those that the model takes."""
+def _explain(name: str, options: Mapping[str, Any], message: str) -> str:
+    """Return timm's complaint, with the field that it is about; for an unknown name or option, with those there are."""
+    architecture, _, tag = name.partition(".")
+    if ":" in name or "/" in name:
+        return f"model.name: {name}: {message}"
+    if not timm.is_model(architecture):
+        close = did_you_mean(name, timm.list_models(), listed=False)
+        return f"model.name: {message}; {close}accepted: what timm.list_models() lists"
+    if tag and "pretrained tag" in message:
+        return f"model.name: {message}; accepted: {', '.join(timm.list_pretrained(architecture))}"
     if unknown := re.search(r"unexpected keyword argument '(\w+)'", message):
-        parameters = inspect.signature(type(timm.create_model(name))).parameters
-        return f".{unknown[1]}: no such option; {did_you_mean(unknown[1], list(parameters))}"
-    return f": {message}"
+        parameters = inspect.signature(type(timm.create_model(architecture))).parameters
+        return f"model.options.{unknown[1]}: no such option; {did_you_mean(unknown[1], list(parameters))}"
+    quoted = (f".{key}" for key, value in options.items() if isinstance(value, str) and repr(value) in message)
+    return f"model.options{next(quoted, '')}: {message}"
 
 
 def _comparable(key: str, value: Any) -> Any:

@@ -39,6 +39,8 @@ class Checkpoint:
     @property
     def metadata(self) -> dict[str, Any]:
         """Return what the run's source says of its data, as `Source.metadata`; on disk it is called `facts`."""
+        if "facts" not in self.state:
+            raise CheckpointError(f"the checkpoint of step {self.step} was saved by another version of this program")
         return self.state["facts"]
 
 
@@ -105,6 +107,11 @@ def _read(directory: Path) -> Checkpoint:
         if directory.name != f"step-{manifest['step']:08d}":
             raise CheckpointError(f"{directory.name} holds the manifest of step {manifest['step']}")
         tensors = {name.removesuffix(".safetensors"): safetensors.torch.load(data) for name, data in contents.items()}
+        if not isinstance(state, dict):
+            raise CheckpointError(f"{directory.name}/{STATE_FILE} holds no state")
+        weights = {**tensors.get("model", {}), **tensors.get("ema", {})}
+        if bad := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
+            raise CheckpointError(f"{directory.name} holds weights that are not finite ({bad[0]})")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise CheckpointError(f"{directory.name} is damaged ({type(error).__name__}: {error})") from None
     return Checkpoint(manifest["step"], tensors, state)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from visionpos.training.config.schema import Config
-from visionpos.training.run.build import build_model, check_model, load_encoder, pretrained_encoder
+from visionpos.training.run.build import build_model, check_model, load_encoder, without_files
 from visionpos.training.run.engine import Trainer
 from visionpos.training.run.loop import TrainingTask, count, execute, resolved_encodings
 from visionpos.training.run.objective import Classification, correct
@@ -26,16 +26,14 @@ def train(config: Config) -> dict[str, Any]:
 
 
 class Classify(TrainingTask):
-    """Classify from random weights, or from those of a pretrained encoder."""
+    """Classify from random weights, or from pretrained ones."""
 
     def check(self, config: Config) -> None:
         """Raise ConfigError for a model or a start that cannot be."""
         check_model(config)
-        if config.init is not None:
-            pretrained_encoder(config.start)
 
     def build(self, config: Config, source: Source, device: torch.device) -> tuple[nn.Module, Classification]:
-        """Return the model, with the weights of the pretrained encoder if there is one, and the objective."""
+        """Return the model, with pretrained weights if the run starts from such, and the objective."""
         model = build_model(config, source.metadata)
         if config.init is not None:
             load_encoder(model, config.start)
@@ -51,7 +49,7 @@ class Classify(TrainingTask):
 
     def summary(self, config: Config, trainer: Trainer) -> dict[str, Any]:
         """Return what chance gives, the parameters of the encoding, and its options as they were built."""
-        plain = build_model(replace(config, encoding="none"), trainer.source.metadata)
+        plain = build_model(without_files(replace(config, encoding="none")), trainer.source.metadata)
         return {
             "chance": trainer.source.metadata["chance"],
             "encoding_parameters": count(trainer.model) - count(plain),

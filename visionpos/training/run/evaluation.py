@@ -1,7 +1,7 @@
 """The accuracy of a trained run on pictures of other sizes and shapes, moved, or on a larger canvas.
 
-`train.evaluate` and the sweep evaluate by `evaluate`, which says what it writes. The weights are those of the last
-checkpoint, averaged if the run has such; the patch, and Swin's windows, stay as trained.
+`train.evaluate` and the sweep measure by `measure`, which says what it returns, and write by `record`. The weights are
+those of the last checkpoint, averaged if the run has such; the patch, and Swin's windows, stay as trained.
 """
 
 import copy
@@ -32,24 +32,51 @@ from visionpos.training.run.source import (
     task_splits,
 )
 
-__all__ = ["evaluate", "on_canvas", "parse_size", "scaled", "shifted", "size_text", "with_input_size"]
+__all__ = [
+    "evaluate",
+    "measure",
+    "on_canvas",
+    "parse_size",
+    "record",
+    "scaled",
+    "shifted",
+    "size_text",
+    "with_input_size",
+]
 
 Size = tuple[int, int]
 
 
-def evaluate(
+def evaluate(path: Path, *args: Any, **options: Any) -> dict[str, Any]:
+    """Measure the run at `path` as `measure` does, record it in its directory, and return the report."""
+    report, kept = measure(path, *args, **options)
+    record(path, report, kept)
+    return report
+
+
+def record(path: Path, report: dict[str, Any], kept: dict[str, Tensor]) -> None:
+    """Write what `measure` returned into a run directory: `evaluate.*`, or `evaluate_extrapolated.*`.
+
+    Raises:
+        OSError: nothing can be written there.
+    """
+    name = "evaluate_extrapolated" if report["coordinates"] == "extrapolated" else "evaluate"
+    write_tensors(path / f"{name}.safetensors", kept)  # before the report: where that is, they are
+    write_json(path / f"{name}.json", report)
+
+
+def measure(
     path: Path,
     sizes: Sequence[Size],
     canvas: Sequence[Size] = (),
     extrapolate: bool = False,
     device: str | None = None,
     shifts: Sequence[Size] = (),
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Measure the run at `path` at the size it was trained on, scaled to each of `sizes`, and so on.
 
-    The report and the answer to every test picture are written beside it, as `evaluate.json` and
-    `evaluate.safetensors`, or `evaluate_extrapolated.*`; the answers (N,) are named as in "scale 24x24 test", and which
-    of them are right, (N,) bool, as in "right scale 24x24 test".
+    Returns the report, and the answers (N,) to every test picture, named as in "scale 24x24 test", and which of them
+    are right, (N,) bool, as in "right scale 24x24 test".
 
     Args:
         path: The run directory.
@@ -96,10 +123,7 @@ def evaluate(
         "note": "; ".join([found.metadata["note"], *across_border(joined)]),
         "rows": rows,
     }
-    name = "evaluate_extrapolated" if extrapolate else "evaluate"
-    write_tensors(path / f"{name}.safetensors", kept)  # before the report: where that is, they are
-    write_json(path / f"{name}.json", report)
-    return report
+    return report, kept
 
 
 def across_border(requests: Sequence[str]) -> list[str]:
@@ -124,7 +148,9 @@ def check_sizes(config: Config, model: nn.Module, requests: Sequence[tuple[str, 
     unit = (config.data.cell, config.data.cell) if config.data.is_task else patch
     for how, size in requests:
         if how in ("canvas", "shift") and config.data.is_task:
-            raise ConfigError(f"--{how}: a position task has no pictures for that; accepted: --sizes")
+            raise ConfigError(
+                f"--{how.replace('shift', 'shifts')}: a position task has no pictures for that; accepted: --sizes"
+            )
         if how == "shift":
             if any(side >= own for side, own in zip(size, trained, strict=True)):
                 raise ConfigError(f"--shifts: {size_text(size)} leaves nothing of the pictures, {size_text(trained)}")

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 import visionpos as vp
 from visionpos.training.config.schema import Config, encoding_label
-from visionpos.training.errors import CheckpointError
+from visionpos.training.errors import CheckpointError, one_line, reporting
 from visionpos.training.run import checkpoint
 from visionpos.training.run.checkpoint import Checkpoint
 from visionpos.training.run.distributed import Distributed
@@ -24,6 +24,7 @@ from visionpos.training.run.objective import Objective
 from visionpos.training.run.profile import profile
 from visionpos.training.run.record import RunDirectory, flat, write_json
 from visionpos.training.run.source import Source, open_source
+from visionpos.training.run.start import adopt_statistics
 
 __all__ = ["TrainingTask", "execute", "resolved_encodings", "versions"]
 
@@ -63,6 +64,7 @@ def execute(task: TrainingTask, config: Config) -> dict[str, Any]:
         CheckpointError: a file cannot be written, or no checkpoint of the run can be read.
         NonFiniteError: a loss, a gradient or a weight is not finite.
     """
+    config = adopt_statistics(config)
     distributed = Distributed(pick_device(config.device))
     distributed.check(config)
     task.check(config)
@@ -70,14 +72,16 @@ def execute(task: TrainingTask, config: Config) -> dict[str, Any]:
         return profile(open_trainer(task, config, distributed), config.profile)
     run = RunDirectory(config)
     if run.result is not None:
-        distributed.print0(f"{run.path} is finished: {task.headline(run.result)}")
+        with reporting(f"{run.path / 'result.json'} is damaged"):
+            headline = task.headline(run.result)
+        distributed.print0(one_line(f"{run.path} is finished: {headline}"))
         return run.result
     trainer = open_trainer(task, config, distributed)
     with run.locked(distributed), trainer.stop.listening():
         found = checkpoint.load(run.checkpoints, warn=distributed.is_main)
         resume(trainer, run, found)
         result = RunLoop(task, trainer, run, config, found).run_to_end()
-    distributed.print0(f"{run.path}: {task.headline(result)}")
+    distributed.print0(one_line(f"{run.path}: {task.headline(result)}"))
     return result
 
 
@@ -98,7 +102,7 @@ def resume(trainer: Trainer, run: RunDirectory, found: Checkpoint | None) -> Non
     if not {"line", "seconds", "losses", "surroundings"} <= found.state.keys():
         raise CheckpointError(f"the checkpoint of step {found.step} was saved by another version of this program")
     trainer.restore(found)
-    distributed.print0(f"{run.path}: continuing after step {trainer.step} of {trainer.total}")
+    distributed.print0(one_line(f"{run.path}: continuing after step {trainer.step} of {trainer.total}"))
     there, here = flat(found.state["surroundings"]), flat(surroundings(trainer))
     changed = ", ".join(
         f"{key} ({there.get(key)} there, {here[key]} now)" for key in here if here[key] != there.get(key)

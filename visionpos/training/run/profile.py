@@ -1,5 +1,6 @@
 """A profile: where the time of a training step goes."""
 
+import os
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -24,6 +25,7 @@ def profile(trainer: Trainer, steps: int) -> dict[str, Any]:
     kernels leave of a step's time is its share outside kernels. Nothing is saved.
     """
     gpu, print0 = trainer.device.type == "cuda", trainer.distributed.print0
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it reports the want of a GPU as an error
     trainer.advance(WARM_UP_STEPS)
     started = time.perf_counter()
     trainer.advance(steps)  # ends when the device has

@@ -24,15 +24,18 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torchvision.utils import save_image
 
-from visionpos.training.config.command_line import config_class, parse, read_yaml
+from visionpos.training.config.command_line import config_class, parse, read_fields
 from visionpos.training.config.schema import Config
-from visionpos.training.errors import ConfigError
+from visionpos.training.errors import ConfigError, reporting
+from visionpos.training.files import written_aside
 from visionpos.training.run import checkpoint
 from visionpos.training.run.checkpoint import Checkpoint
 from visionpos.training.run.distributed import Distributed
 from visionpos.training.run.lock import hold, holder
 
-__all__ = ["RunDirectory", "flat", "open_run", "read_json", "write_json", "write_tensors"]
+__all__ = ["RESULT_KEYS", "RunDirectory", "flat", "open_run", "read_json", "write_json", "write_tensors", "write_whole"]
+
+RESULT_KEYS = ("final", "seconds", "seed", "config")  # of a finished run, whatever was trained
 
 CHANGEABLE_FIELDS = (
     "output",
@@ -56,11 +59,12 @@ class RunDirectory:
 
     def _compare(self) -> None:
         """Raise ConfigError unless the run that is here may be continued, and is this one."""
-        if not (self.path / "config.yaml").exists():
-            return
+        with reporting(f"output: {self.path}"):  # a name that no file system takes, or a place that is closed
+            if not (self.path / "config.yaml").exists():
+                return
         if not self.config["resume"]:
             raise ConfigError(f"output: {self.path} holds a run already, and resume is false; choose another --output")
-        there, here = flat(read_yaml(self.path / "config.yaml")), flat(self.config)
+        there, here = flat(read_fields(self.path / "config.yaml")), flat(self.config)
         changed = [key for key in here | there if here.get(key) != there.get(key) and key not in CHANGEABLE_FIELDS]
         if changed:
             differences = ", ".join(f"{key} ({there.get(key)} there, {here.get(key)} now)" for key in changed)
@@ -83,7 +87,7 @@ class RunDirectory:
     def result(self) -> dict[str, Any] | None:
         """Return the result, if the run is finished."""
         path = self.path / "result.json"
-        return read_json(path) if path.exists() else None
+        return read_json(path, *RESULT_KEYS) if path.exists() else None
 
     def begin(self, step: int) -> None:
         """Open the logs at a step; what they hold from later steps, which are trained again, is dropped."""
@@ -97,10 +101,20 @@ class RunDirectory:
             raise ConfigError(f"output: cannot write to {self.path}: {error}") from None
 
     def history(self) -> list[dict[str, Any]]:
-        """Return the evaluations so far; a line that a crash left unfinished is not one."""
-        path = self.path / "log.jsonl"
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        """Return the evaluations so far; a line that a crash left unfinished is not one, nor is a blank one.
+
+        Raises:
+            ConfigError: a line is damaged.
+        """
+        path, found = self.path / "log.jsonl", []
+        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+        for number, line in enumerate(lines, 1):
+            if line.endswith(b"\n") and line.strip():
+                with reporting(f"{path}: line {number} is damaged, remove it"):
+                    found.append(json.loads(line))
+                    if "step" not in found[-1]:
+                        raise ValueError("no evaluation")
+        return found
 
     def scalar(self, name: str, value: float, step: int) -> None:
         """Write one point of a TensorBoard curve, from the process that writes."""
@@ -143,12 +157,13 @@ def open_run(path: Path) -> tuple[Config, Checkpoint]:
     return parse(["--config", str(file), "--output", str(path)], config_class(file)), found
 
 
-def read_json(path: Path) -> Any:
-    """Return the content of a JSON file; ConfigError if it is damaged."""
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: {error}") from None
+def read_json(path: Path, *keys: str) -> Any:
+    """Return the content of a JSON file; ConfigError if it is damaged, or no object with these keys."""
+    with reporting(f"{path} is damaged"):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if missing := [key for key in keys if key not in content]:
+            raise ValueError(f"no {missing[0]!r} in it")
+        return content
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -158,19 +173,14 @@ def write_json(path: Path, content: Any) -> None:
 
 def write_whole(path: Path, text: str) -> None:
     """Write a file so that it is there in full or not at all."""
-    aside = path.with_name(f".{path.name}.tmp")
-    with aside.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
+    with written_aside(path) as aside:
+        aside.write_text(text)
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     """Write a safetensors file in full or not at all."""
-    aside = path.with_name(f".{path.name}.tmp")
-    save_file(tensors, aside)
-    os.replace(aside, path)
+    with written_aside(path) as aside:
+        save_file(tensors, aside)
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

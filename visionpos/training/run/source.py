@@ -6,7 +6,7 @@ its encoding, nor of when anything is logged. So the position in the data is one
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -71,14 +71,24 @@ def open_source(data: Data, recipe: Recipe, seed: int, device: torch.device) -> 
         raise ConfigError(
             f"recipe.batch_size: {recipe.batch_size} given; accepted: at most the {len(train)} pictures there are"
         )
-    return PictureSource(train, test, picture_split(data), recipe, seed, device)
+    return PictureSource(train, test, picture_split(data), recipe, seed, device, data.mean, data.std)
 
 
 class PictureSource:
     """Serve uint8 pictures on the device; every epoch a new order, every step new crops and flips."""
 
-    def __init__(self, train: Pictures, test: Pictures, split: str, recipe: Recipe, seed: int, device: torch.device):
-        mean, std = train.mean_std()
+    def __init__(
+        self,
+        train: Pictures,
+        test: Pictures,
+        split: str,
+        recipe: Recipe,
+        seed: int,
+        device: torch.device,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ):
+        mean, std = (given or own for given, own in zip((mean, std), train.mean_std(), strict=True))
         self.splits = (split,)
         self.test, self.recipe, self.seed, self.device = test.to(device), recipe, seed, device
         self.steps_per_epoch = len(train) // recipe.batch_size
@@ -214,5 +224,4 @@ def stream(*key: str | int) -> int:
 
 def _load(data: Data, split: str) -> Pictures:
     """Return a split of the pictures, at the size that is asked for."""
-    size = None if data.size is None else (data.size, data.size)
-    return load_pictures(data.name, split, root=data.root, size=size, download=data.download)
+    return load_pictures(data.name, split, data.root, data.shape, data.download, data.crop_pct)

@@ -14,11 +14,12 @@ from typing import Any
 
 from visionpos.training.config.command_line import parse
 from visionpos.training.config.schema import Config, changed, encoding_label, file_name
-from visionpos.training.errors import ConfigError
+from visionpos.training.errors import ConfigError, reporting
 from visionpos.training.run.build import check_model, pretrained_encoder
 from visionpos.training.run.evaluation import parse_size
 from visionpos.training.run.lock import hold
 from visionpos.training.run.record import RunDirectory, read_json, write_json
+from visionpos.training.run.start import adopt_statistics
 from visionpos.training.sweeps.sweep_file import FIELDS_OF_SWEEP, Sweep, Tune, read_sweep
 from visionpos.training.sweeps.tune import Grid, Outcome, Search, Settings
 
@@ -51,7 +52,7 @@ class Job:
     def error(self) -> dict[str, Any] | None:
         """Return what went wrong when it was last tried."""
         path = self.path / "error.json"
-        return read_json(path) if path.exists() else None
+        return read_json(path, "error") if path.exists() else None
 
 
 IsDone = Callable[[Job], bool]  # whether a job will not be tried again: finished or failed
@@ -70,7 +71,7 @@ class Cell:
 
     def config(self, settings: Settings, seed: int, path: Path) -> Config:
         """Return the configuration of a run in `path` with these settings."""
-        return replace(configure(self.flags + as_flags(settings)), seed=seed, output=str(path))
+        return adopt_statistics(replace(configure(self.flags + as_flags(settings)), seed=seed, output=str(path)))
 
     def trial_config(self, settings: Settings, path: Path) -> Config:
         """Return the configuration of a trial in `path` of these settings."""
@@ -120,10 +121,19 @@ class Cell:
                     write_json(path, self._choose(trials))
         if not path.exists():
             return None
-        chosen = read_json(path)
-        if len(chosen["trials"]) != len(trials):
-            raise ConfigError(f"tune: {path} is a choice of {len(chosen['trials'])} trials; choose another --output")
-        RunDirectory(trials[chosen["trial"]].config)  # raises if that trial was another run
+        chosen = read_json(path, "settings", "trial", "trials")
+        with reporting(f"{path} is damaged"):
+            if len(chosen["trials"]) != len(trials):
+                raise ConfigError(
+                    f"tune: {path} is a choice of {len(chosen['trials'])} trials; choose another --output"
+                )
+            trial = trials[chosen["trial"]]
+        if trial.config is None:
+            raise ConfigError(
+                f"--storage: Optuna's journal does not know {trial.path.name}, which {path} has chosen; put the "
+                "journal back, or choose another --output"
+            )
+        RunDirectory(trial.config)  # raises if that trial was another run
         return chosen["settings"]
 
     def _choose(self, trials: list[Job]) -> dict[str, Any]:
@@ -170,7 +180,11 @@ class Plan:
 
 def accuracy_of(trial: Job) -> float | None:
     """Return a trial's accuracy on the held-out pictures, by the weights that count; None if it is not finished."""
-    return read_json(trial.path / "result.json")["final"]["validation"] if trial.finished else None
+    if not trial.finished:
+        return None
+    path = trial.path / "result.json"
+    with reporting(f"{path} is damaged"):
+        return read_json(path)["final"]["validation"]
 
 
 @functools.cache

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from visionpos.training.errors import ConfigError
+from visionpos.training.errors import ConfigError, reporting
 from visionpos.training.run.source import stream
 
 __all__ = ["Grid", "Outcome", "Search", "Settings"]
@@ -92,9 +92,8 @@ class Search:
         from optuna.storages.journal import JournalFileBackend
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        try:
+        advice = "remove its last line if that was cut off, or choose another --output"
+        with reporting(f"--storage: {self.storage} is no journal that Optuna can use ({advice})"):
             self.storage.parent.mkdir(parents=True, exist_ok=True)
             journal = optuna.storages.JournalStorage(JournalFileBackend(str(self.storage)))  # locks shared disks too
             return optuna.create_study(study_name=self.name, storage=journal, direction="maximize", load_if_exists=True)
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"--storage: {self.storage} is no journal that Optuna can use: {error}") from None
