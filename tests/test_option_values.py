@@ -27,6 +27,7 @@ BAD = {
     "in [0, 1]": [1.01, *NUMBERS],
     "two positive integers": [(0, 0), (3, -1), (3,), (3, 4, 5), (2.0, 3), (True, 2), 7, "ab", torch.ones(2)],
     "a tuple of 2, each a finite number": [(1.0, math.nan), (math.inf, 1), (1.0,), 3.0],
+    "a tuple of 3, each an integer, 0 or more": [(1, 2), (1, 2, -1), (1, 2, 0.5), 3],
     "true or false": [0, "no", None],
 }
 GOOD = {

@@ -4,6 +4,28 @@ from tests.mutants.mutation import mutants_of
 
 SINUSOIDS = [
     *mutants_of(
+        "input/scalar.py",
+        "parity/test_controls.py",
+        [
+            (
+                "divided by the last index",
+                "math.prod(positions.feat_shape)\n",
+                "(math.prod(positions.feat_shape) - 1)\n",
+            ),
+            ("divided by the kept tokens", "index / math.prod(positions.feat_shape)", "index / index.shape[-1]"),
+            ("never divided", "if self.divided:", "if False:"),
+        ],
+    ),
+    *mutants_of(
+        "input/binary.py",
+        "parity/test_controls.py",
+        [
+            ("highest digit first", "torch.arange(self.dim, device=index.device)", "torch.arange(self.dim).flip(0)"),
+            ("not rounded", "positions.feat_shape).round()", "positions.feat_shape)"),
+            ("digits not cut", ".floor() % 2", ".floor()"),
+        ],
+    ),
+    *mutants_of(
         "input/sinusoidal.py",
         "parity/test_sinusoidal.py",
         [
