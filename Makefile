@@ -43,9 +43,10 @@ lint: install  ## style, format, and which imports are allowed
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-cache --no-logo
 
-docs: install  ## write docs/encodings.md, its pictures and docs/hosts.md from the registry and from measurements
+docs: install  ## write docs/encodings.md, docs/hosts.md, docs/results.md and pictures from the registry and from measurements
 	$(BIN)/python -m visionpos docs
 	$(BIN)/python -m visionpos hosts > docs/hosts.md.new && mv docs/hosts.md.new docs/hosts.md
+	$(BIN)/python -m train.report results/* --page docs/results.md
 
 bench: install  ## speed against timm and against no encoding, as ratios in one run (about 4 minutes)
 	$(BIN)/python -m benchmarks.speed --quick

@@ -33,7 +33,8 @@ def table(report: dict[str, Any]) -> str:
         f"{report['encoding']}, step {report['step']}, {report['weights']} weights, {report['coordinates']} coordinates"
     )
     basis = f"{report['test_size']} test pictures, chance {report['chance']:.1%}"
-    return "\n".join([f"{title}; {basis}", "", *lines, "", f"Note: {report['note']}."])
+    note = ["", f"Note: {report['note']}."] if report["note"] else []
+    return "\n".join([f"{title}; {basis}", "", *lines, *note])
 
 
 def command(argv: Sequence[str]) -> None:

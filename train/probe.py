@@ -140,7 +140,8 @@ def table(report: dict[str, Any]) -> str:
         "|---|---|---|",
     ]
     lines += [f"| {k} | {report[k]['linear']:.1%} | {report[k]['neighbours']:.1%} |" for k in ("random", "trained")]
-    return "\n".join([*lines, "", f"Note: {report['note']}."])
+    note = ["", f"Note: {report['note']}."] if report["note"] else []
+    return "\n".join([*lines, *note])
 
 
 def command(argv: Sequence[str]) -> None:

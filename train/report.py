@@ -2,10 +2,16 @@
 
     python -m train.report runs/encodings_cifar10
 
-The arguments are run directories, or directories of them such as `train.sweep` leaves. `report.md`, `report.json` and
-figures are written to `--output`. Runs may differ in encoding and seed, in the fields that their sweep varied or tuned,
-and in those that `--vary` names; any other difference is an error. Six runs of a position task take 9 seconds of one
-CPU thread, imports included.
+The arguments are run directories, directories of them such as `train.sweep` leaves, or folders of `results/`.
+`report.html`, `report.md`, `report.csv`, `report.json` and figures are written to `--output`. Runs may differ in
+encoding and seed, in the fields that their sweep varied or tuned, and in those that `--vary` names; any other
+difference is an error.
+
+    python -m train.report runs/study_tasks --pack results/tasks --what "..." --command "..." --commit 1234567
+    python -m train.report results/* --page docs/results.md
+
+The first keeps finished runs as one small file each; the second writes what the project publishes about them. A report
+of six runs of a position task takes 9 seconds of one CPU thread, imports included.
 """
 
 from collections.abc import Sequence
@@ -16,9 +22,20 @@ from visionpos.training.config.command_line import make_parser, parse_flags, pat
 from visionpos.training.errors import ConfigError, run_script
 from visionpos.training.reports.collect import find_runs, group_runs
 from visionpos.training.reports.figures import draw
+from visionpos.training.reports.html import html
 from visionpos.training.reports.markdown import markdown
+from visionpos.training.reports.packed import pack_study
+from visionpos.training.reports.page import write_page
 from visionpos.training.reports.summary import summarize
+from visionpos.training.reports.tables import csv_text
 from visionpos.training.run.record import write_json, write_whole
+
+PACKED = {
+    "what": "what the runs are, in a line",
+    "question": "what they are to answer",
+    "command": "what made them",
+    "commit": "of the code that made them",
+}
 
 
 def report(paths: Sequence[Path], output: Path | None, varied: Sequence[str], baseline: str | None) -> dict[str, Any]:
@@ -46,6 +63,8 @@ def report(paths: Sequence[Path], output: Path | None, varied: Sequence[str], ba
         content["figures"] = draw(content, output)
         write_json(output / "report.json", content)
         write_whole(output / "report.md", markdown(content))
+        write_whole(output / "report.csv", csv_text(content))
+        write_whole(output / "report.html", html(content))
     except OSError as error:
         raise ConfigError(f"--output: cannot write to {output}: {error}") from None
     return content | {"output": str(output)}
@@ -57,11 +76,36 @@ def command(argv: Sequence[str]) -> None:
     parser.add_argument("runs", nargs="+", help="run directories, or directories of them")
     parser.add_argument("--output", default=None, help="where to write; by default `report` in the directory of runs")
     parser.add_argument("--vary", nargs="+", default=[], help="fields in which the runs may differ: recipe.epochs ...")
+    parser.add_argument("--page", default=None, help="write docs/results.md from folders of results/, and no report")
+    parser.add_argument("--pack", default=None, help="write the runs into this folder of results/, and no report")
+    for name, text in PACKED.items():
+        parser.add_argument(f"--{name}", default=None, help=f"with --pack, if its study.json does not say: {text}")
     parser.add_argument("--baseline", default=None, help="the encoding that others are compared to; by default none")
-    flags = parse_flags(parser, argv, dict.fromkeys(["runs", "output", "vary", "baseline"], str | None))
+    flags = parse_flags(
+        parser, argv, dict.fromkeys(["runs", "output", "vary", "baseline", "page", "pack", *PACKED], str | None)
+    )
+    paths = [path_given("runs", run) for run in flags.runs]
+    given = {name: flags[name] for name in PACKED if flags[name] is not None}
+    if given and flags.pack is None:
+        raise ConfigError(f"--{next(iter(given))}: given without --pack, which alone has use for it")
+    if flags.pack is not None:
+        found = find_runs(paths, flags.vary)
+        group_runs(found)  # raises if the runs are no study
+        pack_study(
+            Path(flags.pack), [run.path for run in found.runs], given | {"vary": found.varied, "tune": found.tuned}
+        )
+        print(f"{len(found.runs)} runs are in {flags.pack}; {len(found.unfinished)} are not finished")
+        return
+    if flags.page is not None:
+        write_page(paths, Path(flags.page))
+        print(f"{flags.page} is written")
+        return
     output = None if flags.output is None else path_given("--output", flags.output)
-    content = report([path_given("runs", run) for run in flags.runs], output, flags.vary, flags.baseline)
-    print(f"{markdown(content)}\nThis is {Path(content['output']) / 'report.md'}; report.json is beside it.")
+    content = report(paths, output, flags.vary, flags.baseline)
+    folder = Path(content["output"])
+    print(
+        f"{markdown(content)}\nThis is {folder / 'report.md'}; as a page with tables to sort, {folder / 'report.html'}."
+    )
 
 
 def main() -> None:

@@ -21,7 +21,8 @@ def write_run(folder, accuracy=None):
     folder.mkdir()
     accuracy = float(elsewhere.mean()) if accuracy is None else accuracy
     rows = [{"how": "scale", "size": [4, 6], "part": "test", "accuracy": accuracy}]
-    (folder / "result.json").write_text(json.dumps({"config": {"output": str(folder)}, "final": {}}))
+    result = {"config": {"output": str(folder)}, "final": {"test": float(right.mean())}, "chance": 0.1}
+    (folder / "result.json").write_text(json.dumps(result))
     report = {"run": str(folder), "coordinates": "interpolated", "rows": rows}
     (folder / "evaluate.json").write_text(json.dumps(report))
     safetensors.numpy.save_file({"test": right}, folder / "predictions.safetensors")
@@ -40,7 +41,7 @@ def test_a_run_is_packed_to_the_bit_and_without_its_place(tmp_path):
 
 def test_pictures_that_do_not_give_the_accuracy_are_refused(tmp_path):
     write_run(tmp_path / "run", accuracy=0.99)
-    with pytest.raises(ValueError, match=r"'scale 4x6 test' has .* right, reported are 0\.99"):
+    with pytest.raises(ValueError, match=r"'interpolated scale 4x6 test' has .* right, reported are 0\.99"):
         pack(tmp_path / "run", tmp_path / "run.json")
 
 

@@ -1,135 +1,142 @@
-"""Intervals: closed forms, and coverage on data whose truth is known."""
+"""Intervals: closed forms, the cases without spread, and coverage on simulated studies whose truth is known."""
+
+from statistics import NormalDist
 
 import numpy as np
 import pytest
 
 from visionpos.training.reports.statistics import (
-    MAX_FREEDOM,
-    bootstrap_means,
-    degrees_of_freedom,
-    seed_interval,
+    accuracy_interval,
+    difference_interval,
+    margin,
     student_quantile,
-    two_level_bootstrap,
-    variance_components,
 )
 
-
-def crossed(rng, seeds, pictures, by_seed, by_picture, rest):
-    """Values (seeds, pictures) around 0 with these standard deviations."""
-    return (
-        rng.normal(0, by_seed, (seeds, 1))
-        + rng.normal(0, by_picture, (1, pictures))
-        + rng.normal(0, rest, (seeds, pictures))
-    )
+STUDIES = 2000
+PHI = NormalDist().cdf
 
 
-def coverage(draw, interval, times):
-    """How often the interval of a draw holds the truth, 0."""
-    found = [interval(draw(), index) for index in range(times)]
-    return np.mean([each.low <= 0 <= each.high for each in found])
+def answers(rng, seeds, pictures, level, by_seed, shared, by_picture=0.0):
+    """Right or wrong (studies, seeds, pictures): a probit model with an effect of each seed and of each picture.
+
+    `shared` (studies, 1, pictures) is what a picture does to every model; its spread and `by_picture` add up.
+    """
+    of_seed = rng.normal(0, by_seed, (len(shared), seeds, 1)).astype(np.float32)
+    of_picture = shared + by_picture * rng.standard_normal(shared.shape, dtype=np.float32)
+    noise = rng.standard_normal((len(shared), seeds, pictures), dtype=np.float32)
+    return (level + of_seed + of_picture + noise > 0).astype(np.float32)
 
 
-@pytest.mark.parametrize("shape", [(5, 40), (2, 30), (1, 50), (6, 1)])
-def test_the_means_scatter_as_the_closed_form_says(shape):
-    values = np.random.default_rng(0).random(shape) + np.arange(shape[0])[:, None] / 4
-    means = bootstrap_means(values, 20_000, seed=1)
-    assert means.var() == pytest.approx(sum(variance_components(values)), rel=0.05)
-    assert means.mean() == pytest.approx(values.mean(), abs=4 * means.std() / 20_000**0.5)
+def truth(level, *spreads):
+    """The probability of a right answer, over all seeds and pictures."""
+    return PHI(level / (1 + sum(spread**2 for spread in spreads)) ** 0.5)
 
 
-def test_the_closed_form_is_the_textbook_s_at_either_level_alone():
-    column = np.array([[0.1], [0.4], [0.7], [0.2]])
-    assert sum(variance_components(column)) == pytest.approx(column.var(ddof=1) / 4)
-    row = np.array([[1.0, 0.0, 1.0, 1.0, 0.0]])
-    assert sum(variance_components(row)) == pytest.approx(0.6 * 0.4 / 5)
+@pytest.mark.parametrize("seeds", [3, 5])
+@pytest.mark.parametrize(
+    ("by_seed", "by_picture"),
+    [(0, 1), (0.02, 1), (0.05, 2), (0.3, 0.5), (0.1, 0), (0, 0), (0.3, 0.1)],
+    ids=["pictures", "mostly pictures", "hard pictures", "mostly seeds", "seeds", "neither", "seeds that differ"],
+)
+def test_95_percent_intervals_cover_the_truth_in_93_to_97_percent_of_studies(seeds, by_seed, by_picture):
+    rng = np.random.default_rng([seeds, int(100 * by_seed), int(100 * by_picture)])
+    pictures = 150
+    shared = by_picture * rng.standard_normal((STUDIES, 1, pictures), dtype=np.float32)
+    ours = answers(rng, seeds, pictures, 0.7, by_seed, shared)
+    baseline = answers(rng, seeds, pictures, 0.5, by_seed, shared, by_picture=0.4)
+    accuracy, other = truth(0.7, by_seed, by_picture), truth(0.5, by_seed, by_picture, 0.4)
+    for values, expected in ((ours, accuracy), (ours - baseline, accuracy - other)):
+        covered = np.abs(values.mean((1, 2)) - expected) <= margin(values)
+        assert 0.93 <= covered.mean() <= 0.97
 
 
-def test_degrees_of_freedom_are_those_of_what_decides():
+@pytest.mark.parametrize("seeds", [2, 3, 5, 10])
+def test_intervals_of_seeds_alone_are_student_s_and_of_pictures_alone_normal(seeds):
+    rng = np.random.default_rng(seeds)
+    column = rng.random((seeds, 1)).repeat(40, 1)
+    t = student_quantile(seeds - 1, 0.975)
+    assert margin(column) == pytest.approx(t * column[:, 0].std(ddof=1) / seeds**0.5)
+    row = rng.random((1, 40)).repeat(seeds, 0)
+    assert margin(row) == pytest.approx(1.959964 * row[0].std(ddof=1) / 40**0.5)
+
+
+def test_both_levels_count():
     rng = np.random.default_rng(0)
-    assert degrees_of_freedom(rng.random((4, 1))) == pytest.approx(3)
-    assert degrees_of_freedom(rng.random((1, 50))) == pytest.approx(49)
-    assert degrees_of_freedom(crossed(rng, 5, 400, 1, 0.1, 0.1)) == pytest.approx(4, rel=0.02)
-    assert degrees_of_freedom(crossed(rng, 5, 400, 0, 1, 0)) == pytest.approx(399, rel=0.02)
-    assert degrees_of_freedom(np.ones((3, 4))) == MAX_FREEDOM
+    seeds, pictures = rng.normal(0, 1, (4, 1)), rng.normal(0, 3, (1, 50))
+    both = margin(seeds + pictures)
+    assert both > margin(seeds + 0 * pictures)
+    assert both > margin(0 * seeds + pictures)
 
 
-def test_an_interval_of_seeds_that_decide_is_about_student_s():
-    values = np.array([0.1, 0.4, 0.7, 0.2, 0.3])
-    found, exact = two_level_bootstrap(values[:, None].repeat(50, 1)), seed_interval(values)
-    assert found.high - found.low == pytest.approx(exact.high - exact.low, rel=0.1)
-    assert found.mean == pytest.approx(exact.mean)
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+@pytest.mark.parametrize("right", [0, 43, 100])
+def test_equal_seeds_are_no_certainty(seeds, right):
+    values = np.zeros((seeds, 100))
+    values[:, :right] = 1
+    found = accuracy_interval(values)
+    assert found.mean == right / 100
+    assert 0 <= found.low <= found.mean <= found.high <= 1
+    assert 0.03 < found.high - found.low < 0.25
+    if right == 43:  # two seeds that agree are as good as one: the error of 43 of 100 (Agresti and Coull)
+        assert (found.low, found.high) == pytest.approx((0.337, 0.528), abs=0.005)
 
 
-def test_the_same_values_give_the_same_interval_and_constants_none_at_all():
-    values = np.random.default_rng(0).random((3, 50)) < 0.7
-    assert two_level_bootstrap(values) == two_level_bootstrap(values)
-    assert two_level_bootstrap(values) != two_level_bootstrap(values, seed=1)
-    same = two_level_bootstrap(np.full((3, 50), 0.25))
-    assert (same.mean, same.low, same.high) == pytest.approx((0.25, 0.25, 0.25))
+@pytest.mark.parametrize("shape", [(2, 100), (3, 2048)])
+def test_encodings_that_agree_on_every_picture_may_still_differ(shape):
+    same = np.random.default_rng(0).integers(0, 2, shape)
+    found = difference_interval(same, same)
+    assert found.mean == 0
+    assert -4 / shape[1] < found.low < -2 / shape[1]
+    assert found.high == pytest.approx(-found.low)
+    assert not found.excludes_zero
+
+
+def test_seeds_of_equal_accuracy_on_other_pictures_are_no_certainty():
+    values = np.zeros((2, 100))
+    values[0, :43] = values[1, -43:] = 1
+    found = accuracy_interval(values)
+    assert found.mean == 0.43
+    assert found.high - found.low > 0.03
+
+
+def test_one_seed_has_no_interval():
+    found = accuracy_interval(np.array([[1, 0, 1, 1]]))
+    assert (found.mean, found.low, found.high, found.excludes_zero) == (0.75, None, None, False)
+    assert difference_interval(np.ones((1, 9)), np.zeros((1, 9))).low is None
 
 
 def test_pairing_removes_what_pictures_do_to_both():
     rng = np.random.default_rng(0)
-    a = crossed(rng, 5, 400, 0, 1, 0.1)
-    b = a - 0.05 + rng.normal(0, 0.1, a.shape)
-    paired = two_level_bootstrap(a - b)
-    assert 0 < paired.low < paired.mean < paired.high
-    alone = two_level_bootstrap(a)
-    assert alone.high - alone.low > 5 * (paired.high - paired.low)
+    easy = rng.random((1, 400))
+    a = (easy + rng.normal(0, 0.03, (5, 400)) > 0.3).astype(float)
+    b = (easy + rng.normal(0, 0.03, (5, 400)) > 0.4).astype(float)
+    paired, alone = difference_interval(a, b), accuracy_interval(a)
+    assert 0.05 < paired.low < paired.mean < paired.high
+    assert paired.excludes_zero
+    assert difference_interval(b, a).high == pytest.approx(-paired.low)
+    assert alone.high - alone.low > 1.3 * (paired.high - paired.low)
+
+
+def test_a_higher_level_is_wider():
+    values = np.random.default_rng(0).random((3, 50)) < 0.7
+    usual, strict = accuracy_interval(values), accuracy_interval(values, 0.99)
+    assert strict.low < usual.low < usual.high < strict.high
 
 
 def test_student_s_quantiles_are_those_of_the_tables():
     known = {1: 12.7062, 2: 4.3027, 4: 2.7764, 9: 2.2622, 29: 2.0452}
-    assert {freedom: round(student_quantile(freedom), 4) for freedom in known} == known
-
-
-def test_seeds_alone_have_student_s_interval():
-    found = seed_interval([0.1, 0.2, 0.3])
-    half = 4.3027 * 0.1 / 3**0.5
-    assert (found.mean, found.low, found.high) == pytest.approx((0.2, 0.2 - half, 0.2 + half), abs=1e-5)
-    one = seed_interval([0.1])
-    assert (one.mean, one.low, one.high) == (0.1, None, None)
+    assert {freedom: round(student_quantile(freedom, 0.975), 4) for freedom in known} == known
+    assert student_quantile(4, 0.9975) == pytest.approx(5.5976, abs=1e-4)
 
 
 @pytest.mark.parametrize("shape", [(5,), (0, 5), (5, 0), (2, 3, 4)])
 def test_other_shapes_are_refused(shape):
     with pytest.raises(ValueError, match=r"values: an array of shape .* accepted: \(seeds, pictures\)"):
-        two_level_bootstrap(np.zeros(shape))
+        accuracy_interval(np.zeros(shape))
+    with pytest.raises(ValueError, match=r"values: an array of shape .* accepted: \(seeds, pictures\)"):
+        difference_interval(np.zeros(shape), np.zeros(shape))
 
 
-def test_coverage_of_five_seeds_and_100_pictures():
-    rng = np.random.default_rng(0)
-    share = coverage(
-        lambda: crossed(rng, 5, 100, 0.1, 1, 1), lambda values, seed: two_level_bootstrap(values, 300, seed), 300
-    )
-    assert 0.91 <= share <= 0.99
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("seeds", "spread", "low", "high"),
-    [
-        (3, (0.02, 1, 1), 0.93, 0.99),  # pictures matter most, as they do for real runs
-        (5, (0.02, 1, 1), 0.93, 0.99),
-        (5, (0.1, 1, 1), 0.92, 0.98),  # both matter
-        (10, (0.1, 1, 1), 0.92, 0.98),
-        (5, (0, 0, 1), 0.98, 1.0),  # only what is peculiar to seed and picture: too wide, as said
-        (2, (1, 0, 0.01), 0.89, 0.96),  # only seeds matter
-        (3, (1, 0, 0.01), 0.90, 0.97),
-        (5, (1, 0, 0.01), 0.92, 0.98),
-    ],
-)
-def test_coverage_is_as_the_module_says(seeds, spread, low, high):
-    rng = np.random.default_rng(seeds)
-    share = coverage(
-        lambda: crossed(rng, seeds, 200, *spread),
-        lambda values, seed: two_level_bootstrap(values, 500, seed),
-        1500,
-    )
-    assert low <= share <= high
-
-
-def test_coverage_of_student_s_interval():
-    rng = np.random.default_rng(0)
-    share = coverage(lambda: rng.normal(0, 1, 3), lambda values, _: seed_interval(values), 1000)
-    assert 0.935 <= share <= 0.965
+def test_two_encodings_must_have_the_same_seeds_and_pictures():
+    with pytest.raises(ValueError, match=r"baseline: shape \(2, 4\) given; accepted: that of `right`, \(2, 5\)"):
+        difference_interval(np.zeros((2, 5)), np.zeros((2, 4)))

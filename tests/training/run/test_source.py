@@ -6,9 +6,17 @@ import pytest
 import torch
 
 from tests.training.tiny_run import picture_config, task_config
+from visionpos.training.config.schema import Data
 from visionpos.training.data.datasets import Pictures
 from visionpos.training.errors import ConfigError
-from visionpos.training.run.source import PictureSource, open_source, picture_batches, stream, training_pictures
+from visionpos.training.run.source import (
+    PictureSource,
+    copies_note,
+    open_source,
+    picture_batches,
+    stream,
+    training_pictures,
+)
 
 CPU = torch.device("cpu")
 
@@ -130,3 +138,13 @@ def test_evaluation_batches_are_of_one_size_and_in_order(count, sizes):
     batches = [labels for _, labels in picture_batches(pictures, [0.5], [0.25])]
     assert {len(labels) for labels in batches} == sizes
     assert torch.equal(torch.cat(batches), pictures.labels)
+
+
+def test_only_cifar_without_its_original_files_is_said_to_be_a_copy(tmp_path):
+    assert "copies" in copies_note(Data("cifar10", root=str(tmp_path)))
+    assert "archives of cifar100 " in copies_note(Data("cifar100", root=str(tmp_path)))
+    assert copies_note(Data("photographs", root=str(tmp_path))) == ""
+    (tmp_path / "cifar10" / "cifar-10-batches-py").mkdir(parents=True)
+    assert copies_note(Data("cifar10", root=str(tmp_path))) == ""
+    (tmp_path / "cifar-100-python.tar.gz").touch()
+    assert copies_note(Data("cifar100", root=str(tmp_path))) == ""

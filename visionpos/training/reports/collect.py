@@ -1,19 +1,19 @@
 """Finished runs for a report: found, held to be comparable, and put side by side."""
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.numpy
 from numpy.typing import NDArray
 
 from visionpos.training.config.schema import encoding_label
 from visionpos.training.errors import ConfigError
-from visionpos.training.reports.statistics import Interval, seed_interval, two_level_bootstrap
-from visionpos.training.run.record import CHANGEABLE_FIELDS, RESULT_KEYS, flat, read_json
+from visionpos.training.reports.packed import read_directory, unpack
+from visionpos.training.reports.statistics import CONFIDENCE_LEVEL, accuracy_interval, difference_interval
+from visionpos.training.run.record import CHANGEABLE_FIELDS, flat, read_json
 
 __all__ = ["Found", "Group", "Run", "find_runs", "group_runs"]
 
@@ -28,7 +28,7 @@ class Run:
     path: Path
     result: dict[str, Any]
     evaluations: list[dict[str, Any]]  # of other sizes, if there are any
-    right: dict[str, NDArray]  # split of the test: (pictures,) 1 where the final model is right; empty if not recorded
+    right: dict[str, NDArray]  # what was measured, as `packed.py` names it: (pictures,) bool; lacks what was not kept
 
     @property
     def label(self) -> str:
@@ -58,6 +58,7 @@ class Found:
     unfinished: list[Path]
     varied: list[str]  # fields that are varied on purpose
     tuned: list[str]  # fields that are chosen for each encoding
+    study: dict[str, Any] | None = None  # study.json, if the runs are those of a folder of results/
 
 
 @dataclass
@@ -68,47 +69,73 @@ class Group:
     setting: dict[str, Any]
     runs: dict[int, Run]
 
-    def accuracy(self, split: str) -> tuple[Interval, str]:
-        """Return the mean accuracy on a split of the test with its interval, and what the interval is drawn from."""
-        return interval(self.runs.values(), split)
+    def final(self, split: str) -> dict[int, float]:
+        """Return the accuracy of each seed on a split of the test."""
+        return {seed: run.result["final"][split] for seed, run in self.runs.items()}
 
-    def difference(self, baseline: "Group", split: str) -> dict[str, Any] | None:
-        """Return the paired difference to the baseline on the seeds that both have; None if there are none."""
-        seeds = [seed for seed in self.runs if seed in baseline.runs]
+    def mean(self, split: str) -> float:
+        """Return the mean accuracy of the seeds on a split of the test."""
+        return float(np.mean(list(self.final(split).values())))
+
+    def accuracy(self, key: str, shares: dict[int, float]) -> dict[str, Any]:
+        """Return the mean of one accuracy of each seed, with its interval if more than one seed kept its answers.
+
+        Args:
+            key: What was measured, as in `Run.right`.
+            shares: The accuracy of each seed.
+        """
+        content = {"mean": float(np.mean(list(shares.values()))), "low": None, "high": None, "per_seed": shares}
+        if all(key in self.runs[seed].right for seed in shares):
+            content |= vars(accuracy_interval(np.stack([self.runs[seed].right[key] for seed in shares])))
+        return content
+
+    def difference(
+        self, baseline: "Group", key: str, shares: dict[int, float], others: dict[int, float], compared: int
+    ) -> dict[str, Any] | None:
+        """Return the paired difference to the baseline on the seeds that both have; None if there are none.
+
+        `holds` says whether 0 is excluded even by the wider interval that the number of differences looked at together
+        asks for (Bonferroni).
+
+        Args:
+            baseline: The runs to compare to.
+            key: What was measured, as in `Run.right`.
+            shares: The accuracy of each seed.
+            others: Those of the baseline.
+            compared: Number of differences that are looked at together.
+        """
+        seeds = [seed for seed in shares if seed in others]
         if not seeds:
             return None
-        pairs = [(self.runs[seed], baseline.runs[seed]) for seed in seeds]
-        each = [a.result["final"][split] - b.result["final"][split] for a, b in pairs]
-        if all(split in run.right for pair in pairs for run in pair):
-            found = two_level_bootstrap(np.stack([a.right[split].astype(float) - b.right[split] for a, b in pairs]))
-            basis = "seeds and pictures"
-        else:
-            found, basis = seed_interval(each), "seeds only"
-        return {**vars(found.within(-1, 1)), "basis": basis, "per_seed": dict(zip(seeds, each, strict=True))}
-
-
-def interval(runs: Collection[Run], split: str) -> tuple[Interval, str]:
-    """Return the mean accuracy of runs that differ in the seed alone, and what its interval is drawn from."""
-    if all(split in run.right for run in runs):
-        return two_level_bootstrap(np.stack([run.right[split] for run in runs])).within(0, 1), "seeds and pictures"
-    return seed_interval([run.result["final"][split] for run in runs]).within(0, 1), "seeds only"
+        each = {seed: shares[seed] - others[seed] for seed in seeds}
+        content = {"mean": float(np.mean(list(each.values()))), "low": None, "high": None, "holds": False}
+        pairs = [(self.runs[seed].right.get(key), baseline.runs[seed].right.get(key)) for seed in seeds]
+        if all(one is not None and other is not None for one, other in pairs):
+            ours, theirs = map(np.stack, zip(*pairs, strict=True))
+            strict = difference_interval(ours, theirs, 1 - (1 - CONFIDENCE_LEVEL) / compared)
+            content |= {**vars(difference_interval(ours, theirs)), "holds": strict.excludes_zero}
+        return content | {"per_seed": each}
 
 
 def find_runs(paths: Sequence[Path], varied: Sequence[str]) -> Found:
-    """Return all runs at the given run directories, and directly below the given sweep directories."""
+    """Return all runs at the given run directories, and directly below the given sweep directories and results."""
     found = Found([], [], list(varied), [])
     for path in paths:
         inside = sorted(each.parent for each in path.glob("*/config.yaml"))
+        declared = path / "sweep.json"
         if (path / "config.yaml").is_file():
             inside = [path]
+        elif (path / "study.json").is_file():
+            inside = sorted(set(path.glob("*.json")) - {path / "study.json"})
+            found.study, declared = read_json(path / "study.json"), path / "study.json"
         elif not inside:
             raise ConfigError(f"{path} is neither a run directory nor a directory of them: no config.yaml")
-        if (path / "sweep.json").is_file():
-            declared = read_json(path / "sweep.json", "vary", "tune")
-            found.varied += [name for name in declared["vary"] if name not in found.varied]
-            found.tuned += [name for name in declared["tune"] if name not in found.tuned]
+        if declared.is_file():
+            listed = read_json(declared)
+            found.varied += [name for name in listed.get("vary", []) if name not in found.varied]
+            found.tuned += [name for name in listed.get("tune", []) if name not in found.tuned]
         for each in inside:
-            if (each / "result.json").is_file():
+            if each.is_file() or (each / "result.json").is_file():
                 found.runs.append(read_run(each))
             else:
                 found.unfinished.append(each)
@@ -118,22 +145,8 @@ def find_runs(paths: Sequence[Path], varied: Sequence[str]) -> Found:
 
 
 def read_run(path: Path) -> Run:
-    """Return a run directory's results; ConfigError if they do not fit together."""
-    result = read_json(path / "result.json", *RESULT_KEYS)
-    if "chance" not in result:
-        raise ConfigError(f"{path} is no run of train.classify: its result has no accuracy")
-    names = ("evaluate.json", "evaluate_extrapolated.json")
-    evaluations = [read_json(path / name, "rows") for name in names if (path / name).is_file()]
-    right = {}
-    if (path / "predictions.safetensors").is_file():
-        try:
-            right = safetensors.numpy.load_file(path / "predictions.safetensors")
-        except (OSError, safetensors.SafetensorError) as error:
-            raise ConfigError(f"{path / 'predictions.safetensors'}: {error}") from None
-    for split, each in right.items():
-        if split not in result["final"] or abs(each.mean() - result["final"][split]) > 1e-6:
-            raise ConfigError(f"{path / 'predictions.safetensors'}: {split} is not what result.json says")
-    return Run(path, result, evaluations, right)
+    """Return what is left of a run, from its directory or its packed file; ConfigError if it does not fit together."""
+    return Run(path, **(unpack(path) if path.is_file() else read_directory(path)))
 
 
 def group_runs(found: Found) -> list[Group]:

@@ -1,96 +1,110 @@
-"""Intervals: how sure a mean over seeds and test pictures is, by the two-level bootstrap.
+"""Intervals: how sure a mean over seeds and test pictures is.
 
 Seeds and pictures are two crossed samples: every run, of whatever encoding and seed, is judged on the same pictures.
-Each replicate therefore draws seeds and, independently, pictures, both with replacement, and averages over the drawn
-rows and columns. A paired difference is the same thing done with the differences of two encodings: what a picture or a
-seed does to both drops out. Source: Owen, "The pigeonhole bootstrap" (arXiv 0711.4018): what varies from seed to seed,
-and from picture to picture, is counted right; what is peculiar to one seed on one picture is counted three times, so
-that the intervals err on the wide side.
+The interval of a mean over both is mean ± q sqrt(V), in four lines:
 
-Of S seeds, S - 1 are drawn, which makes the variance between seeds unbiased (Rao and Wu 1988, doi
-10.1080/01621459.1988.10478591); drawing S would lose the share 1 / S of it. A percentile knows nothing of how badly
-few seeds tell their own variance: where seeds are all that matters, 3 of them would cover 71 % instead of 95 %. So the
-interval is stretched about the mean by Student's quantile over the normal one, with Satterthwaite's degrees of freedom:
-S - 1 where seeds decide, and next to no stretch where pictures do. Measured with normal values, the intervals cover
-92 % with 2 or 3 seeds and 95 % with 5 where seeds alone matter, and 95 to 98 % where pictures do.
+    seeds      V_s = variance between the seeds' means / S, as if these pictures were all there are
+    pictures   V_p = mean covariance of two seeds over the pictures / N: what is hard for one seed is hard for another
+    together   V = V_s + V_p, q = (t V_s + z V_p) / V, with t of Student's distribution with S - 1 degrees and z normal
+    at least   the standard error of the pictures' means, should few seeds be equally often right by chance
+
+with S seeds and N pictures. Where seeds alone matter this is Student's interval of S numbers; where pictures alone
+matter it is the normal one; q between them is Cochran's (Biometrics 20:191, 1964). A difference of two encodings is the
+same thing done with the differences of the same seeds on the same pictures: what a picture or a seed does to both drops
+out. Four pictures are added to the test, one for each way in which two models can be right or wrong (Agresti and Coull,
+doi 10.1080/00031305.1998.10480550; for differences Agresti and Min, doi 10.1002/sim.1781): no interval has no width,
+even where all answers agree. One seed says nothing about another: then there is no interval.
+
+Measured on simulated studies of right and wrong answers, 95 % intervals of 3 and of 5 seeds cover the truth in 94 to
+97 % of them, for accuracies and for differences, whatever the shares of seeds and pictures; in 90 % where seeds are
+tens of points apart, because some fail (tests/training/reports/test_statistics.py).
 """
 
 import functools
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Interval", "degrees_of_freedom", "seed_interval", "two_level_bootstrap", "variance_components"]
+__all__ = ["Interval", "accuracy_interval", "difference_interval", "margin", "student_quantile"]
 
-NUM_REPLICATES = 2000
 CONFIDENCE_LEVEL = 0.95
-MAX_FREEDOM = 10_000  # degrees of freedom with which Student's t is normal
 
 
 @dataclass(frozen=True)
 class Interval:
-    """Hold a mean with the ends of its 95 % interval, which is absent where there is nothing to draw from."""
+    """Hold a mean with the ends of its interval, which are absent where there is a single seed."""
 
     mean: float
     low: float | None = None
     high: float | None = None
 
-    def within(self, lowest: float, highest: float) -> "Interval":
-        """Return the same interval without what is impossible."""
-        return self if self.low is None else replace(self, low=max(self.low, lowest), high=min(self.high, highest))
+    @property
+    def excludes_zero(self) -> bool:
+        """Return whether 0 lies outside; False where there is no interval."""
+        return self.low is not None and not self.low <= 0 <= self.high
 
 
-def two_level_bootstrap(values: NDArray, replicates: int = NUM_REPLICATES, seed: int = 0) -> Interval:
-    """Return the mean of values (seeds, pictures) with its 95 % interval: percentiles, stretched for few seeds.
-
-    A single seed is part of every replicate: then the interval says nothing about other seeds.
+def accuracy_interval(right: NDArray, level: float = CONFIDENCE_LEVEL) -> Interval:
+    """Return the mean accuracy of right (S, N), 1 where a seed is right on a picture, with its interval.
 
     Args:
-        values: (S, N) one number for each seed and test picture: right or wrong, or the difference of two encodings.
-        replicates: Number of bootstrap samples.
-        seed: Of the draws; the same seed draws the same pictures for every encoding.
+        right: (seeds, pictures), 0 or 1.
+        level: Share of studies whose interval holds the truth.
+
+    Raises:
+        ValueError: another shape, or nothing in it.
     """
-    values = np.asarray(values, dtype=np.float64)
+    return interval(right, (1, 1, 0, 0), (0, 1), level)
+
+
+def difference_interval(right: NDArray, baseline: NDArray, level: float = CONFIDENCE_LEVEL) -> Interval:
+    """Return how much more often `right` is right than `baseline`, the same seeds on the same pictures.
+
+    Args:
+        right: (seeds, pictures), 0 or 1.
+        baseline: The same of what it is compared to, row for row.
+        level: Share of studies whose interval holds the truth.
+
+    Raises:
+        ValueError: another shape, two different ones, or nothing in them.
+    """
+    if np.shape(right) != np.shape(baseline):
+        raise ValueError(f"baseline: shape {np.shape(baseline)} given; accepted: that of `right`, {np.shape(right)}")
+    return interval(np.asarray(right, np.float64) - baseline, (1, -1, 0, 0), (-1, 1), level)
+
+
+def interval(values: NDArray, added: tuple[int, ...], ends: tuple[int, int], level: float) -> Interval:
+    """Return the mean of values (S, N) with its interval, `added` pictures counted in and cut at the possible ends."""
+    values = np.asarray(values, np.float64)
     if values.ndim != 2 or 0 in values.shape:
         raise ValueError(f"values: an array of shape {values.shape} given; accepted: (seeds, pictures), neither empty")
-    means = bootstrap_means(values, replicates, seed)
-    low, high = np.quantile(means, [(1 - CONFIDENCE_LEVEL) / 2, (1 + CONFIDENCE_LEVEL) / 2])
-    mean, stretch = values.mean(), student_quantile(degrees_of_freedom(values)) / student_quantile(MAX_FREEDOM)
-    return Interval(float(mean), float(mean + stretch * (low - mean)), float(mean + stretch * (high - mean)))
-
-
-def bootstrap_means(values: NDArray, replicates: int, seed: int) -> NDArray:
-    """Return (replicates,) means of values (S, N) over drawn seeds and pictures."""
-    seeds, pictures = values.shape
-    draws = max(seeds - 1, 1)
-    shares = np.random.default_rng((seed, 0)).multinomial(draws, np.full(seeds, 1 / seeds), replicates) / draws
-    counts = _picture_counts(pictures, replicates, seed)
-    sums = np.concatenate([part @ values.T for part in np.array_split(counts, math.ceil(counts.size / 2**20))])
-    return (shares * sums).sum(1) / pictures
-
-
-@functools.lru_cache(maxsize=2)
-def _picture_counts(pictures: int, replicates: int, seed: int) -> NDArray:
-    """Return (replicates, pictures): how often each picture is drawn."""
-    drawn = np.random.default_rng((seed, 1)).integers(pictures, size=(replicates, pictures))
-    drawn += pictures * np.arange(replicates)[:, None]
-    return np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape).astype(np.int16)
-
-
-def seed_interval(values: Sequence[float] | NDArray) -> Interval:
-    """Return the mean of values (S,), one for each seed, with Student's 95 % interval, absent for one seed."""
-    values = np.asarray(values, dtype=np.float64)
+    mean = float(values.mean())
     if len(values) == 1:
-        return Interval(float(values[0]))
-    mean, half = values.mean(), student_quantile(len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
-    return Interval(float(mean), float(mean - half), float(mean + half))
+        return Interval(mean)
+    counted = np.concatenate([values, np.broadcast_to(np.float64(added), (len(values), len(added)))], axis=1)
+    center, half = counted.mean(), margin(counted, level)
+    low, high = float(max(center - half, ends[0])), float(min(center + half, ends[1]))
+    return Interval(mean, min(low, mean), max(high, mean))
 
 
-@functools.lru_cache(maxsize=16)
-def student_quantile(freedom: float, share: float = (1 + CONFIDENCE_LEVEL) / 2) -> float:
+def margin(values: NDArray, level: float = CONFIDENCE_LEVEL) -> NDArray:
+    """Return half the width of the interval of the mean of values (..., S, N): q sqrt(V), as the module says."""
+    seeds, pictures = values.shape[-2:]
+    within = values.var(-1, ddof=1).mean(-1) / pictures  # of one seed's mean, by its pictures
+    of_means = values.mean(-2).var(-1, ddof=1) / pictures  # of the mean of all seeds, by its pictures
+    by_pictures = np.maximum((seeds * of_means - within) / (seeds - 1), 0)
+    by_seeds = values.mean(-1).var(-1, ddof=1) / seeds
+    t, z = student_quantile(seeds - 1, (1 + level) / 2), NormalDist().inv_cdf((1 + level) / 2)
+    whole = by_seeds + by_pictures
+    half = (t * by_seeds + z * by_pictures) / np.sqrt(np.where(whole > 0, whole, 1))
+    return np.maximum(half, np.sqrt(of_means))
+
+
+@functools.lru_cache(maxsize=64)
+def student_quantile(freedom: float, share: float) -> float:
     """Return the value below which Student's t falls with probability `share`.
 
     With t = sqrt(f) tan(a), f being the degrees of freedom, the angle a has the density cos^(f-1).
@@ -99,31 +113,3 @@ def student_quantile(freedom: float, share: float = (1 + CONFIDENCE_LEVEL) / 2) 
     density = np.cos(angle) ** (freedom - 1)
     below = np.concatenate([[0], np.cumsum((density[1:] + density[:-1]) / 2)])
     return math.sqrt(freedom) * math.tan(np.interp(share, below / below[-1], angle))
-
-
-def degrees_of_freedom(values: NDArray) -> float:
-    """Return Satterthwaite's degrees of freedom of the mean of values (S, N), at most MAX_FREEDOM.
-
-    They are (sum of the variances)^2 / sum of (variance^2 / its own degrees of freedom).
-
-    Source: Satterthwaite 1946, doi 10.2307/3002019.
-    """
-    seeds, pictures = (max(side - 1, 1) for side in values.shape)
-    parts = variance_components(values)
-    spread = sum(part**2 / freedom for part, freedom in zip(parts, (seeds, pictures, seeds * pictures), strict=True))
-    return min(sum(parts) ** 2 / spread, MAX_FREEDOM) if spread else MAX_FREEDOM
-
-
-def variance_components(values: NDArray) -> tuple[float, float, float]:
-    """Return the variances of seeds, of pictures, and of what is peculiar to both.
-
-    Together they are the variance of the bootstrap's means.
-
-    That is the limit of many replicates. With row means r and column means c of values (S, N) and the mean m over all:
-    mean((r - m)^2) / (S - 1), mean((c - m)^2) / N, mean((v - r - c + m)^2) / ((S - 1) N); with one seed, 1 for S - 1.
-    """
-    draws, pictures = max(values.shape[0] - 1, 1), values.shape[1]
-    rows, columns, mean = values.mean(1, keepdims=True), values.mean(0, keepdims=True), values.mean()
-    between_seeds = float(np.square(rows - mean).mean() / draws)
-    between_pictures = float(np.square(columns - mean).mean() / pictures)
-    return between_seeds, between_pictures, float(np.square(values - rows - columns + mean).mean() / (draws * pictures))

@@ -3,10 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
-
 from visionpos.training.reports.collect import Found, Group
-from visionpos.training.reports.statistics import seed_interval
 
 __all__ = ["options_text", "summarize"]
 
@@ -20,15 +17,19 @@ def summarize(found: Found, groups: list[Group], baseline: str | None) -> dict[s
     """Return everything that the report says, as numbers."""
     runs, first = found.runs, found.runs[0]
     references = {str(group.setting): group for group in groups if group.label == baseline}
-    rows = [summarize_group(group, references.get(str(group.setting)), found) for group in groups]
     settings = list(dict.fromkeys(str(group.setting) for group in groups))
     split = first.splits[0]
-    order = sorted(rows, key=lambda row: (settings.index(str(row["setting"])), -row["accuracy"][split]["mean"]))
+    best_first = sorted(groups, key=lambda group: (settings.index(str(group.setting)), -group.mean(split)))
+    compared = sum(str(group.setting) in references for group in groups) - len(references)
+    rows = [summarize_group(group, references.get(str(group.setting)), compared, found) for group in best_first]
+    sizes = [row for group in best_first for row in size_rows(group, references.get(str(group.setting)), compared)]
     return {
         "runs": len(runs),
         "unfinished": [str(path) for path in found.unfinished],
         "parts": first.splits,
         "baseline": baseline,
+        "compared": compared,
+        "study": found.study,
         "varied": found.varied,
         "tuned": found.tuned,
         "fewest_seeds": min(len(group.runs) for group in groups),
@@ -38,22 +39,22 @@ def summarize(found: Found, groups: list[Group], baseline: str | None) -> dict[s
         "steps": sorted({run.result["steps"] for run in runs}),
         "hardware": sorted({run.result["device"] for run in runs}),
         "versions": [dict(each) for each in sorted({tuple(run.result["versions"].items()) for run in runs})],
-        "rows": order,
-        "sizes": [row for group in groups for row in size_rows(group, references.get(str(group.setting)))],
+        "rows": rows,
+        "contrasts": contrasts(found, groups),
+        "sizes": sizes,
     }
 
 
-def summarize_group(group: Group, baseline: Group | None, found: Found) -> dict[str, Any]:
+def summarize_group(group: Group, baseline: Group | None, compared: int, found: Found) -> dict[str, Any]:
     """Return one row of the tables."""
-    results = [run.result for run in group.runs.values()]
     first = next(iter(group.runs.values()))
     accuracy, difference = {}, {}
     for split in first.splits:
-        interval, basis = group.accuracy(split)
-        per_seed = {seed: run.result["final"][split] for seed, run in group.runs.items()}
-        accuracy[split] = {**vars(interval), "basis": basis, "per_seed": per_seed}
+        shares = group.final(split)
+        accuracy[split] = group.accuracy(f"final {split}", shares)
         if baseline is not None and baseline is not group:
-            difference[split] = group.difference(baseline, split)
+            others = baseline.final(split)
+            difference[split] = group.difference(baseline, f"final {split}", shares, others, compared)
     return {
         "setting": group.setting,
         "encoding": group.label,
@@ -62,11 +63,26 @@ def summarize_group(group: Group, baseline: Group | None, found: Found) -> dict[
         "seeds": list(group.runs),
         "accuracy": accuracy,
         "difference": difference,
-        "images_per_second": float(np.mean([result["images_per_second"] for result in results])),
-        "seconds": float(np.mean([result["seconds"] for result in results])),
-        "parameters": results[0]["parameters"],
-        "encoding_parameters": results[0]["encoding_parameters"],
+        "parameters": first.result["parameters"],
+        "encoding_parameters": first.result["encoding_parameters"],
     }
+
+
+def contrasts(found: Found, groups: list[Group]) -> list[dict[str, Any]]:
+    """Return the differences that study.json asks for, as pairs of encodings, in each setting that has both."""
+    rows = []
+    for one, other in (found.study or {}).get("contrast", []):
+        for ours in groups:
+            for theirs in groups:
+                if (ours.label, theirs.label) == (one, other) and ours.setting == theirs.setting:
+                    splits = next(iter(ours.runs.values())).splits
+                    gaps = {
+                        split: ours.difference(theirs, f"final {split}", ours.final(split), theirs.final(split), 1)
+                        for split in splits
+                    }
+                    if all(gaps.values()):
+                        rows.append({"encodings": [one, other], "setting": ours.setting, "difference": gaps})
+    return rows
 
 
 def options_text(encodings: Iterable[dict[str, Any]]) -> str:
@@ -79,34 +95,33 @@ def options_text(encodings: Iterable[dict[str, Any]]) -> str:
     return " + ".join(dict.fromkeys(texts)) or "none"
 
 
-def size_rows(group: Group, baseline: Group | None) -> list[dict[str, Any]]:
+def size_rows(group: Group, baseline: Group | None, compared: int) -> list[dict[str, Any]]:
     """Return accuracy at every size, canvas and shift that all runs of a group were evaluated at."""
-    own, other = measured(group), {} if baseline is None else measured(baseline)
+    own, other = measured(group), {} if baseline in (None, group) else measured(baseline)
     rows = []
-    for key, by_seed in own.items():
-        if by_seed.keys() == group.runs.keys():
-            common = [seed for seed in by_seed if seed in other.get(key, {})]
-            gap = float(np.mean([by_seed[seed] - other[key][seed] for seed in common])) if common else None
-            coordinates, how, size, split = key
+    for key, shares in own.items():
+        if shares.keys() == group.runs.keys():
+            coordinates, how, size, split, name = key
             place = {"coordinates": coordinates, "how": how, "size": list(size), "part": split}
-            interval = vars(seed_interval(list(by_seed.values())).within(0, 1))
-            rows.append({"setting": group.setting, "encoding": group.label, **place, **interval, "above_baseline": gap})
+            gap = group.difference(baseline, name, shares, other[key], compared) if key in other else None
+            accuracy = {"accuracy": group.accuracy(name, shares), "difference": gap}
+            rows.append({"setting": group.setting, "encoding": group.label, **place, **accuracy})
     return rows
 
 
-def measured(group: Group) -> dict[tuple[str, str, tuple[int, ...], str], dict[int, float]]:
-    """Return a map from (coordinates, how, size, split) to one from the seed to the accuracy."""
-    table: dict[tuple[str, str, tuple[int, ...], str], dict[int, float]] = {}
+def measured(group: Group) -> dict[tuple[str, str, tuple[int, ...], str, str], dict[int, float]]:
+    """Return a map from (coordinates, how, size, split, name in `Run.right`) to one from the seed to the accuracy."""
+    table: dict[tuple[str, str, tuple[int, ...], str, str], dict[int, float]] = {}
     for seed, run in group.runs.items():
         height, width = run.result["data"]["image_size"]
         for evaluation in run.evaluations:
             for row in evaluation["rows"]:
                 stretched = row["how"] == "scale" and row["size"][0] * width != row["size"][1] * height
-                how = "aspect ratio" if stretched else row["how"]
-                shares = {how: row["accuracy"]}
+                shares = {("aspect ratio" if stretched else row["how"], row["how"]): row["accuracy"]}
                 if "consistency" in row:
-                    shares["answers kept after a shift"] = row["consistency"]
-                for what, share in shares.items():
-                    key = (evaluation["coordinates"], what, tuple(row["size"]), row["part"])
+                    shares["answers kept after a shift", "consistency"] = row["consistency"]
+                for (how, name), share in shares.items():
+                    name = f"{evaluation['coordinates']} {name} {row['size'][0]}x{row['size'][1]} {row['part']}"
+                    key = (evaluation["coordinates"], how, tuple(row["size"]), row["part"], name)
                     table.setdefault(key, {})[seed] = share
     return table

@@ -7,6 +7,7 @@ its encoding, nor of when anything is logged. So the position in the data is one
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from visionpos.training.config.schema import Data, Recipe
 from visionpos.training.data.augment import Augment, normalize
 from visionpos.training.data.datasets import Pictures, holdout, load_pictures, subset
+from visionpos.training.data.readers import CIFAR
 from visionpos.training.data.tasks import PositionTask
 from visionpos.training.errors import ConfigError
 
@@ -36,9 +38,9 @@ Batches = Iterator[tuple[Tensor, Tensor]]
 EVALUATION_BATCH_SIZE = 512
 EVALUATION_TASK_SIZE = 2048  # pictures of a position task, the same ones in every run
 SPLIT_SEED = 0  # of the subset and the validation pictures: alike in all runs, whatever their seed
-JPEG_NOTE = (
-    "pictures read from a folder or an archive may be re-encoded copies (the project's cifar10.tar.xz is JPEG, "
-    "quality 75), and their accuracies are not comparable with published ones to better than about a point"
+COPIES_NOTE = (
+    "class folders and archives of {} may hold re-encoded copies (the project's cifar10.tar.xz is JPEG, quality 75): "
+    "accuracies are not comparable with published ones to better than about a point"
 )
 
 
@@ -71,7 +73,7 @@ def open_source(data: Data, recipe: Recipe, seed: int, device: torch.device) -> 
         raise ConfigError(
             f"recipe.batch_size: {recipe.batch_size} given; accepted: at most the {len(train)} pictures there are"
         )
-    return PictureSource(train, test, picture_split(data), recipe, seed, device, data.mean, data.std)
+    return PictureSource(train, test, picture_split(data), recipe, seed, device, data.mean, data.std, copies_note(data))
 
 
 class PictureSource:
@@ -87,6 +89,7 @@ class PictureSource:
         device: torch.device,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
+        note: str = "",
     ):
         mean, std = (given or own for given, own in zip((mean, std), train.mean_std(), strict=True))
         self.splits = (split,)
@@ -108,7 +111,7 @@ class PictureSource:
             "test_size": len(test),
             "mean": list(mean),
             "std": list(std),
-            "note": JPEG_NOTE,
+            "note": note,
         }
 
     def rows(self, step: int) -> Tensor:
@@ -166,6 +169,15 @@ class TaskSource:
     def evaluation(self, split: str) -> Batches:
         """Yield the pictures and labels of a split, the same at every call."""
         return task_batches(self.task, split, self.generator)
+
+
+def copies_note(data: Data) -> str:
+    """Return what accuracies on CIFAR must say unless its original files are there; nothing for other pictures."""
+    if data.name not in CIFAR:
+        return ""
+    kind, root = CIFAR[data.name], Path(data.root)
+    originals = (folder / name for folder in (root, root / data.name) for name in (kind.base_folder, kind.filename))
+    return "" if any(path.exists() for path in originals) else COPIES_NOTE.format(data.name)
 
 
 def open_task(data: Data) -> PositionTask:
