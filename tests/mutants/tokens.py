@@ -48,25 +48,17 @@ SINUSOIDS = [
         "input/sincos2d.py",
         "parity/test_sincos2d.py",
         [
-            (
-                "y before x in MAE",
-                "[ax.sin(), ax.cos(), ay.sin(), ay.cos()]",
-                "[ay.sin(), ay.cos(), ax.sin(), ax.cos()]",
-            ),
-            ("cos before sin", "[ax.sin(), ax.cos(), ay.sin(), ay.cos()]", "[ax.cos(), ax.sin(), ay.cos(), ay.sin()]"),
-            (
-                "timm with x first",
-                "[ay.sin(), ax.sin(), ay.cos(), ax.cos()]",
-                "[ax.sin(), ay.sin(), ax.cos(), ay.cos()]",
-            ),
+            ("y before x in MAE", ", dim=-1).flip(-2).flatten(-2)", ", dim=-1).flatten(-2)"),
+            ("cos before sin", "angles.cos()], dim=-1).flip(-2)", "angles.cos()][::-1], dim=-1).flip(-2)"),
+            ("timm with x first", "angles.cos()], dim=-2).flatten", "angles.cos()], dim=-2).flip(-2).flatten"),
             ("big_vision without its end", 'inclusive=preset == "big_vision"', "inclusive=False"),
-            ("MoCo v3 as MAE on squares", "y, x = x, y", "pass"),
+            ("MoCo v3 as MAE on squares", "axes, height = axes[::-1], feat_shape[0]", "height = feat_shape[0]"),
             (
                 "MoCo v3 in row order",
-                'if preset == "mocov3" and height != width:',
-                'if preset == "mocov3" and height > 10**6:',
+                "if height != feat_shape[1]:",
+                "if height > 10**6:",
             ),
-            ("MoCo v3 with W for H", "torch.div(index, height, ", "torch.div(index, width, "),
+            ("MoCo v3 with W for H", "torch.div(index, height, ", "torch.div(index, feat_shape[1], "),
             (
                 "temperature 100",
                 "dim: Count, temperature: Positive = 10000.0, preset",
