@@ -16,9 +16,9 @@ def create(name, dim=6, **options):
 @pytest.mark.parametrize("grid", GRIDS)
 def test_definitions(grid):
     positions, count = vp.Positions.grid(grid), torch.Size(grid).numel()
-    assert create("scalar").embed(positions).tolist() == [[float(p)] * 6 for p in range(count)]
+    assert create("scalar").embed(positions).tolist() == [[float(p)] + [0.0] * 5 for p in range(count)]
     divided = create("scalar", divided=True).embed(positions)
-    assert divided.tolist() == [[pytest.approx(p / count, abs=1e-7)] * 6 for p in range(count)]
+    assert divided.tolist() == [[pytest.approx(p / count, abs=1e-7)] + [0] * 5 for p in range(count)]
     assert create("binary").embed(positions).tolist() == [[float(p >> i & 1) for i in range(6)] for p in range(count)]
 
 

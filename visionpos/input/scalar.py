@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..frequencies import flat_index
@@ -15,12 +16,12 @@ from ..registry import register_encoding
 
 @register_encoding("scalar")
 class Scalar(InputEncoding):
-    """Add the flat row-major index p = y W + x to every channel of a token, or p / N with N = H W.
+    """Add the flat row-major index p = y W + x to the first channel of a token, or p / N with N = H W.
 
     A control, the first idea of how to encode a position. The index is not bounded, and drowns what the tokens say.
     Divided by the length it is, but then two neighbours are as far apart as the length of the grid says, 1 / N. Nor is
-    e(p + k) a linear map of e(p): p + k is none of p. And e(p) . e(q) = dim p q grows with q instead of falling with
-    the distance.
+    e(p + k) a linear map of e(p): p + k is none of p. And e(p) . e(q) = p q grows with q instead of falling with the
+    distance. It stands in one channel, because a layer norm takes away what all channels share.
 
     Args:
         dim: channels of a token.
@@ -28,7 +29,7 @@ class Scalar(InputEncoding):
 
     Example:
         >>> vp.create_encoding("scalar", dim=2).embed(vp.Positions.grid((2, 2))).tolist()
-        [[0.0, 0.0], [1.0, 1.0], [2.0, 2.0], [3.0, 3.0]]
+        [[0.0, 0.0], [1.0, 0.0], [2.0, 0.0], [3.0, 0.0]]
     """
 
     paper = "a control; Fleetwood 2024, huggingface.co/blog/designing-positional-encoding"
@@ -43,4 +44,4 @@ class Scalar(InputEncoding):
         index = flat_index(positions.coords, positions.feat_shape)  # (..., N)
         if self.divided:
             index = index / math.prod(positions.feat_shape)
-        return index[..., None].expand(*index.shape, self.dim)
+        return F.pad(index[..., None], (0, self.dim - 1))
