@@ -5,8 +5,10 @@ import timm
 import torch
 
 import visionpos as vp
+from tests import small
 from visionpos import registry
 from visionpos.encoding import LayerFacts
+from visionpos.hosts.host import find_host
 from visionpos.registry import FACTS, check_agreement, complete_options, get_encoding_class, known_options
 
 FACTS_OF_LAYER = LayerFacts(
@@ -194,8 +196,36 @@ def test_only_some_layers():
             vp.set_encoding(model, {"name": "alibi2d", "layers": layers})
     with pytest.raises(ValueError, match=r"learned acts in no layer, and takes no layers; got \[0\]"):
         vp.set_encoding(model, {"name": "learned", "layers": [0]})
-    with pytest.raises(ValueError, match="alibi2d: layers must be a list of integers, got '0'"):
-        vp.set_encoding(model, {"name": "alibi2d", "layers": "0"})
+    line = r"alibi2d: layers must be a list of integers or a slice such as '3::4', got "
+    for layers in ("0", "", "1:2:0", "a:b", "1:2:3:4", 2, [0.0], [True], {0: 1}):
+        with pytest.raises(ValueError, match=line):
+            vp.set_encoding(model, {"name": "alibi2d", "layers": layers})
+    with pytest.raises(ValueError, match="alibi2d: layers '7:' are none of the 3 layers of the model"):
+        vp.set_encoding(model, {"name": "alibi2d", "layers": "7:"})
+    assert [len(block.attn.encodings) for block in model.blocks] == [1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("layers", "chosen"),
+    [("3::4", [3]), ("::2", [0, 2, 4]), ("-4:", [2, 3, 4, 5]), (":-1", [0, 1, 2, 3, 4]), (" 4 : 1 : -2", [2, 4])],
+)
+@pytest.mark.parametrize("build", [small.vit, small.swin], ids=["ViT", "Swin"])
+def test_a_slice_of_the_layers(build, layers, chosen, tmp_path):
+    """As a list of the same layers, in a round trip, and saved."""
+    options = {"depths": (2, 4)} if build is small.swin else {"depth": 6}
+    model = build(["rope_mixed", {"name": "alibi2d", "layers": layers}], **options)
+    listed = build(["rope_mixed", {"name": "alibi2d", "layers": chosen}], **options)
+    listed.load_state_dict(model.state_dict())
+    x = small.pictures((64, 96) if build is small.swin else small.SIZE)
+    inside = find_host(model).encodings(model)[1]
+    assert [i for i, layer in enumerate(inside) if any(each.name == "alibi2d" for each in layer)] == chosen
+    expected = model(x)
+    assert torch.equal(listed(x), expected)
+    assert torch.equal(vp.set_encoding(model, vp.get_encoding(model))(x), expected)
+    if hasattr(timm.models, "get_model_args"):  # since timm 1.0.31
+        timm.models.save_for_hf(model, tmp_path)
+        loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+        assert torch.equal(loaded(x), expected)
 
 
 def test_the_fields_are_the_only_list():

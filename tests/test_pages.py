@@ -53,6 +53,13 @@ def test_add_a_host_runs(tmp_path):
     python("try_it.py", cwd=tmp_path)
 
 
+def test_layers_run():
+    """Five models, each of which checks its own shapes, and a sixth from the meta device."""
+    scripts = blocks("layers.md")
+    assert len(scripts) == 7
+    exec("\n".join(scripts), {"__name__": "layers"})
+
+
 def insert(page: Path, before: str, new: str) -> None:
     assert page.read_text().count(before) == 1
     page.write_text(page.read_text().replace(before, new + before))

@@ -1,6 +1,6 @@
 """visionpos: any position encoding in any timm vision transformer, exact, in one line."""
 
-from . import bias, conditional, input, none, rotary, timm_models
+from . import bias, conditional, input, layers, none, rotary, timm_models
 from .augment import CoordinateAugmentation
 from .bias.alibi import alibi_slopes
 from .convert import create_model, get_encoding, set_encoding
@@ -19,6 +19,7 @@ from .rotary.rope_axial import rope_angles_axial
 from .rotation import apply_rotary, convert_qk_layout
 from .testing import check_encoding
 from .weights.load import load_weights
+from .weights.save import export_state_dict
 from .windows import relative_position_index, shifted_window_mask
 
 __version__ = "0.1.0"
@@ -46,7 +47,9 @@ __all__ = [
     "create_model",
     "draw_mask",
     "encoding_info",
+    "export_state_dict",
     "get_encoding",
+    "layers",
     "list_encodings",
     "load_weights",
     "register_encoding",

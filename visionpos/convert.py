@@ -10,8 +10,10 @@ where visionpos is not imported. timm records arguments since 1.0.31; with an ol
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import zip_longest
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -23,6 +25,7 @@ from .hosts import beit, cait, eva, hiera, maxxvit, relpos, sam, swin, swin_v2, 
 from .hosts.host import Host, find_host, mixes_tokens
 from .hosts.parameters import copy_encoding, has_parameters
 from .registry import FIXED, Spec, check_agreement, complete_options, get_encoding_class, is_registered, parse_spec
+from .weights.load import create_with_weights
 
 __all__ = ["ARCHITECTURE", "create_model", "get_encoding", "set_encoding"]
 
@@ -31,17 +34,27 @@ Item = tuple[str, dict[str, Any]] | PositionEncoding  # of a spec, as `parse_spe
 Layers = list[list[PositionEncoding]]
 
 
-def create_model(name: str, encoding: Spec | None = None, **kwargs: Any) -> nn.Module:
-    """Build a timm model by name and convert it: `timm.create_model`, then `set_encoding`.
+def create_model(
+    name: str,
+    encoding: Spec | None = None,
+    *,
+    weights: str | Path | Mapping[str, Any] | None = None,
+    **kwargs: Any,
+) -> nn.Module:
+    """Build a timm model by name and convert it: `timm.create_model`, then `set_encoding`, then weights.
 
     Args:
         name: a timm model name.
         encoding: an encoding spec; None keeps the model's own.
+        weights: a checkpoint, as `load_weights` takes it. The model gets its sizes (image, patch, channels, classes,
+            window), unless kwargs say others: tables are carried over to another size, and another number of classes
+            gets a new head. What differs by the encoding is said in one line.
         kwargs: everything that `timm.create_model` takes: pretrained, img_size, patch_size, num_classes ... With
             features_only=True the levels and their layout are those of the family, out of a `FeatureExtractor`.
 
     Raises:
-        ValueError: an unknown encoding or option, or a model that is no host. Checked before the model is built.
+        ValueError: an unknown encoding or option, or a model that is no host, both checked before the model is built;
+            weights that do not fit the architecture.
 
     Example:
         >>> model = vp.create_model("vit_tiny_patch16_224", encoding="rope_axial", img_size=(32, 48), depth=2)
@@ -49,6 +62,12 @@ def create_model(name: str, encoding: Spec | None = None, **kwargs: Any) -> nn.M
         torch.Size([1, 1000])
     """
     spec = None if encoding is None else parse_spec(encoding)
+    if weights is not None:
+        return create_with_weights(partial(_create, name, spec), weights, kwargs)
+    return _create(name, spec, **kwargs)
+
+
+def _create(name: str, spec: list[Item] | None, **kwargs: Any) -> nn.Module:
     if spec is None:
         return timm.create_model(name, **kwargs)
     if kwargs.get("features_only"):
@@ -106,9 +125,10 @@ def set_encoding(model: nn.Module, encoding: Spec) -> nn.Module:
     Args:
         model: a timm model of a supported family, converted or not.
         encoding: a name, names joined by "+", a dict {"name": ..., **options}, an encoding, or a list of those;
-            "none" removes every position. A dict may list the `layers` that it is for. An encoding given as an object
-            stays where the model has it; one that the model has not serves all layers, and of one that belongs to
-            another model a copy does. So `set_encoding(model, get_encoding(model))` changes nothing.
+            "none" removes every position. A dict may say which `layers` it is for: [0, 5], "3::4", "::2", "-4:" (the
+            last four). An encoding given as an object stays where the model has it; one that the model has not serves
+            all layers, and of one that belongs to another model a copy does. So
+            `set_encoding(model, get_encoding(model))` changes nothing.
 
     Returns:
         The model.
@@ -122,6 +142,9 @@ def set_encoding(model: nn.Module, encoding: Spec) -> nn.Module:
         >>> model = vp.set_encoding(model, ["learned", {"name": "rope_axial", "temperature": 100.0}])
         >>> [encoding.name for encoding in vp.get_encoding(model)]
         ['learned', 'rope_axial']
+        >>> model = vp.set_encoding(model, {"name": "rope_mixed", "layers": "1:"})  # not in the first layer
+        >>> [len(block.attn.encodings) for block in model.blocks]
+        [0, 1]
     """
     return _set_encoding(model, parse_spec(encoding))
 
@@ -199,6 +222,11 @@ def _choose_layers(item: Item, cls: type[PositionEncoding], mixing: list[int], o
     if isinstance(item, PositionEncoding):
         return [index for index, layer in enumerate(old) if item in layer] or default
     chosen = item[1].get("layers", default)
+    if isinstance(chosen, str):
+        bounds = (int(bound) if bound.strip() else None for bound in chosen.split(":"))
+        if indices := range(len(old))[slice(*bounds)]:
+            return sorted(indices)
+        raise ValueError(f"{cls.name}: layers {chosen!r} are none of the {len(old)} layers of the model")
     if not all(0 <= index < len(old) for index in chosen) or len(set(chosen)) < len(chosen):
         raise ValueError(f"{cls.name}: layers must be different indices from 0 to {len(old) - 1}, got {list(chosen)}")
     return chosen

@@ -42,7 +42,7 @@ class LayerFacts:
     if the class names it in `from_model`. None stands for what this model does not know, such as the heads of a stem.
     """
 
-    dim: int  # channels of the tokens that the layer returns
+    dim: int | None  # channels of the tokens that the layer returns
     feat_shape: Shape  # (H, W) of the tokens that see each other: of the grid, or of a window
     num_prefix_tokens: int = 0  # in front of the patch tokens; in a stem, those that get a position
     num_heads: int | None = None

@@ -7,6 +7,7 @@ import fnmatch
 import importlib
 import inspect
 import pkgutil
+import re
 import types
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
@@ -224,7 +225,7 @@ def parse_spec(spec: Spec) -> list[tuple[str, dict[str, Any]] | PositionEncoding
 
     Args:
         spec: a name, names joined by "+", a dict {"name": ..., **options}, an encoding, or a list of those. A dict may
-            hold `layers` besides, the indices of the layers that it is for.
+            hold `layers` besides, those that it is for: a list of indices, or a slice of them, "3::4", "::2" or "-4:".
 
     Raises:
         ValueError: unknown names or options, or a spec of another type.
@@ -239,8 +240,8 @@ def parse_spec(spec: Spec) -> list[tuple[str, dict[str, Any]] | PositionEncoding
         if not isinstance(options.get("name"), str):
             raise ValueError(f"an encoding given as a dict needs a 'name', got keys: {', '.join(map(str, options))}")
         cls, layers = get_encoding_class(options.pop("name")), options.pop("layers", None)
-        if layers is not None and not (isinstance(layers, (list, tuple)) and all(type(i) is int for i in layers)):
-            raise ValueError(f"{cls.name}: layers must be a list of integers, got {layers!r}")
+        if layers is not None and not _names_layers(layers):
+            raise ValueError(f"{cls.name}: layers must be a list of integers or a slice such as '3::4', got {layers!r}")
         if layers is not None and cls.place in ("input", "none"):
             raise ValueError(f"{cls.name} acts in no layer, and takes no layers; got {layers!r}")
         check_options(cls, options)
@@ -248,6 +249,12 @@ def parse_spec(spec: Spec) -> list[tuple[str, dict[str, Any]] | PositionEncoding
     if isinstance(spec, Iterable):
         return [item for part in spec for item in parse_spec(part)]
     raise ValueError(f"an encoding is a name, a dict, an encoding or a list of those, got {type(spec).__name__}")
+
+
+def _names_layers(layers: Any) -> bool:
+    if isinstance(layers, str):
+        return re.fullmatch(r"\s*(-?\d+)?\s*:\s*(-?\d+)?\s*(:\s*(-?[1-9]\d*)?\s*)?", layers) is not None
+    return isinstance(layers, (list, tuple)) and all(type(index) is int for index in layers)
 
 
 def encoding_info(name: str) -> dict[str, Any]:

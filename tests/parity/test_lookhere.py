@@ -133,11 +133,15 @@ def test_left_is_not_right():
     assert not torch.equal(bias[0], bias[0].T)
 
 
+@pytest.mark.parametrize("trained", [(3, 4), (4, 2), (7, 3)])  # a third of a step, rounded; and other shapes
 @pytest.mark.parametrize("preset", FIELDS)
-def test_rescaled_coordinates_stay_on_border_lines(preset):
-    grid, trained = (7, 10), (3, 4)  # a third of a step, rounded
-    near = lookhere(preset=preset, reference_shape=trained, extrapolate=False).bias(vp.Positions.grid(grid))
-    assert torch.equal(near == HIDDEN, lookhere(preset=preset).bias(vp.Positions.grid(grid)) == HIDDEN)
+def test_interpolated_coordinates_keep_the_fields_of_view(preset, trained):
+    positions = vp.Positions.grid((7, 10))
+    near = lookhere(preset=preset, reference_shape=trained, extrapolate=False).bias(positions)
+    far = lookhere(preset=preset).bias(positions)
+    factor = min((trained[0] - 1) / 6, (trained[1] - 1) / 9)
+    assert torch.equal(near == HIDDEN, far == HIDDEN)
+    assert torch.allclose(near[near != HIDDEN], factor * far[far != HIDDEN])
 
 
 def test_options():

@@ -91,24 +91,25 @@ def test_a_grid_that_is_none(resize):
 FOREIGN = {
     "Hugging Face": [
         "vit.encoder.layer.0.attention.attention.query.weight",
-        "embeddings.cls_token",
-        "swin.encoder.layers.0.blocks.0.attention.self.query.weight",
+        "swin.encoder.layers.0.blocks.0.attention.self.key.weight",
         "layer.0.attention.q_proj.weight",
-        "vision_model.encoder.layers.0.self_attn.q_proj.weight",
+        "vision_model.encoder.layers.0.self_attn.v_proj.weight",
+        "vision_model.embeddings.class_embedding",
+        "bert.embeddings.word_embeddings.weight",
     ],
-    "torchvision": ["encoder.layers.encoder_layer_0.ln_1.weight", "conv_proj.weight", "features.1.0.norm1.weight"],
+    "torchvision": ["features.1.0.block.0.weight", "features.3.weight", "features.2.1.conv.weight"],
     "a ResNet": ["layer1.0.conv1.weight"],
-    "JAX": ["Transformer/encoderblock_0/LayerNorm_0/bias"],
+    "JAX": ["root/block1/unit01/conv1/kernel", "Transformer/encoderblock_0/MultiHeadDotProductAttention_1/query/bias"],
 }
 
 
 @pytest.mark.parametrize(("origin", "name"), [(origin, name) for origin, names in FOREIGN.items() for name in names])
-def test_names_of_other_libraries(origin, name):
-    """With a tensor that fits by chance, as the last norm does."""
+def test_names_of_other_networks(origin, name):
+    """And parts of layers, with a tensor that fits by chance, as the last norm does."""
     model = vit("rope_axial")
     for weights in ({name: torch.zeros(48)}, {"norm.weight": torch.zeros(48), name: torch.zeros(48)}):
         for strict in (True, False):
-            refused(model, weights, f"names of {origin}.*{name}", strict=strict)
+            refused(model, weights, f"(names of {origin}.*{name}|of {origin}.*: a part of a layer)", strict=strict)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "mixer_s32_224", "regnetx_002", "mobilenetv3_small_050"])
@@ -151,8 +152,17 @@ def test_files_of_other_kinds(tmp_path):
         path.write_bytes(content)
         refused(model, path, f"{name}.safetensors' cannot be read as safetensors")
     numpy.savez(tmp_path / "jax.npz", x=numpy.zeros(3))
-    refused(model, tmp_path / "jax.npz", r"jax.npz' \(an npz archive")
-    refused(model, str(tmp_path), r"' \(a directory\)")
+    refused(model, tmp_path / "jax.npz", "x is torch.float64|nothing of them")
+    numpy.savez(tmp_path / "objects.npz", x=numpy.array([{}], dtype=object))
+    refused(model, tmp_path / "objects.npz", "objects.npz' cannot be read as npz")
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "jax.npz").read_bytes()[:-9])
+    refused(model, tmp_path / "cut.npz", "cut.npz' cannot be read as npz")
+    refused(model, str(tmp_path), "is a directory without model.safetensors")
+    refused(model, tmp_path / "model.pth", "a pickle can run code")
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"x": "gone.safetensors"}}')
+    refused(model, tmp_path, "gone.safetensors' cannot be read")
+    (tmp_path / "model.safetensors.index.json").write_text("[1")
+    refused(model, tmp_path, "index.json' cannot be read as JSON")
     (tmp_path / "folder.safetensors").mkdir()
     refused(model, tmp_path / "folder.safetensors", "folder.safetensors' is a directory")
     refused(model, tmp_path / "gone.safetensors", "gone.safetensors' cannot be read")

@@ -85,7 +85,9 @@ def test_files(tmp_path):
     assert torch.equal(model(pictures()), source(pictures()))
     for name in ("model.pth", "model.pt", "pytorch_model.bin"):
         torch.save(source.state_dict(), tmp_path / name)
-        with pytest.raises(ValueError, match=rf"only \.safetensors files are loaded, got '.*{name}'"):
+        with pytest.raises(
+            ValueError, match=rf"only \.safetensors and \.npz files and directories are loaded, got '.*{name}'"
+        ):
             vp.load_weights(model, str(tmp_path / name))
     with pytest.raises(ValueError, match="ResNet is not a supported host"):
         vp.load_weights(timm.create_model("resnet18"), {})

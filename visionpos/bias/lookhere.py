@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -69,7 +70,9 @@ class LookHere(BiasEncoding):
         lh45: the left halves of the triangles up and down, the upper halves of left and right; then the other halves.
     All three are those of the authors' code.
 
-    Translation invariant, not isotropic: a directed head tells left from right.
+    Translation invariant, not isotropic: a directed head tells left from right. On another grid it is the formula of
+    grid steps, as in the authors' code; with extrapolate=False distances count in steps of the trained grid, by one
+    factor for both axes.
 
     Args:
         num_heads: attention heads.
@@ -129,6 +132,14 @@ class LookHere(BiasEncoding):
         first, last = self.layer_slopes
         layer_slope = first + (last - first) * self.layer / max(self.depth - 1, 1)
         return self.global_slope * layer_slope * torch.exp2(-to_float64(self.exponents))
+
+    def locate(self, positions: Positions) -> Positions:
+        """Return the positions in the units of the trained grid, both axes by one factor: fields of view stay."""
+        if self.reference_shape is None or self.runs_on:
+            return positions
+        shapes = zip(self.reference_shape, positions.feat_shape, strict=True)
+        shorter = min((new - 1) / max(old - 1, 1) for new, old in shapes)  # the whole grid lies in the trained one
+        return replace(positions, coords=positions.coords * shorter, is_grid=False)
 
     def encode(self, queries: Positions, keys: Positions) -> Tensor:
         slopes, edges = self.slopes().to(queries.coords), self.edges.to(queries.coords)  # (heads,), (heads, edge, axis)

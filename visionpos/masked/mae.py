@@ -6,6 +6,7 @@ He et al., Masked Autoencoders Are Scalable Vision Learners, 2021, arXiv 2111.06
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,8 +20,9 @@ from ..input.learned import Learned
 from ..input.sincos2d import SinCos2D
 from ..positions import Positions
 from ..registry import Spec
-from ..weights.formats import unwrap
+from ..weights.formats import rename_foreign
 from ..weights.load import load_converted
+from ..weights.read import read_weights
 from .decoder import MaskedDecoder
 from .masks import Mask
 from .model import MaskedImageModel
@@ -122,14 +124,17 @@ class MaskedAutoencoder(MaskedImageModel):
         weights = {name: ours[key] for key, name in self._original_names().items()}
         return {**self._computed_tables(), **weights}
 
-    def load_original_state_dict(self, weights: Mapping[str, Any]) -> None:
-        """Load weights in the format of the paper's code, encoder and decoder; the classifier stays as it is.
+    def load_original_state_dict(self, weights: str | Path | Mapping[str, Any]) -> None:
+        """Load weights in the format of the paper's code or of Hugging Face's ViTMAE; the classifier stays as it is.
+
+        Args:
+            weights: of encoder and decoder; a file, a directory or a state dict, as `load_weights` takes them.
 
         Raises:
             ValueError: missing or unknown tensors, another shape, or a position table that is not what the encoding
                 computes; nothing is loaded then.
         """
-        weights = unwrap(weights)
+        weights = dict(rename_foreign(read_weights(weights)))
         for name, table in self._computed_tables().items():
             given = weights.pop(name, None)
             if given is None or given.shape != table.shape or not torch.allclose(given.to(table), table, atol=1e-5):

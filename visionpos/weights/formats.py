@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from ..hosts.host import find_host
 from ..input.sincos2d import SinCos2D
 from ..positions import Positions
 from ..rotary.rope_axial import RopeAxial
+from . import flax, huggingface, torchvision
 
 _logger = logging.getLogger(__name__)
 
@@ -30,16 +31,13 @@ RECOMPUTED = re.compile(
     r"(^|\.)(relative_position_index|attn_mask|relative_coords_table|periods|bias_mask|freqs_t_[xy]|rope_t_[xy]"
     r"|freqs_(cos|sin))$"
 )
-PRETRAINING = re.compile(r"(^mask_token$|^decoder_|^lm_head\.)")
+PRETRAINING = re.compile(r"(^mask_token$|^decoder_|^lm_head\.|^pooler\.dense\.|^pre_logits\.)")
 
-# whose names these are, of weights that no format below converts
+# other libraries: the pattern of their names, and what carries these over to timm's or those of the formats below
+ORIGINS = {"Hugging Face": huggingface, "torchvision": torchvision, "JAX (npz)": flax}
 FOREIGN = {
-    "Hugging Face": re.compile(
-        r"(^|\.)(embeddings|vision_model|(encoder\.)?layer\.\d+|encoder\.(layers|stages)\.\d+)\."
-    ),
-    "torchvision": re.compile(r"^(conv_proj|encoder\.layers\.encoder_layer_\d+|features\.\d+(\.\d+)*)\."),
+    **{origin: library.NAMES for origin, library in ORIGINS.items()},
     "a ResNet": re.compile(r"^layer\d\.\d+\.(conv|bn)\d\."),
-    "JAX (npz)": re.compile(r"^\w+/"),
 }
 
 
@@ -47,10 +45,10 @@ def convert_weights(weights: Mapping[str, Any], model: nn.Module) -> Weights:
     """Return a state dict of any known format with the names that `model` has. No tensor is resized.
 
     Raises:
-        ValueError: names of another library, or a value that is no dense tensor of floating-point numbers.
+        ValueError: names of a network that is not read, or a value that is no dense tensor of floating-point numbers.
     """
     names = model.state_dict()
-    weights = {k: v for k, v in unwrap(weights).items() if k in names or not RECOMPUTED.search(k)}
+    weights = {k: v for k, v in rename_foreign(weights, names).items() if k in names or not RECOMPUTED.search(k)}
     _check_origin([key for key in weights if key not in names])
     _check_values(weights, names)
     left_out = [key for key in weights if PRETRAINING.search(key) and key not in names]
@@ -70,13 +68,31 @@ def unwrap(weights: Mapping[str, Any]) -> Weights:
     return dict(clean_state_dict({str(key): value for key, value in weights.items()}))
 
 
+def origin_of(keys: Iterable[str]) -> str | None:
+    """Return which other library gave these names; None for timm's and those of the authors' code."""
+    return next((origin for origin, library in ORIGINS.items() if any(map(library.NAMES.search, keys))), None)
+
+
+def rename_foreign(weights: Mapping[str, Any], names: Container[str] = ()) -> Weights:
+    """Return the state dict inside a checkpoint, with names of other libraries carried over as far as they are known.
+
+    Args:
+        weights: a checkpoint.
+        names: of the model, which are nobody else's.
+    """
+    weights = unwrap(weights)
+    origin = origin_of([key for key in weights if key not in names])
+    if origin is None:
+        return weights
+    weights = {key: value for key, value in weights.items() if not RECOMPUTED.search(key)}
+    _check_values(weights, names)
+    return ORIGINS[origin].read(weights)
+
+
 def _check_origin(unknown: list[str]) -> None:
     for origin, pattern in FOREIGN.items():
         if key := next(filter(pattern.search, unknown), None):
-            raise ValueError(
-                f"the weights have the names of {origin}, such as {key!r}; accepted are those of timm and "
-                "of the authors' code"
-            )
+            raise ValueError(f"the weights have the names of {origin}, such as {key!r}, of a network that is not read")
 
 
 def _check_values(weights: Mapping[str, Any], names: Mapping[str, Tensor]) -> None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from timm.layers import resample_patch_embed
+from timm.layers import resample_patch_embed, to_2tuple
 from torch import Tensor, nn
 
 from ..bias.relative_table import RelativeTable
@@ -20,13 +19,14 @@ from ..hosts.host import find_host
 from ..hosts.rel_pos import HeadsFirst
 from ..input.learned import Learned
 from ..resize import resize_position_table
-from .formats import Weights, convert_weights, shorten
+from .architecture import PATCHES, needed_options
+from .formats import Weights, convert_weights, origin_of, rename_foreign, shorten, unwrap
+from .read import read_config, read_weights
 
 _logger = logging.getLogger(__name__)
 
 Resize = bool | tuple[int, int]
 
-PATCHES = "patch_embed.proj.weight"  # (dim, channels, height, width of a patch)
 POSITIONS = re.compile(r"(pos_embed|relative_position_bias_table|cpb_mlp\.\d\.\w+|freqs)$")
 
 
@@ -35,11 +35,14 @@ def load_weights(
 ):
     """Load weights into a model, converted or not: its own, or those of another origin.
 
-    Known are ViT, DeiT, MAE, Swin, Swin v2, BEiT, DINOv3 and rope-vit in their original formats.
+    Known are ViT, DeiT, MAE, Swin, Swin v2, BEiT, DINOv3 and rope-vit in their original formats and ViT's .npz files;
+    of Hugging Face ViT, DeiT, DINOv2, DINOv3, MAE, Swin, Swin v2, BEiT, SigLIP, I-JEPA and Hiera; of torchvision ViT,
+    Swin and Swin v2.
 
     Args:
         model: a timm model of a supported family.
-        weights: a .safetensors file, or a state dict, also one inside {"model": ...} or {"state_dict": ...}.
+        weights: a .safetensors or .npz file, a directory that Hugging Face or timm saved a model in, or a state dict,
+            also one inside {"model": ...} or {"state_dict": ...}.
         strict: every tensor of the model must be there, and no other. False keeps the initial values of the missing
             ones, such as those that a new encoding brought, leaves the others out, and logs both in one line.
         resize: carry position tables over from another grid or window. True where the weights' was square, else
@@ -61,10 +64,57 @@ def load_weights(
     """
     if not isinstance(resize, bool):
         resize = _checked_size(resize)
-    weights = read_weights(weights)
+    weights = unwrap(read_weights(weights))
     find_host(model).convert(model)
-    weights = convert_weights(weights, model)
-    return load_converted(model, weights, strict, {key: resize for _, key in _tables(model)})
+    with naming_origin(weights, model):
+        weights = convert_weights(weights, model)
+        return load_converted(model, weights, strict, {key: resize for _, key in _tables(model)})
+
+
+@contextmanager
+def naming_origin(weights: Mapping[str, Any], model: nn.Module | None = None) -> Iterator[None]:
+    """Say in errors which other library the weights are of."""
+    names = {} if model is None else model.state_dict()
+    origin = origin_of([key for key in weights if key not in names])
+    try:
+        yield
+    except ValueError as error:
+        if origin is None or origin in str(error):
+            raise
+        raise ValueError(f"weights of {origin}: {error}") from error
+
+
+def create_with_weights(
+    create: Callable[..., nn.Module], weights: str | Path | Mapping[str, Any], options: dict[str, Any]
+) -> nn.Module:
+    """Return a model of the sizes that a checkpoint needs, with its weights.
+
+    Args:
+        create: builds and converts the model from arguments of `timm.create_model`.
+        weights: as `load_weights` takes them.
+        options: arguments that were asked for, which go before those that the checkpoint needs: a head of other classes
+            stays new, tables are carried over to another size.
+
+    Raises:
+        ValueError: weights that do not fit the architecture.
+    """
+    config, given = read_config(weights), unwrap(read_weights(weights))
+    with naming_origin(given):
+        needed = needed_options(rename_foreign(given), config)
+    model = create(**{**needed, **options})
+    find_host(model).convert(model)
+    with naming_origin(given, model):
+        shape = needed.get("img_size", 0)
+        converted = fit_pretrained(given, model, to_2tuple(shape) if shape else None)
+        names = model.state_dict()
+        heads = [key for key in {**names, **converted} if re.match(r"head(_dist)?\.(fc\.)?(weight|bias)$", key)]
+        if any(key not in converted or key not in names or converted[key].shape != names[key].shape for key in heads):
+            if any(key in names for key in heads):
+                _logger.warning("the head for %s classes is new", model.num_classes)
+            converted = {key: value for key, value in converted.items() if key not in heads}
+            converted |= {key: names[key] for key in heads if key in names}
+        load_converted(model, converted)
+    return model
 
 
 def load_converted(model: nn.Module, weights: Weights, strict: bool = True, resize: Mapping[str, Resize] | None = None):
@@ -84,14 +134,20 @@ def load_converted(model: nn.Module, weights: Weights, strict: bool = True, resi
     return model.load_state_dict(weights, strict=False)
 
 
-def fit_pretrained(weights: Weights, model: nn.Module) -> Weights:
+def fit_pretrained(weights: Weights, model: nn.Module, img_size: tuple[int, int] | None = None) -> Weights:
     """Return pretrained weights that fit a converted model: only encodings may differ, and one line says how.
 
     This is the model's `pretrained_filter_fn` in timm's sense: patches of another size and position tables are
     resampled here, as timm's own filters do; the classifier and the channels, which timm adapts afterwards, are left.
+
+    Args:
+        weights: of any known format.
+        model: the converted model.
+        img_size: of the pictures that the weights are for; by default what timm knows of the architecture.
     """
     weights = convert_weights(weights, model)
-    weights = _resized(weights, model, _source_shapes(weights, model))
+    size = img_size or model.pretrained_cfg["input_size"][-2:]
+    weights = _resized(weights, model, _source_shapes(weights, model, size))
     kernel, target = weights.get(PATCHES), model.state_dict().get(PATCHES)
     if kernel is not None and target is not None and kernel.ndim == target.ndim == 4:
         weights[PATCHES] = resample_patch_embed(kernel, list(target.shape[-2:]))
@@ -101,30 +157,6 @@ def fit_pretrained(weights: Weights, model: nn.Module) -> Weights:
     if new or old:
         _logger.warning("pretrained weights: %s", _sentence({"new in this encoding": new, "positions left out": old}))
     return {**{key: value for key, value in weights.items() if key not in old}, **new}
-
-
-def read_weights(weights: str | Path | Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the tensors of a .safetensors file, or a state dict as it is.
-
-    Raises:
-        ValueError: a file of another type, or one that is not there or damaged; names it.
-    """
-    if isinstance(weights, Mapping):
-        return weights
-    if not isinstance(weights, (str, Path)):
-        raise ValueError(f"weights must be a path or a state dict, got {type(weights).__name__}")
-    path, seen = Path(weights), {".npz": " (an npz archive, as JAX writes)"}
-    if path.suffix != ".safetensors":
-        kind = " (a directory)" if path.is_dir() else seen.get(path.suffix, "")
-        raise ValueError(
-            f"only .safetensors files are loaded, got {str(weights)!r}{kind}: a pickle can run code when it is read; "
-            "of one that you trust, pass the state dict: torch.load(path, weights_only=True)"
-        )
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        found = "is a directory" if path.is_dir() else f"cannot be read as safetensors: {error}"
-        raise ValueError(f"{str(weights)!r} {found}") from error
 
 
 def _checked_size(resize: Any) -> tuple[int, int]:
@@ -199,9 +231,9 @@ def _square(rows: int) -> tuple[int, int]:
     return side, side
 
 
-def _source_shapes(weights: Weights, model: nn.Module) -> dict[str, Resize]:
-    """Return the grid of each table of pretrained weights: what timm knows, else square if another shape needs it."""
-    names, size = model.state_dict(), model.pretrained_cfg["input_size"][-2:]
+def _source_shapes(weights: Weights, model: nn.Module, size: tuple[int, int]) -> dict[str, Resize]:
+    """Return the grid of each table of pretrained weights: that of pictures of `size`, else square if it must be."""
+    names = model.state_dict()
     patches, kernel = getattr(model, "patch_embed", None), weights.get(PATCHES)
     patch = getattr(patches, "patch_size", size) if kernel is None or kernel.ndim != 4 else kernel.shape[-2:]
     grid = tuple(pixels // side for pixels, side in zip(size, patch, strict=True))

@@ -9,6 +9,7 @@ import pytest
 
 from visionpos.training.config.command_line import config_class, parse
 from visionpos.training.errors import ConfigError, run_command
+from visionpos.training.run.build import check_model
 
 ROOT = Path(__file__).parents[3]
 RUNS = sorted((ROOT / "configs" / "run").glob("*.yaml"))
@@ -52,6 +53,17 @@ def test_numbers_and_booleans_are_those_of_yaml_1_2(tmp_path):
     assert config.recipe.weight_decay == 0.05
     assert config.encoding["temperature"] == 100.0
     assert parse([*TASK, "--compile", "off"]).compile == "off"
+
+
+def test_layers_of_an_encoding_in_a_file_and_as_a_flag(tmp_path):
+    for layers in ("1::3", "::2", "-1:", "[0, 2]"):
+        given = f"{{name: alibi2d, layers: {layers!r}}}" if ":" in layers else f"{{name: alibi2d, layers: {layers}}}"
+        for flags in (write(tmp_path, f"encoding: {given}"), [*TASK, "--encoding", given]):
+            assert parse(flags).encoding == {"name": "alibi2d", "layers": layers if ":" in layers else [0, 2]}
+    for wrong, line in (("3", "layers must be a list of integers or a slice"), ("'9:'", "layers '9:' are none of the")):
+        config = parse([*TASK, "--encoding", f"{{name: alibi2d, layers: {wrong}}}"])
+        with pytest.raises(ConfigError, match=line):
+            check_model(config)
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,8 @@ from torch import Tensor, nn
 
 from visionpos.training.config.schema import Config
 from visionpos.training.errors import ConfigError, did_you_mean
-from visionpos.weights.load import fit_pretrained, load_converted, read_weights
+from visionpos.weights.load import fit_pretrained, load_converted
+from visionpos.weights.read import read_weights
 
 __all__ = ["adopt_statistics", "fit_start", "is_run", "reachable_hub", "start_weights"]
 
