@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..frequencies import flat_index, to_float64
+from ..options import Count
 from ..places import InputEncoding
 from ..positions import Positions
 from ..registry import register_encoding
@@ -32,7 +33,10 @@ class Binary(InputEncoding):
     paper = "a control; Fleetwood 2024, huggingface.co/blog/designing-positional-encoding"
     axes = None
     continuous = False
-    extrapolation = "run_on"  # the index of the grid at hand
+    extrapolation = "run_on"  # the index of the grid at hand: between whole ones there are no digits
+
+    def __init__(self, dim: Count):
+        super().__init__(dim)
 
     def encode(self, positions: Positions) -> Tensor:
         index = flat_index(positions.coords, positions.feat_shape).round()  # (..., N)

@@ -36,8 +36,8 @@ class Scalar(InputEncoding):
     axes = None
     extrapolation = "run_on"  # the index of the grid at hand
 
-    def __init__(self, dim: Count, divided: bool = False, **grid_options):
-        super().__init__(dim, **grid_options)
+    def __init__(self, dim: Count, divided: bool = False):
+        super().__init__(dim)
         self.divided = divided
 
     def encode(self, positions: Positions) -> Tensor:
