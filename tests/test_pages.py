@@ -60,6 +60,12 @@ def test_layers_run():
     exec("\n".join(scripts), {"__name__": "layers"})
 
 
+def test_weights_run(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    (script,) = blocks("weights.md")
+    exec(script, {})
+
+
 def insert(page: Path, before: str, new: str) -> None:
     assert page.read_text().count(before) == 1
     page.write_text(page.read_text().replace(before, new + before))

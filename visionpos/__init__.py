@@ -4,6 +4,7 @@ from . import bias, conditional, input, layers, none, rotary, timm_models
 from .augment import CoordinateAugmentation
 from .bias.alibi import alibi_slopes
 from .convert import create_model, get_encoding, set_encoding
+from .describe import describe
 from .encoding import PositionEncoding
 from .hosts.host import supported_hosts
 from .input.sincos2d import sincos_2d
@@ -45,6 +46,7 @@ __all__ = [
     "convert_qk_layout",
     "create_encoding",
     "create_model",
+    "describe",
     "draw_mask",
     "encoding_info",
     "export_state_dict",

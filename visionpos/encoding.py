@@ -82,15 +82,13 @@ class AttentionTensors:
 class PositionEncoding(nn.Module):
     """The position encoding of one layer: base class of the four places, one `torch.nn.Module` per encoding.
 
-    Claims are class attributes, and `check_encoding` holds every class to them.
+    Claims are class attributes, and `check_encoding` holds every class to them. `extrapolation` is what another grid
+    does: "interpolate" takes positions into the trained one (`Positions.rescale`), "run_on" lets coordinates run on in
+    its steps, "formula" has a frame of its own, "resize" resizes a table, "error" is undefined.
 
     A model fills in the constructor parameters that have no default and the name of a field of `LayerFacts`, and those
     with a default that `from_model` names. One module serves all layers if it has no parameters and is built alike in
     all of them; otherwise every layer has its own.
-
-    On another grid than the trained one an encoding does what its `extrapolation` says, however it was asked for:
-    "interpolate" takes positions into the trained grid, end to end (`Positions.rescale`), "run_on" lets coordinates
-    run on in its steps, "formula" has a frame of its own such as a box, "resize" resizes a table, "error" is undefined.
 
     Args:
         reference_shape: the grid that was trained on. None: coordinates are taken as they are.

@@ -3,7 +3,8 @@
     pip install transformers torchvision
     python -m tests.weights.make_fixtures
 
-Each folder has the checkpoint as the library saves it, and `expected.safetensors`: the library's output for
+Each folder has the checkpoint as the library saves it, `state_dict.safetensors` where it has other names in memory, and
+`expected.safetensors`: the library's output for
 `images(size)`, computed in float64. Every weight is drawn at random and away from its initial value, so that none can
 be lost unseen. Pictures are not square wherever the library is right there.
 """
@@ -16,7 +17,7 @@ from pathlib import Path
 import numpy
 import timm
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 FOLDER = Path(__file__).parent / "fixtures"
 SIZE = (32, 48)
@@ -59,6 +60,13 @@ def save(name, expected, config=None, weights=None):
     save_file({key: value.detach().contiguous() for key, value in expected.items()}, folder / "expected.safetensors")
 
 
+def save_pretrained(model, folder):
+    model.save_pretrained(folder)
+    memory = {key: value.contiguous().clone() for key, value in model.state_dict().items()}
+    if set(memory) != set(load_file(folder / "model.safetensors")):
+        save_file(memory, folder / "state_dict.safetensors")
+
+
 def hugging_face():
     import transformers as hf
 
@@ -97,7 +105,7 @@ def hugging_face():
         if name != "hf_siglip":
             config._attn_implementation = "eager"
         model = randomise(cls(config))
-        model.save_pretrained(FOLDER / name)
+        save_pretrained(model, FOLDER / name)
         size = config.image_size if isinstance(config.image_size, (tuple, list)) else (config.image_size,) * 2
         size = (32, 48) if name.startswith("hf_dinov3") else size  # its positions are a formula of any grid
         x = images(size)
@@ -111,7 +119,7 @@ def hugging_face():
     with torch.no_grad():  # the tables of the paper's checkpoints
         for table in (model.vit.embeddings.position_embeddings, model.decoder.decoder_pos_embed):
             table[0, 0], table[0, 1:] = 0, sincos_2d((4, 4), table.shape[-1])
-    model.save_pretrained(FOLDER / "hf_mae")
+    save_pretrained(model, FOLDER / "hf_mae")
     x, noise = images((32, 32)), images((32, 32)).flatten(1)[:, :16]
     result = model.double()(x, noise=noise)
     expected = {

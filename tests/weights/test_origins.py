@@ -26,7 +26,7 @@ CASES = {  # fixture -> timm's name, and what it is told besides the checkpoint
     "hf_swin": ("swin_tiny_patch4_window7_224", SWIN),
     "hf_swinv2": ("swinv2_tiny_window8_256", SWIN),
     "hf_beit": ("beit_base_patch16_224", VIT),
-    "hf_siglip": ("vit_base_patch16_siglip_224", {**VIT, "act_layer": "gelu_tanh"}),
+    "hf_siglip": ("vit_base_patch16_siglip_224", VIT),
     "hf_ijepa": ("vit_huge_patch14_gap_224", VIT),
     "hf_hiera": ("hiera_tiny_224", HIERA),
     "torchvision_vit": ("vit_tiny_patch16_224", VIT),
@@ -67,6 +67,35 @@ def test_a_model_of_a_checkpoint_computes_what_its_library_computes(name):
             assert torch.equal(output(other, name)[0], output(model, name)[0])
 
 
+IN_MEMORY = sorted(file.parent.name for file in FOLDER.glob("*/state_dict.safetensors"))
+
+
+@pytest.mark.parametrize("name", [name for name in IN_MEMORY if name != "hf_mae"])
+def test_names_in_memory_are_those_of_the_file(name):
+    host, own = CASES[name]
+    config = json.loads((path(name) / "config.json").read_text())
+    weights = load_file(path(name) / "state_dict.safetensors")  # without a configuration that tells the size
+    model = vp.create_model(host, weights=weights, **{**own, "img_size": config["image_size"]})
+    expected = build(name).state_dict()
+    assert all(torch.equal(value, expected[key]) for key, value in model.state_dict().items())
+
+
+def test_dinov3_without_biases():
+    """The distilled models have zeros, and timm has models without; others than zeros have no place there."""
+    tensors = load_file(path("hf_dinov3") / "model.safetensors")
+    zeros = {
+        key: value * 0 if "q_proj.bias" in key or "v_proj.bias" in key else value for key, value in tensors.items()
+    }
+    model, same = (
+        vp.create_model(name, weights=zeros, img_size=32, **VIT).eval()
+        for name in ("vit_small_patch16_dinov3", "vit_small_patch16_dinov3_qkvb")
+    )
+    x = images((32, 48)).float()
+    assert (model.forward_features(x) - same.forward_features(x)).abs().max() < 1e-5
+    with pytest.raises(ValueError, match=r"of Hugging Face.*unknown to the model: blocks\.0\.attn"):
+        vp.create_model("vit_small_patch16_dinov3", weights=tensors, img_size=32, **VIT)
+
+
 def rebuilt(model):
     return {key: value for key, value in model._model_args.items() if key != "encoding"}
 
@@ -103,6 +132,23 @@ def test_what_is_asked_for_goes_before_the_checkpoint(name, classes, caplog):
         assert torch.equal(larger.pos_embed, table)
 
 
+@pytest.mark.parametrize("name", ["hf_beit", "hf_dinov2", "hf_dinov2_registers", "torchvision_vit"])
+def test_a_square_grid_is_read_off_the_tables(name):
+    """Of a state dict, without a configuration beside it."""
+    host, own = CASES[name]
+    model = vp.create_model(host, weights=load_file(path(name) / "model.safetensors"), **own)
+    assert tuple(model.patch_embed.img_size) == (32, 32)
+    ours, theirs = output(model, name)
+    assert (ours - theirs).abs().max() < 1e-6
+
+
+def test_a_square_window_is_read_off_the_tables():
+    host, own = CASES["hf_swin"]
+    weights = load_file(path("hf_swin") / "model.safetensors")
+    model = vp.create_model(host, weights=weights, img_size=(32, 64), **own)
+    assert vp.get_encoding(model)[0].feat_shape == (2, 2)
+
+
 def test_a_checkpoint_in_pieces(tmp_path):
     tensors = load_file(path("hf_vit") / "model.safetensors")
     shutil.copy(path("hf_vit") / "config.json", tmp_path)
@@ -130,13 +176,14 @@ def test_half_a_file_and_another_family_are_one_line(name):
     assert "\n" not in str(error.value)
 
 
-def test_masked_autoencoder_of_hugging_face():
+@pytest.mark.parametrize("file", ["", "state_dict.safetensors"], ids=["directory", "in memory"])
+def test_masked_autoencoder_of_hugging_face(file):
     expected = load_file(FOLDER / "hf_mae" / "expected.safetensors")
     options = {**VIT, "img_size": 32, "patch_size": 8, "num_classes": 0}
     encoder = vp.create_model("vit_tiny_patch16_224", encoding="sincos2d", **options)
     mae = vp.MaskedAutoencoder(encoder, decoder_dim=8, decoder_depth=1, decoder_num_heads=2)
     mae.decoder.blocks[0].mlp.__init__(8, 16, 8)  # the paper's ratio is 4
-    mae.load_original_state_dict(FOLDER / "hf_mae")
+    mae.load_original_state_dict(FOLDER / "hf_mae" / file)
     order = expected["noise"].argsort(dim=1)
     keep, restore = order[:, :4], order.argsort(dim=1)
     mask = type(mae.draw_mask(images((32, 32))))(keep, restore, expected["hidden"].bool())

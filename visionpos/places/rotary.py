@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -53,6 +53,7 @@ class RotaryEncoding(PositionEncoding):
     """
 
     place = "rotary"
+    linear: ClassVar[bool] = True  # multiplies q and k by matrices, those of prefix tokens by the identity
 
     def __init__(self, num_heads: Count, head_dim: Count, layout: AxialLayout = "interleaved", **grid_options):
         super().__init__(**grid_options)
@@ -110,7 +111,7 @@ class RotaryEncoding(PositionEncoding):
     def forward(self, q: Float[Tensor, "b heads t d"], k: Float[Tensor, "b heads t d"], positions: Positions):
         """Return q and k (B, heads, prefix + N, head_dim), rotated, in their own dtype.
 
-        Prefix tokens stay as they are, bit for bit.
+        Prefix tokens stay as they are, bit for bit, unless the encoding says that it is not `linear`.
 
         Raises:
             ValueError: another number of tokens, heads or channels than the positions and the encoding have.

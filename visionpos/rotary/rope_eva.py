@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
@@ -9,14 +10,14 @@ from torch import Tensor
 
 from ..frequencies import geometric_frequencies, require_multiple, to_float64
 from ..options import Count, Positive
-from ..places import RotaryEncoding
 from ..positions import Positions
 from ..registry import register_encoding
 from ..rotation import Layout
+from .scaling import FrequencyRotary
 
 
 @register_encoding("rope_eva")
-class RopeEva(RotaryEncoding):
+class RopeEva(FrequencyRotary):
     """Half of the pairs turn with the row, half with the column, in the steps of the grid that was trained on.
 
     angles = [y' theta | x' theta], theta_k = temperature ** (-4k / head_dim), k < head_dim / 4, on the coordinates
@@ -29,6 +30,7 @@ class RopeEva(RotaryEncoding):
         head_dim: channels of a head, a multiple of 4.
         temperature: 10000 in the paper.
         layout: "interleaved" (the paper) or "half".
+        scaling: of the frequencies on a larger grid, see `visionpos.rotary.scaling.FrequencyRotary`.
     """
 
     paper = "Fang et al. 2023, arXiv 2303.11331"
@@ -55,5 +57,7 @@ class RopeEva(RotaryEncoding):
         return replace(positions, coords=coords, feat_shape=self.reference_shape, is_grid=False)
 
     def encode(self, positions: Positions) -> Tensor:
-        theta = geometric_frequencies(self.head_dim // 4, self.temperature, device=positions.coords.device)
+        count = self.head_dim // 4
+        theta = geometric_frequencies(count, self.temperature, device=positions.coords.device)
+        theta = self.scale(theta, math.log(self.temperature) / count, positions.feat_shape, self.trained_shape)
         return (to_float64(positions.coords)[..., None] * theta).flatten(-2).unsqueeze(-3)

@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
+# `hidden_act` of transformers -> `act_layer` of timm, where it is not the one that the architecture has by default
+ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh", "quick_gelu": "quick_gelu"}
 PATCHES = "patch_embed.proj.weight"  # (dim, channels, height, width of a patch)
 
 
@@ -20,7 +22,7 @@ def needed_options(weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> 
         config: of config.json beside it, empty if there is none. Without it, tables are taken for square ones.
 
     Returns:
-        patch_size, in_chans, num_classes, img_size and window_size, those of them that the checkpoint tells.
+        patch_size, in_chans, num_classes, img_size, window_size and act_layer, those of them that the checkpoint tells.
     """
     options: dict[str, Any] = {}
     kernel, head = weights.get(PATCHES), weights.get("head.fc.weight", weights.get("head.weight"))
@@ -32,6 +34,8 @@ def needed_options(weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> 
     window = config.get("window_size", _table_side(weights, r"^layers\.0\..*relative_position_bias_table$", 0))
     if window:
         options["window_size"] = window
+    if config.get("hidden_act") in ACTIVATIONS:
+        options["act_layer"] = ACTIVATIONS[config["hidden_act"]]
     size = config.get("image_size") or _image_side(weights, options.get("patch_size"))
     if size:
         options["img_size"] = tuple(size) if isinstance(size, (list, tuple)) else size

@@ -1,8 +1,8 @@
 """The names of Hugging Face's transformers, carried over to those of timm or of the authors' code (`formats.py`).
 
 Read are ViT, DeiT, DINOv2 (with and without registers), DINOv3, ViTMAE, Swin, Swin v2, BEiT, SigLIP's vision tower,
-I-JEPA and Hiera. Queries, keys and values are three layers there and one here. Norms keep timm's epsilon: 1e-6 in ViT,
-where configurations of transformers say 1e-12.
+I-JEPA and Hiera, by the names in files and by those that transformers 5 has in memory. Queries, keys and values are
+three layers there and one here. Norms keep timm's epsilon: 1e-6 in ViT, where configurations of transformers say 1e-12.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ RENAMES = [
     (r"^embeddings\.norm\.", "patch_embed.norm."),
     (r"^embeddings\.distillation_token$", "dist_token"),
     (r"^embeddings\.(cls_token|mask_token|register_tokens)$", r"\1"),
-    (r"^encoder\.relative_position_bias\.", "rel_pos_bias."),
+    (r"^(?:encoder\.)?relative_position_bias\.", "rel_pos_bias."),
     (r"^(?:encoder\.)?layers?\.(\d+)\.(?!blocks\.|downsample\.)", r"blocks.\1."),
     (r"^encoder\.layers\.", "layers."),
-    (r"\.attention\.attention\.relative_position_bias\.", ".attn."),
+    (r"\.(?:attention\.)*relative_position_bias\.", ".attn."),
     (r"\.(?:attention\.(?:attention|self)|self_attn|attention)\.(q|k|v)(?:uery|ey|alue|_proj)\.", r".attn.\1."),
     (r"\.attention\.self\.continuous_position_bias_mlp\.", ".attn.cpb_mlp."),
     (r"\.attention\.self\.(relative_position_\w+|logit_scale)$", r".attn.\1"),
@@ -57,7 +57,7 @@ def read(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     renamed = {key: weights[original] for key, original in originals.items()}
     if "pos_embed" in renamed and renamed["pos_embed"].ndim == 2:  # SigLIP's is the weight of an nn.Embedding
         renamed["pos_embed"] = renamed["pos_embed"].unsqueeze(0)
-    for convert in (_fuse_qkv, _dinov3, _dinov2_registers, _attention_pool, _hiera, _mean_pooling):
+    for convert in (_fuse_qkv, _dinov3, _dinov2_gates, _dinov2_registers, _attention_pool, _hiera, _mean_pooling):
         renamed = convert(renamed)
     return {originals.get(key, key) if NAMES.search(key) else key: value for key, value in renamed.items()}
 
@@ -98,6 +98,17 @@ def _dinov3(weights: dict[str, Tensor]) -> dict[str, Tensor]:
             renamed[re.sub(r"mlp\.(\w+_proj)", lambda match: f"mlp.{layers[match[1]]}", key)] = value
     renamed["storage_tokens"] = renamed.pop("register_tokens")
     return renamed
+
+
+def _dinov2_gates(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Join the gated layers of DINOv2's giant, which transformers 5 has apart in memory and together in files."""
+    for key in [key for key in weights if ".mlp.gate_proj." in key]:
+        gate, up, down = (key.replace("gate", name) for name in ("gate", "up", "down"))
+        if missing := [name for name in (up, down) if name not in weights]:
+            raise ValueError(f"a part of a layer is missing in the weights: {missing[0]}")
+        weights[gate.replace("gate_proj", "fc1")] = torch.cat([weights.pop(gate), weights.pop(up)])
+        weights[gate.replace("gate_proj", "fc2")] = weights.pop(down)
+    return weights
 
 
 def _dinov2_registers(weights: dict[str, Tensor]) -> dict[str, Tensor]:
