@@ -123,7 +123,7 @@ SIZES = {
 def test_a_size_that_is_none(words):
     use, sizes = SIZES[words]
     for size in sizes:
-        with pytest.raises(ValueError, match=f"^{words.strip()} positive integers, got {re.escape(str(size))}$"):
+        with pytest.raises(ValueError, match=f"^{words.strip()} positive integers, got {re.escape(repr(size))}$"):
             use(size)
 
 
