@@ -187,8 +187,8 @@ class PositionEncoding(nn.Module):
     def set_parameter(self, name: str, value: Tensor) -> None:
         """Replace a parameter by one of another shape, wherever it lives."""
         owner, _, view = self.__dict__.get("_bound", (self, (), None))
-        value = value if view is None else view.write(value, self)
-        setattr(owner, name, nn.Parameter(value, requires_grad=getattr(owner, name).requires_grad))
+        new = nn.Parameter(value if view is None else view.write(value, self), getattr(owner, name).requires_grad)
+        setattr(owner, name, new)
 
     def __getattr__(self, name: str):
         owner, names, view = self.__dict__.get("_bound", (None, (), None))
