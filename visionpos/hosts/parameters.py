@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ class ParameterHolder(nn.Module):
         self.window_size = tuple(window_size)
 
 
+@runtime_checkable
 class View(Protocol):
     """How an encoding sees a parameter that its owner has in another layout."""
 
