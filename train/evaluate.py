@@ -7,6 +7,7 @@ on a larger canvas whose rest is filled by reflection; `--shifts` moves them dow
 reflection, and counts how many answers stay what they were. A run on a position task is tested on other grids instead.
 On a size that was not trained, coordinates are interpolated, or run on (`--extrapolate`), or the frequencies of rotary
 encodings are scaled (`--scaling ntk`); the title says which of these the model does by itself.
+The accuracy of each class, the confusion matrix and, with more than five classes, top-5 accuracy are in the report.
 The weights are those of the last checkpoint, averaged if the run has such; the patch, and Swin's windows, stay as
 trained. Where those do not divide the grid, a Swin with its own encoding sees across the border of the picture, as
 timm's does, and the note below the table names these sizes. Each size is one pass over the test pictures: a run of the
@@ -28,7 +29,7 @@ def table(report: dict[str, Any]) -> str:
     lines = [f"| pictures | {' | '.join(splits)} |", f"|---|{'---|' * len(splits)}"]
     for (how, *size), found in itertools.groupby(report["rows"], lambda row: (row["how"], *row["size"])):
         rows = list(found)
-        cells = [f"{row['accuracy']:.1%}" for row in rows]
+        cells = [f"{row['accuracy']:.1%}" + (f" (top 5 {row['top5']:.1%})" if "top5" in row else "") for row in rows]
         kept = "".join(f", {row['consistency']:.1%} of the answers kept" for row in rows if "consistency" in row)
         lines.append(f"| {how} {size_text(size)}{kept} | {' | '.join(cells)} |")
     way, own = report["coordinates"], report["own_coordinates"]
@@ -36,7 +37,20 @@ def table(report: dict[str, Any]) -> str:
     title = f"{report['encoding']}, step {report['step']}, {report['weights']} weights, {way} coordinates{by_itself}"
     basis = f"{report['test_size']} test pictures, chance {report['chance']:.1%}"
     note = ["", f"Note: {report['note']}."] if report["note"] else []
-    return "\n".join([f"{title}; {basis}", "", *lines, *note])
+    return "\n".join([f"{title}; {basis}", "", *lines, "", by_class(report), *note])
+
+
+def by_class(report: dict[str, Any]) -> str:
+    """Return the accuracy of each class at the size that was trained on, and what it is most often mistaken for."""
+    lines = ["| class | pictures | accuracy | most often taken for |", "|---|---|---|---|"]
+    for label, (name, accuracy, row) in enumerate(
+        zip(report["classes"], report["class_accuracy"], report["confusion"], strict=True)
+    ):
+        count, other = max((count, other) for other, count in enumerate(row) if other != label)
+        mistaken = f"{report['classes'][other]} ({count})" if count else ""
+        share = "" if accuracy is None else f"{accuracy:.1%}"
+        lines.append(f"| {name} | {sum(row)} | {share} | {mistaken} |")
+    return "\n".join(lines)
 
 
 def command(argv: Sequence[str]) -> None:

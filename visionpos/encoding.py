@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .options import Size, check_values
@@ -190,8 +191,9 @@ class PositionEncoding(nn.Module):
     def set_parameter(self, name: str, value: Tensor) -> None:
         """Replace a parameter by one of another shape, wherever it lives."""
         owner, names, view = self.__dict__.get("_bound", (self, {}, None))
-        value, name = value if view is None else view.write(value, self), names.get(name, name)
-        setattr(owner, name, nn.Parameter(value, requires_grad=getattr(owner, name).requires_grad))
+        name = names.get(name, name)
+        new = nn.Parameter(value if view is None else view.write(value, self), getattr(owner, name).requires_grad)
+        setattr(owner, name, new)
 
     def __getattr__(self, name: str):
         owner, names, view = self.__dict__.get("_bound", (None, {}, None))
@@ -218,6 +220,19 @@ def check_tokens(x: Tensor, axis: int, positions: Positions, what: str) -> None:
         )
     if positions.is_batched and positions.coords.shape[0] not in (1, x.shape[0]):
         raise ValueError(f"{what} has {x.shape[0]} samples, but the positions have {positions.coords.shape[0]}")
+
+
+def put_in_front(table: Tensor, prefix: Tensor | None, num_prefix_tokens: int) -> Tensor:
+    """Return a table of patch tokens (..., N, C) with rows of prefix tokens in front: (..., prefix + N, C).
+
+    Args:
+        table: (..., N, C).
+        prefix: (prefix, C), or with leading axes that broadcast; None for zeros.
+        num_prefix_tokens: how many prefix tokens there are.
+    """
+    if prefix is None:
+        return F.pad(table, (0, 0, num_prefix_tokens, 0)) if num_prefix_tokens else table
+    return torch.cat([prefix.to(table).expand(*table.shape[:-2], -1, -1), table], dim=-2)
 
 
 def full_precision(positions: Positions) -> torch.autocast:

@@ -323,6 +323,22 @@ LEARNED = [
         ],
     ),
     *mutants_of(
+        "rotary/pope.py",
+        "parity/test_pope.py",
+        [
+            ("x before y", 'DIALECTS["qwen_vit"]', 'DIALECTS["rope_vit"]'),
+            ("relu for softplus", "F.softplus(", "F.relu("),
+            ("sines before cosines", "for table in prepared.unbind(0)]", "for table in prepared.unbind(0)[::-1]]"),
+            ("half a circle", "-2 * math.pi  # (heads", "-math.pi  # (heads"),
+            ("not clamped above", "b.masked_fill(b > 0, 0)", "b"),
+            ("b the other way", 'cos, sin, "half")', 'cos, -sin, "half")'),
+            ("b of the first head", "self.phases).unsqueeze(-2)", "self.phases)[:1].unsqueeze(-2)"),
+            ("keys rounded twice", "self.rotate(exact, prepared)", "self.rotate(k, prepared)"),
+            ("temperature 10000", "temperature: Positive = 100.0", "temperature: Positive = 10000.0"),
+            ("as wide as before", "return self.head_dim\n", "return self.head_dim // 2\n"),
+        ],
+    ),
+    *mutants_of(
         "rotary/harope.py",
         "parity/test_harope.py",
         [
@@ -335,8 +351,8 @@ LEARNED = [
             ("temperature 10000", "temperature: Positive = 100.0", "temperature: Positive = 10000.0"),
             (
                 "folded at another temperature",
-                "self.head_dim, self.temperature, self.layout",
-                "self.head_dim, 100.0, self.layout",
+                'kept = ("temperature", "layout", "zero_fraction"',
+                'kept = ("layout", "zero_fraction"',
             ),
         ],
     ),

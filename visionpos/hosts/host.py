@@ -133,4 +133,9 @@ def find_host(model: nn.Module) -> Host:
     for host in _HOSTS:
         if host.accepts(model):
             return host
-    raise ValueError(f"{type(model).__name__} is not a supported host; supported: {', '.join(supported_hosts())}")
+    kind, families = type(model), ", ".join(supported_hosts())
+    elsewhere = "" if kind.__module__.startswith("timm.") else f"; this one is from {kind.__module__}"
+    raise ValueError(
+        f"{kind.__name__} is not a supported host; supported: timm's models, as "
+        f"timm.create_model('vit_base_patch16_224') gives them, of the families {families}{elsewhere}"
+    )

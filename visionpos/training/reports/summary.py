@@ -58,6 +58,7 @@ def summarize_group(group: Group, baseline: Group | None, compared: int, found: 
     return {
         "setting": group.setting,
         "encoding": group.label,
+        "spec": first.field("encoding"),
         "options": options_text(first.result["encodings"]),
         "tuned": {name: first.field(name) for name in found.tuned},
         "seeds": list(group.runs),
