@@ -8,6 +8,7 @@ DEEPER = {
     "Hiera": {"stages": (1, 2), "q_pool": 1},
     "MaxViT": {},
     "CoAtNet": {"depths": (1, 2)},
+    "PiT": {"base_dims": (16, 16), "depth": (1, 2), "heads": (3, 6)},
 }
 
 

@@ -76,6 +76,19 @@ ZOO: dict[str, tuple[str, dict[str, Any], tuple[int, int]]] = {
         },
         (32, 48),
     ),
+    "PiT": (
+        "pit_ti_224",
+        {
+            "num_classes": 3,
+            "img_size": (32, 48),
+            "patch_size": 8,
+            "stride": 4,
+            "base_dims": (16,),
+            "depth": (1,),
+            "heads": (3,),
+        },
+        (32, 48),
+    ),
     "SAM": (
         "samvit_base_patch16",
         {

@@ -11,6 +11,7 @@ from typing import ClassVar
 import torch.fx
 from torch import Tensor, nn
 
+from ..encoding import LayerFacts
 from ..positions import Positions
 from .host import Host, layer_lists
 from .parameters import replace_encodings
@@ -78,3 +79,36 @@ class GridHost(Host):
     @abstractmethod
     def bind_native(self, model: nn.Module) -> None:
         """Put parameters that timm and its checkpoints have under names of their own there."""
+
+
+class StagedHost(GridHost):
+    """Such a family whose blocks come in stages, each of which has a grid of its own."""
+
+    @abstractmethod
+    def stages(self, model: nn.Module) -> list[tuple[tuple[int, int], list[nn.Module]]]:
+        """Return the grid (H, W) of each stage, and its blocks with attention in order."""
+
+    def seen_shape(self, block: nn.Module, grid: tuple[int, int]) -> tuple[int, int]:
+        """Return (H, W) of the tokens that see each other in a block on a grid: the grid, or a window."""
+        return grid
+
+    def blocks(self, model: nn.Module) -> list[nn.Module]:
+        return [block for _, blocks in self.stages(model) for block in blocks]
+
+    def layer_facts(self, model: nn.Module) -> list[LayerFacts]:
+        placed = [(grid, block) for grid, blocks in self.stages(model) for block in blocks]
+        return [
+            LayerFacts(
+                dim=block.attn.proj.out_features,
+                feat_shape=self.seen_shape(block, grid),
+                num_heads=block.attn.num_heads,
+                head_dim=block.attn.proj.in_features // block.attn.num_heads,
+                layer=layer,
+                depth=len(placed),
+            )
+            for layer, (grid, block) in enumerate(placed)
+        ]
+
+    def mixing_layers(self, model: nn.Module) -> list[int]:
+        depths = [len(blocks) for _, blocks in self.stages(model)]
+        return [sum(depths[:stage]) for stage, depth in enumerate(depths) if depth]
