@@ -1,7 +1,7 @@
 """What makes the small models of `visionpos.analysis.hosts.ZOO` deeper: two attention layers or more."""
 
 # their blocks see where tokens are by the shape of what they get
-GRIDS = ("Swin", "Swin v2", "SAM", "MaxViT", "CoAtNet")
+GRIDS = ("Swin", "Swin v2", "SAM", "MaxViT", "CoAtNet", "TinyViT")
 DEEPER = {
     "Swin": {"depths": (1, 2), "num_heads": (3, 6)},
     "Swin v2": {"depths": (1, 2), "num_heads": (3, 6)},
@@ -9,6 +9,7 @@ DEEPER = {
     "MaxViT": {},
     "CoAtNet": {"depths": (1, 2)},
     "PiT": {"base_dims": (16, 16), "depth": (1, 2), "heads": (3, 6)},
+    "TinyViT": {"depths": (1, 2)},
 }
 
 

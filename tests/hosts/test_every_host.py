@@ -119,11 +119,11 @@ def test_layer_decay_puts_encodings_into_their_own_layer(family):
     scale = {id(parameter): group["lr_scale"] for group in groups for parameter in group["params"]}
     decay = {id(parameter): group["weight_decay"] for group in groups for parameter in group["params"]}
     named = dict(model.named_parameters())
-    tables = [name for name in named if "relative_position" in name]
+    tables = [name for name in named if "relative_position" in name or "attention_biases" in name]
     assert tables
     for name in tables:
         block = name.split(".attn")[0]
-        peer = next(n for n in named if n.startswith(block) and ("qkv.weight" in n or "q.weight" in n))
+        peer = next(n for n in named if n.startswith(block) and ("qkv." in n or "q.weight" in n))
         assert scale[id(named[name])] == scale[id(named[peer])], (name, peer)
         assert decay[id(named[name])] == 0
 

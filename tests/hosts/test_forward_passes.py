@@ -26,6 +26,7 @@ ANY_SIZE = {
     "Swin v2": {"strict_img_size": False},
     "SAM": {},
     "MaxViT": {},
+    "TinyViT": {},
     "PiT": {},
 }
 

@@ -89,6 +89,18 @@ ZOO: dict[str, tuple[str, dict[str, Any], tuple[int, int]]] = {
         },
         (32, 48),
     ),
+    "TinyViT": (
+        "tiny_vit_5m_224",
+        {
+            "num_classes": 3,
+            "embed_dims": (12, 48),
+            "depths": (1, 1),
+            "num_heads": (1, 3),
+            "window_sizes": (4, 4),
+            "pretrained_cfg_overlay": {"input_size": (3, 64, 96)},
+        },
+        (64, 96),
+    ),
     "SAM": (
         "samvit_base_patch16",
         {

@@ -24,6 +24,8 @@ from ..rotary.split import split_qkv
 Prepared = tuple[tuple[PositionEncoding, Any], ...]  # encodings and the tables that their `prepare` returned
 Kept = tuple[Positions, Tensor]  # the positions of all patch tokens, and which of them are left, (B, K)
 
+NO_DROPOUT = nn.Dropout(0.0)  # of families whose attention has none
+
 
 class AttentionContext:
     """All that attention knows of one forward pass: where the tokens are, and what was computed ahead.

@@ -20,12 +20,10 @@ from ..input.abs_win import AbsWin
 from ..input.learned import Learned
 from ..places import ContextualBias
 from ..positions import Positions
-from .attention import AttentionContext, attend, bias_4d, encoded, positions_of
-from .host import FixedCoordinates, Host, encoding_parameters, first, layer_lists, register_host
+from .attention import NO_DROPOUT, AttentionContext, attend, bias_4d, encoded, positions_of
+from .host import FixedCoordinates, Host, adds_to_outputs, encoding_parameters, first, layer_lists, register_host
 from .isotropic import mix
 from .parameters import adopt_parameters, bind_parameters, replace_encodings
-
-NO_DROPOUT = nn.Dropout(0.0)  # Hiera's attention has none
 
 
 def pool_max(x: Tensor, q_stride: int) -> Tensor:
@@ -195,11 +193,6 @@ class EncodedHiera(FixedCoordinates, Hiera):
         return encoding_parameters(self)
 
 
-def pooled_outputs(encoding: PositionEncoding) -> bool:
-    """Return whether the encoding adds to the output of each token, which pooled queries have no place for."""
-    return getattr(encoding, "site", None) == "values" or getattr(encoding, "value_table", None) is not None
-
-
 class HieraHost(Host):
     """The family of Hiera on images."""
 
@@ -264,7 +257,7 @@ class HieraHost(Host):
 
     def install(self, model: Hiera, inputs, layers) -> None:
         for index, (block, encodings) in enumerate(zip(model.blocks, layers, strict=True)):
-            for encoding in filter(pooled_outputs, encodings if block.attn.q_stride > 1 else ()):
+            for encoding in filter(adds_to_outputs, encodings if block.attn.q_stride > 1 else ()):
                 raise ValueError(
                     f"{encoding.name} adds to the output of every token, but blocks.{index} of Hiera pools its queries "
                     "and has fewer outputs; leave out lepe and values=True"

@@ -95,12 +95,14 @@ class PiTHost(StagedHost):
     name = "PoolingVisionTransformer (PiT)"
     models: ClassVar = {PoolingVisionTransformer: EncodedPiT}
 
-    def stages(self, model: PoolingVisionTransformer):
-        grid, found = tuple(model.patch_embed.grid_size), []
-        for stage in model.transformers:
-            grid = grid if stage.pool is None else tuple((n + 1) // 2 for n in grid)
-            found.append((grid, list(stage.blocks)))
-        return found
+    def stages(self, model: PoolingVisionTransformer) -> list[list[nn.Module]]:
+        return [list(stage.blocks) for stage in model.transformers]
+
+    def grids(self, model: PoolingVisionTransformer) -> list[tuple[int, int]]:
+        grids = [tuple(model.patch_embed.grid_size)]
+        for _ in model.transformers[1:]:
+            grids.append(tuple((n + 1) // 2 for n in grids[-1]))
+        return grids
 
     def convert_parts(self, model: PoolingVisionTransformer) -> None:
         facts = self.input_facts(model)

@@ -38,6 +38,7 @@ class RopeDinoV3(FrequencyRotary):
             and "min" a grid that is not square is not centred, and "min" leaves the box.
         layout: "half" (the paper) or "interleaved".
         scaling: of the frequencies on a larger grid, see `visionpos.rotary.scaling.FrequencyRotary`.
+        zero_fraction: share of the frequencies, the lowest, that are 0.
 
     Raises:
         ValueError: one period without the other, periods that are not 0 < min_period <= max_period, or none at all.
@@ -45,6 +46,7 @@ class RopeDinoV3(FrequencyRotary):
 
     paper = "Simeoni et al. 2025, arXiv 2508.10104"
     translation_invariant = True
+    num_series = 2
     extrapolation = "formula"  # the box
 
     def __init__(
