@@ -24,15 +24,18 @@ from .encoding import LayerFacts, PositionEncoding
 from .hosts import (  # noqa: F401, every family is registered
     beit,
     cait,
+    davit,
     eva,
     hiera,
     maxxvit,
     pit,
+    pvt_v2,
     relpos,
     sam,
     swin,
     swin_v2,
     tiny_vit,
+    twins,
     vit,
 )
 from .hosts.host import Host, find_host, mixes_tokens

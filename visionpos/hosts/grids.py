@@ -75,7 +75,8 @@ class EncodedGridModel(FixedCoordinates):
 
     def no_weight_decay(self) -> set[str]:
         """Return timm's names and every parameter of an encoding."""
-        return super().no_weight_decay() | encoding_parameters(self)
+        own = getattr(super(), "no_weight_decay", set)()  # not in every family
+        return {*own, *encoding_parameters(self)}
 
     def group_matcher(self, coarse: bool = False) -> dict:
         """Return timm's groups of layers, with input encodings in the stem."""
@@ -135,6 +136,23 @@ class GridHost(Host):
     @abstractmethod
     def bind_native(self, model: nn.Module) -> None:
         """Put parameters that timm and its checkpoints have under names of their own there."""
+
+
+def trained_size(model: nn.Module) -> tuple[int, int]:
+    """Return the picture size (H, W) in the configuration of a model that has none of its own.
+
+    `pretrained_cfg_overlay={"input_size": (3, height, width)}` of `timm.create_model` changes it.
+
+    Raises:
+        ValueError: there is no configuration, since timm's factory did not build the model.
+    """
+    config = getattr(model, "pretrained_cfg", None) or {}
+    if "input_size" not in config:
+        raise ValueError(
+            f"{type(model).__name__.removeprefix('Encoded')} knows no picture size: build it with timm.create_model, "
+            "or set its pretrained_cfg to {'input_size': (3, height, width)}"
+        )
+    return tuple(config["input_size"][1:])
 
 
 class StagedHost(GridHost):
