@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from timm.models.naflexvit import NaFlexEmbeds
+from timm.models.qwen3_vit import resample_pos_embed_grid
 
 import visionpos as vp
 
@@ -97,3 +98,20 @@ def test_gradients(grid, mode):
         return torch.func.functional_call(encoding, {"pos_embed": table}, (x, positions))
 
     assert torch.autograd.gradcheck(forward, encoding.pos_embed)
+
+
+@pytest.mark.parametrize("keep_aspect", [False, True])
+@pytest.mark.parametrize("grid_size", TABLES)
+@pytest.mark.parametrize("grid", GRIDS)
+def test_corners_lie_on_corners(grid, grid_size, keep_aspect):
+    """The loop in float64, torch's `align_corners`, and timm's Qwen3Vit, which has square tables."""
+    encoding = build(grid_size, interpolation="corners", keep_aspect=keep_aspect)
+    got, over = encoding.embed(grid64(grid)).view(*grid, 6), (max(grid),) * 2 if keep_aspect else grid
+    for y, x in torch.cartesian_prod(*(torch.arange(n) for n in grid)).tolist():
+        at = (p * (g - 1) / (n - 1) if n > 1 else 0 for p, g, n in zip((y, x), grid_size, over, strict=True))
+        assert (got[y, x] - read(encoding.pos_embed[0], *at)).abs().max() < 1e-10
+    want = F.interpolate(encoding.pos_embed.permute(0, 3, 1, 2), size=over, mode="bilinear", align_corners=True)
+    assert (got - want[0].permute(1, 2, 0)[: grid[0], : grid[1]]).abs().max() < 1e-10
+    if grid_size == (4, 4) and not keep_aspect:
+        timms = resample_pos_embed_grid(encoding.pos_embed.flatten(1, 2), 4, grid)
+        assert (got.flatten(0, 1) - timms[0]).abs().max() < 1e-10

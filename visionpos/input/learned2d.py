@@ -25,7 +25,8 @@ class Learned2D(InputEncoding):
     Args:
         dim: channels of a token.
         grid_size: (Gh, Gw) of the table; (16, 16) in SigLIP 2.
-        interpolation: "sample" reads the table at each token, any real coordinates included; "bilinear" (big_vision)
+        interpolation: "sample" reads the table at each token, any real coordinates included, and so does "corners",
+            at (y (Gh - 1) / (H - 1), x (Gw - 1) / (W - 1)): corners on corners (Qwen3-VL). "bilinear" (big_vision)
             and "bicubic" (timm's NaFlexVit) resize the whole table to the grid with antialias, then read between
             its cells. They differ where the table is larger than the grid, and for "bicubic" everywhere else.
         keep_aspect: stretch the table over the square of the longer side and read its upper left part, as timm's
@@ -45,13 +46,15 @@ class Learned2D(InputEncoding):
         self,
         dim: Count,
         grid_size: Size = (16, 16),
-        interpolation: Literal["sample", "bilinear", "bicubic"] = "sample",
+        interpolation: Literal["sample", "corners", "bilinear", "bicubic"] = "sample",
         keep_aspect: bool = False,
         init_std: Spread = 0.02,
     ):
         super().__init__(dim)
-        if interpolation not in ("sample", "bilinear", "bicubic"):
-            raise ValueError(f"interpolation must be 'sample', 'bilinear' or 'bicubic', got {interpolation!r}")
+        if interpolation not in ("sample", "corners", "bilinear", "bicubic"):
+            raise ValueError(
+                f"interpolation must be 'sample', 'corners', 'bilinear' or 'bicubic', got {interpolation!r}"
+            )
         self.grid_size, self.interpolation, self.keep_aspect = tuple(grid_size), interpolation, keep_aspect
         self.init_std = init_std
         self.pos_embed = nn.Parameter(torch.empty(1, *self.grid_size, dim))
@@ -64,8 +67,10 @@ class Learned2D(InputEncoding):
     def encode(self, positions: Positions) -> Tensor:
         table, coords, size = self.pos_embed[0], positions.coords, positions.feat_shape
         size = (max(size),) * 2 if self.keep_aspect else size  # the grid that the table is stretched over
+        axes = zip(coords.unbind(-1), self.grid_size, size, strict=True)
         if self.interpolation == "sample":
-            axes = zip(coords.unbind(-1), self.grid_size, size, strict=True)
             return sample_table(table, torch.stack([(p + 0.5) * (g / n) - 0.5 for p, g, n in axes], dim=-1))
+        if self.interpolation == "corners":
+            return sample_table(table, torch.stack([p * ((g - 1) / max(n - 1, 1)) for p, g, n in axes], dim=-1))
         rows = resize_position_table(table.flatten(0, 1), size, self.grid_size, mode=self.interpolation)
         return sample_table(rows.unflatten(0, size), coords)
