@@ -11,7 +11,7 @@ from visionpos.registry import get_encoding_class, required_options
 
 FACTS = LayerFacts(dim=48, feat_shape=(3, 5), num_heads=2, head_dim=24, layer=0, depth=2)
 ENCODINGS = [name for name in vp.list_encodings() if name != "none"]
-ANY_AXES = {"sinusoidal", "rope1d", "alibi", "alibi2d"}
+ANY_AXES = {"sinusoidal", "sincos2d", "scalar", "binary", "rope1d", "alibi", "alibi2d", "kerple", "fire"}
 
 
 def build(name):
@@ -100,3 +100,57 @@ def test_a_bias_does_not_broadcast_over_heads(name, heads):
 def test_a_mixer_says_its_channels(name):
     with pytest.raises(ValueError, match=f"^x has 47 channels, but {name} was built with dim=48$"):
         build(name)(torch.ones(1, 15, 47), vp.Positions.grid((3, 5)))
+
+
+GRID = vp.Positions.grid((4, 6))
+SIZES = {
+    "feat_shape must be one or more": (
+        lambda size: vp.Positions.grid(size),
+        [5, (), "35"],
+    ),
+    "feat_shape must be 2   ": (lambda size: vp.Positions.grid(size), [(2.0, 5), (True, 5), (3, 0)]),
+    "feat_shape must be 2": (lambda size: GRID.rescale(size), [3, (3,), (3, 4, 5), (-1, 4), None]),
+    "feat_shape must be 2 ": (lambda size: vp.Positions(GRID.coords, size), [24, (24,), (4, 6.0)]),
+    "feat_shape must be 2  ": (lambda size: vp.shifted_window_mask(size, (2, 3), (1, 1)), [4, (4,), (4, 6.5)]),
+    "window_size must be 2": (lambda size: GRID.windows(size), [2, (2, 3.0), (2, 3, 1), (0, 3)]),
+    "window_size must be 2 ": (lambda size: vp.shifted_window_mask((4, 6), size, (0, 0)), [2, (2, 0), (2.0, 3)]),
+    "window_size must be 2  ": (lambda size: vp.relative_position_index(size), [3, (3, 4.5), (3, 0), (1, 2, 3)]),
+}
+
+
+@pytest.mark.unhooked
+@pytest.mark.parametrize("words", SIZES)
+def test_a_size_that_is_none(words):
+    use, sizes = SIZES[words]
+    for size in sizes:
+        with pytest.raises(ValueError, match=f"^{words.strip()} positive integers, got {re.escape(repr(size))}$"):
+            use(size)
+
+
+@pytest.mark.unhooked
+@pytest.mark.parametrize("shift", [1, (1,), (2, 0), (0, -1), (0.5, 1), None])
+@pytest.mark.parametrize("use", [GRID.windows, lambda *args: vp.shifted_window_mask((4, 6), *args)])
+def test_a_shift_that_is_none(use, shift):
+    with pytest.raises(
+        ValueError, match=rf"^shift must be two integers in \[0, window\) .*, got {re.escape(str(shift))}$"
+    ):
+        use((2, 3), shift)
+
+
+@pytest.mark.unhooked
+@pytest.mark.parametrize("coords", [[[0.0, 1.0]], None, torch.zeros(3, 2, dtype=torch.complex64), torch.ones(3, 2) > 0])
+def test_coordinates_that_are_no_numbers(coords):
+    with pytest.raises(ValueError, match="^coords must be a tensor of real numbers, got "):
+        vp.Positions(coords, (3, 5))
+
+
+def test_a_token_kept_twice_is_two_tokens_in_one_place():
+    kept = vp.Positions.grid((3, 5), 1).keep(torch.tensor([7, 7, 2]))
+    bias = build("alibi2d").bias(kept)[0, 1:, 1:]
+    assert torch.equal(bias[0], bias[1])
+    assert bias[0, 1] == 0
+    mixer = build("peg")
+    x = torch.randn(1, 4, 48, generator=torch.Generator().manual_seed(0))
+    merged = torch.stack([x[:, 0], x[:, 1] + x[:, 2], x[:, 3]], dim=1)  # a convolution adds up what stands in a place
+    once = mixer.mix(merged, vp.Positions.grid((3, 5), 1).keep(torch.tensor([7, 2])))
+    assert torch.allclose(mixer.mix(x, kept), once[:, [0, 1, 1, 2]], atol=1e-6)

@@ -73,8 +73,10 @@ def test_bug_23_prefix_tokens():
         for name, prefix in itertools.product(vp.list_encodings(place="rotary"), (0, 1, 2, 5)):
             positions = vp.Positions.grid(GRID, prefix)
             q = torch.randn(1, HEADS, positions.num_tokens, HEAD_DIM)
-            for x, turned in zip((q, -q), small_encoding(get_encoding_class(name))(q, -q, positions), strict=True):
-                assert torch.equal(turned[:, :, :prefix], x[:, :, :prefix]), name
+            encoding = small_encoding(get_encoding_class(name))
+            for x, turned in zip((q, -q), encoding(q, -q, positions), strict=True):
+                want = x if encoding.linear else torch.cat([F.softplus(x), 0 * x], dim=-1)  # polar, at (0, 0)
+                assert torch.equal(turned[:, :, :prefix], want[:, :, :prefix]), name
                 assert not torch.equal(turned[:, :, -1], x[:, :, -1]), name
 
     def at_the_end(self, positions):
@@ -157,9 +159,11 @@ OTHER = {
     "zero_fraction": 0.5,
     "block": 4,
     "kernel_size": 5,
+    "scaling": "linear",
 }
 NEEDS = {
     "extrapolate": {"reference_shape": (2, 4)},
+    "scaling": {"reference_shape": (2, 4)},
     "hidden_dim": {"preset": "learnable"},
     "gamma": {"preset": "learnable"},
     "min_period": {"min_period": 0.25, "max_period": 4.0},
@@ -197,8 +201,12 @@ def behaviour(name, options):
 def test_bug_26_options_without_effect():
     def check(name):
         cls = get_encoding_class(name)
-        for option, default in vp.encoding_info(name)["options"].items():
+        options = vp.encoding_info(name)["options"]
+        for option, default in options.items():
             needs = NEEDS.get(option, {option: default})
+            if option == "reference_shape":
+                needs = {option: (7, 9), "extrapolate": cls.extrapolation == "formula"}
+            needs = {key: value for key, value in needs.items() if key in options}
             before = behaviour(name, needs)
             try:
                 after = behaviour(name, {**needs, option: other_value(cls, option, default)})

@@ -15,10 +15,10 @@ from visionpos.analysis.kernel import build
 WAYS = {  # of the papers, where they have one
     "run_on": [
         *("rope_axial", "rope_mixed", "rope1d", "string", "lookhere", "alibi", "alibi2d", "sinusoidal"),
-        *("t5", "kerple", "pape", "shaw", "irpe", "peg", "lepe"),
+        *("harope", "t5", "kerple", "pape", "shaw", "irpe", "peg", "lepe"),
     ],
     "interpolate": ["rope_eva", "sincos2d"],
-    "formula": ["rope_dinov3", "rope_golden", "comrope", "liere", "fire", "log_cpb", "fourier", "none"],
+    "formula": ["rope_dinov3", "rope_golden", "rope_spiral", "comrope", "liere", "fire", "log_cpb", "fourier", "none"],
     "resize": ["learned", "learned2d", "factorized", "abs_win", "relative_table", "decomposed"],
 }
 FREE = [name for way in ("run_on", "interpolate") for name in WAYS[way] if name not in ("peg", "lepe")]
@@ -101,7 +101,7 @@ def test_a_host_s_rope_that_runs_on_against_its_paper_says_so():
     plain = rope_vit({**ROPES["rope_eva"], "ref_feat_shape": None})
     (own,) = vp.get_encoding(copy.deepcopy(plain))
     assert (own.name, own.extrapolate, own.reference_shape) == ("rope_eva", True, (4, 6))
-    assert "extrapolate=True" in repr(own)
+    assert "scaling='run_on'" in repr(own)
 
 
 def test_fields_of_view_on_a_larger_grid_are_those_of_the_paper_s_code():
@@ -139,4 +139,7 @@ def test_offsets_that_were_trained_are_those_that_the_encoding_gets():
         {"support_pairs": 0.536, "support_offsets": 0.241}, abs=5e-4
     )
     assert measure("rope_axial", (14, 14), (28, 21), keys, extrapolate=False) == dict.fromkeys(keys, 1.0)
-    assert "a frame of its own" in str(measure("rope_dinov3", (3, 5), (6, 10), keys)["support_pairs"])
+    for name in ("rope_dinov3", "rope_spiral"):
+        assert "a frame of its own" in str(measure(name, (3, 5), (6, 10), keys)["support_pairs"])
+        raw = measure("rope_axial", (3, 5), (6, 10), keys)
+        assert measure(name, (3, 5), (6, 10), keys, extrapolate=True) == raw

@@ -59,3 +59,18 @@ def test_float64_coordinates_stay_float64_and_others_become_float32():
 def test_errors(make, words):
     with pytest.raises(ValueError, match=words):
         make()
+
+
+def test_no_field_is_lost_on_the_way():
+    """Fields set aside of the constructor's would be."""
+    start = vp.Positions.grid((3, 5), num_prefix_tokens=2)
+    for positions in (
+        start,
+        start.keep(torch.tensor([14, 0, 7])),
+        start.keep(torch.tensor([14, 0, 7])).keep(torch.tensor([2])),
+    ):
+        for moved in (positions.to("meta"), positions.promote(torch.float64)):
+            assert vars(moved).keys() == vars(positions).keys()
+            for key, value in vars(positions).items():
+                same = moved.coords.shape == value.shape if key == "coords" else vars(moved)[key] == value
+                assert same, key

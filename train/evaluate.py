@@ -5,6 +5,9 @@
 `--sizes` and `--aspect` scale the test pictures (bicubic, antialiased); `--canvas` leaves them at their scale, centred
 on a larger canvas whose rest is filled by reflection; `--shifts` moves them down and right by some pixels, filled by
 reflection, and counts how many answers stay what they were. A run on a position task is tested on other grids instead.
+On a size that was not trained, coordinates are interpolated, or run on (`--extrapolate`), or the frequencies of rotary
+encodings are scaled (`--scaling ntk`); the title says which of these the model does by itself.
+The accuracy of each class, the confusion matrix and, with more than five classes, top-5 accuracy are in the report.
 The weights are those of the last checkpoint, averaged if the run has such; the patch, and Swin's windows, stay as
 trained. Where those do not divide the grid, a Swin with its own encoding sees across the border of the picture, as
 timm's does, and the note below the table names these sizes. Each size is one pass over the test pictures: a run of the
@@ -26,15 +29,28 @@ def table(report: dict[str, Any]) -> str:
     lines = [f"| pictures | {' | '.join(splits)} |", f"|---|{'---|' * len(splits)}"]
     for (how, *size), found in itertools.groupby(report["rows"], lambda row: (row["how"], *row["size"])):
         rows = list(found)
-        cells = [f"{row['accuracy']:.1%}" for row in rows]
+        cells = [f"{row['accuracy']:.1%}" + (f" (top 5 {row['top5']:.1%})" if "top5" in row else "") for row in rows]
         kept = "".join(f", {row['consistency']:.1%} of the answers kept" for row in rows if "consistency" in row)
         lines.append(f"| {how} {size_text(size)}{kept} | {' | '.join(cells)} |")
-    title = (
-        f"{report['encoding']}, step {report['step']}, {report['weights']} weights, {report['coordinates']} coordinates"
-    )
+    way, own = report["coordinates"], report["own_coordinates"]
+    by_itself = "" if not own else ", as the model does it" if way == own else f", where the model has {own} ones"
+    title = f"{report['encoding']}, step {report['step']}, {report['weights']} weights, {way} coordinates{by_itself}"
     basis = f"{report['test_size']} test pictures, chance {report['chance']:.1%}"
     note = ["", f"Note: {report['note']}."] if report["note"] else []
-    return "\n".join([f"{title}; {basis}", "", *lines, *note])
+    return "\n".join([f"{title}; {basis}", "", *lines, "", by_class(report), *note])
+
+
+def by_class(report: dict[str, Any]) -> str:
+    """Return the accuracy of each class at the size that was trained on, and what it is most often mistaken for."""
+    lines = ["| class | pictures | accuracy | most often taken for |", "|---|---|---|---|"]
+    for label, (name, accuracy, row) in enumerate(
+        zip(report["classes"], report["class_accuracy"], report["confusion"], strict=True)
+    ):
+        count, other = max((count, other) for other, count in enumerate(row) if other != label)
+        mistaken = f"{report['classes'][other]} ({count})" if count else ""
+        share = "" if accuracy is None else f"{accuracy:.1%}"
+        lines.append(f"| {name} | {sum(row)} | {share} | {mistaken} |")
+    return "\n".join(lines)
 
 
 def command(argv: Sequence[str]) -> None:
@@ -46,15 +62,18 @@ def command(argv: Sequence[str]) -> None:
     parser.add_argument("--canvas", nargs="+", default=[], help="put the pictures on a larger canvas: 40 48 or 32x48")
     parser.add_argument("--shifts", nargs="+", default=[], help="move the pictures down and right: 1 4 or 0x4")
     parser.add_argument("--extrapolate", action="store_true", help="let coordinates run on beyond the trained grid")
+    parser.add_argument("--scaling", default=None, help="scale rotary frequencies: linear, ntk, ntk_by_parts or yarn")
     parser.add_argument("--device", default=None, help="where to compute; by default where the run did")
     flags = parse_flags(
-        parser, argv, dict.fromkeys(["sizes", "aspect", "canvas", "shifts", "extrapolate", "device"], str | None)
+        parser,
+        argv,
+        dict.fromkeys(["sizes", "aspect", "canvas", "shifts", "extrapolate", "scaling", "device"], str | None),
     )
     sizes = [parse_size(f"--{name}", text) for name in ("sizes", "aspect") for text in flags[name]]
     canvas = [parse_size("--canvas", text) for text in flags.canvas]
     shifts = [parse_size("--shifts", text) for text in flags.shifts]
     run = path_given("run", flags.run)
-    report, kept = measure(run, sizes, canvas, flags.extrapolate, flags.device, shifts)
+    report, kept = measure(run, sizes, canvas, flags.extrapolate, flags.device, shifts, flags.scaling)
     print(table(report), flush=True)  # also where nothing can be written
     record(run, report, kept)
 

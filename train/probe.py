@@ -6,6 +6,11 @@ Features are what timm's own pooling gives before the classifier. The same model
 it. The linear probe is multinomial logistic regression on features standardised by the training pictures, fitted by
 L-BFGS; the neighbours vote with weights exp(cosine / 0.07), 20 of them (Wu et al. 2018; Caron et al. 2021). It takes
 the time of two passes over all pictures, one for each model, and of two fits.
+
+    python -m train.probe runs/vit_cifar10_small/rope_axial-seed0 --positions
+
+asks something else: how well row and column of a patch can be read, linearly, from the features of each layer
+(`visionpos.analysis.position_probe`), on a batch of the test pictures. docs/position_probe.md does it for any model.
 """
 
 from collections.abc import Sequence
@@ -16,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from visionpos.analysis.position_probe import position_probe
 from visionpos.training.config.command_line import make_parser, parse_flags, path_given
 from visionpos.training.config.schema import Config, PretrainConfig, encoding_label
 from visionpos.training.data.datasets import Pictures
@@ -24,9 +30,16 @@ from visionpos.training.run.build import build_model, load_encoder, trained_mode
 from visionpos.training.run.checkpoint import Checkpoint
 from visionpos.training.run.engine import mixed_precision, pick_device
 from visionpos.training.run.record import open_run, write_json
-from visionpos.training.run.source import picture_batches, picture_split, training_pictures
+from visionpos.training.run.source import (
+    evaluation_pictures,
+    open_task,
+    picture_batches,
+    picture_split,
+    task_batches,
+    training_pictures,
+)
 
-__all__ = ["fit_linear", "nearest_neighbours", "probe"]
+__all__ = ["fit_linear", "nearest_neighbours", "positions", "probe"]
 
 NUM_NEIGHBOURS, VOTE_TEMPERATURE = 20, 0.07
 Labelled = tuple[Tensor, Tensor]
@@ -66,6 +79,42 @@ def probe(path: Path, l2: float = 1e-4, device: str | None = None) -> dict[str, 
             "neighbours": nearest_neighbours(train, test, len(splits[0].classes)),
         }
     return report
+
+
+def positions(path: Path, device: str | None = None) -> dict[str, Any]:
+    """Measure, for the run at `path` and for its model with random weights, how well positions can be read.
+
+    Args:
+        path: The directory of a run, on pictures or on a position task.
+        device: Where to compute; by default where the run did.
+    """
+    config, found = open_run(path)
+    place, metadata = pick_device(device or config.device), found.metadata
+    torch.manual_seed(config.seed)
+    models = {"random": build_model(without_files(config), metadata), "trained": encoder_of(config, path, found)}
+    if config.data.is_task:
+        batches = task_batches(open_task(config.data), "whole", torch.Generator(place))
+    else:
+        batches = picture_batches(evaluation_pictures(config.data).to(place), metadata["mean"], metadata["std"])
+    images, _ = next(batches)
+    layers = {
+        kind: [each._asdict() for each in position_probe(model.to(place), images)] for kind, model in models.items()
+    }
+    return {"run": str(path), "encoding": encoding_label(config.encoding), "images": len(images), **layers}
+
+
+def position_table(report: dict[str, Any]) -> str:
+    """Return how well positions can be read in Markdown, a line for each layer."""
+    lines = [
+        f"{report['encoding']}: R^2 of row and column of a patch, {report['images']} pictures, half of them to fit",
+        "",
+        "| layer | random: row | column | trained: row | column |",
+        "|---|---|---|---|---|",
+    ]
+    for random, trained in zip(report["random"], report["trained"], strict=True):
+        cells = " | ".join(f"{each[axis]:.2f}" for each in (random, trained) for axis in ("row", "column"))
+        lines.append(f"| {random['layer']} | {cells} |")
+    return "\n".join(lines)
 
 
 def encoder_of(config: Config, path: Path, found: Checkpoint) -> nn.Module:
@@ -148,15 +197,21 @@ def command(argv: Sequence[str]) -> None:
     """Read the command line, measure, print the table, and record it in the run."""
     parser = make_parser("A linear probe and nearest neighbours on the frozen features of a run.")
     parser.add_argument("run", help="the run directory")
-    parser.add_argument("--l2", type=float, default=1e-4, help="weight decay of the linear probe")
+    parser.add_argument("--l2", type=float, default=None, help="weight decay of the linear probe; by default 1e-4")
+    parser.add_argument("--positions", action="store_true", help="read row and column of patches instead of classes")
     parser.add_argument("--device", default=None, help="where to compute; by default where the run did")
-    flags = parse_flags(parser, argv, {"l2": float, "device": str | None})
-    if not 0 <= flags.l2 < float("inf"):
+    flags = parse_flags(parser, argv, {"l2": float | None, "positions": bool, "device": str | None})
+    if flags.positions and flags.l2 is not None:
+        raise ConfigError(f"--l2: {flags.l2} given with --positions, which has no use for it")
+    if flags.l2 is not None and not 0 <= flags.l2 < float("inf"):
         raise ConfigError(f"--l2: {flags.l2} given; accepted: a number from 0")
     run = path_given("run", flags.run)
-    report = probe(run, flags.l2, flags.device)
-    print(table(report), flush=True)  # also where nothing can be written
-    write_json(run / "probe.json", report)
+    if flags.positions:
+        report, text, name = positions(run, flags.device), position_table, "position_probe.json"
+    else:
+        report, text, name = probe(run, 1e-4 if flags.l2 is None else flags.l2, flags.device), table, "probe.json"
+    print(text(report), flush=True)  # also where nothing can be written
+    write_json(run / name, report)
 
 
 def main() -> None:

@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .options import Size, check_values
@@ -82,15 +83,13 @@ class AttentionTensors:
 class PositionEncoding(nn.Module):
     """The position encoding of one layer: base class of the four places, one `torch.nn.Module` per encoding.
 
-    Claims are class attributes, and `check_encoding` holds every class to them.
+    Claims are class attributes, and `check_encoding` holds every class to them. `extrapolation` is what another grid
+    does: "interpolate" takes positions into the trained one (`Positions.rescale`), "run_on" lets coordinates run on in
+    its steps, "formula" has a frame of its own, "resize" resizes a table, "error" is undefined.
 
     A model fills in the constructor parameters that have no default and the name of a field of `LayerFacts`, and those
     with a default that `from_model` names. One module serves all layers if it has no parameters and is built alike in
     all of them; otherwise every layer has its own.
-
-    On another grid than the trained one an encoding does what its `extrapolation` says, however it was asked for:
-    "interpolate" takes positions into the trained grid, end to end (`Positions.rescale`), "run_on" lets coordinates
-    run on in its steps, "formula" has a frame of its own such as a box, "resize" resizes a table, "error" is undefined.
 
     Args:
         reference_shape: the grid that was trained on. None: coordinates are taken as they are.
@@ -188,8 +187,8 @@ class PositionEncoding(nn.Module):
     def set_parameter(self, name: str, value: Tensor) -> None:
         """Replace a parameter by one of another shape, wherever it lives."""
         owner, _, view = self.__dict__.get("_bound", (self, (), None))
-        value = value if view is None else view.write(value, self)
-        setattr(owner, name, nn.Parameter(value, requires_grad=getattr(owner, name).requires_grad))
+        new = nn.Parameter(value if view is None else view.write(value, self), getattr(owner, name).requires_grad)
+        setattr(owner, name, new)
 
     def __getattr__(self, name: str):
         owner, names, view = self.__dict__.get("_bound", (None, (), None))
@@ -216,6 +215,19 @@ def check_tokens(x: Tensor, axis: int, positions: Positions, what: str) -> None:
         )
     if positions.is_batched and positions.coords.shape[0] not in (1, x.shape[0]):
         raise ValueError(f"{what} has {x.shape[0]} samples, but the positions have {positions.coords.shape[0]}")
+
+
+def put_in_front(table: Tensor, prefix: Tensor | None, num_prefix_tokens: int) -> Tensor:
+    """Return a table of patch tokens (..., N, C) with rows of prefix tokens in front: (..., prefix + N, C).
+
+    Args:
+        table: (..., N, C).
+        prefix: (prefix, C), or with leading axes that broadcast; None for zeros.
+        num_prefix_tokens: how many prefix tokens there are.
+    """
+    if prefix is None:
+        return F.pad(table, (0, 0, num_prefix_tokens, 0)) if num_prefix_tokens else table
+    return torch.cat([prefix.to(table).expand(*table.shape[:-2], -1, -1), table], dim=-2)
 
 
 def full_precision(positions: Positions) -> torch.autocast:

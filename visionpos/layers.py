@@ -242,8 +242,8 @@ class Rope2d(PositionLayer):
         head_dim: channels of a head, a multiple of 4 in most encodings.
         num_prefix_tokens: class and register tokens in front, which are not rotated.
         encoding: the name of a rotary encoding.
-        options: of the encoding, such as temperature. Coordinates of another grid are interpolated into `feat_shape`,
-            or run on with `extrapolate=True`.
+        options: of the encoding, such as temperature. Another grid than `feat_shape` gets what the paper does, or what
+            `scaling` asks for: "interpolate", "run_on", "ntk" ...
 
     Raises:
         ValueError: an encoding of another place, or a wrong option.

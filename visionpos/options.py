@@ -1,16 +1,22 @@
 """The types of options: what a value must be, as a test and in words. Checked wherever an encoding is built.
 
 An option's range stands in its annotation, `temperature: Positive = 100.0`. It holds for specs in Python, in YAML and
-on the command line, and for constructors that are called directly.
+on the command line, and for constructors that are called directly. No number is larger than the type that computes with
+it: float32 for numbers, 32 bits for integers.
 """
 
 from __future__ import annotations
 
+import reprlib
 import types
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 LARGEST = 3.4e38  # parameters are float32
+LARGEST_INTEGER = 2**31 - 1
+
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = 60
 
 
 class Range(NamedTuple):
@@ -26,6 +32,7 @@ Positive = Annotated[float, Range(lambda value: 0 < value <= LARGEST, "a positiv
 Spread = Annotated[float, Range(lambda value: 0 <= value <= LARGEST, "a finite number, 0 or more")]
 Finite = Annotated[float, Range(lambda value: abs(value) <= LARGEST, "a finite number")]
 Share = Annotated[float, Range(lambda value: 0 <= value < 1, "in [0, 1)")]
+Fraction = Annotated[float, Range(lambda value: 0 <= value <= 1, "in [0, 1]")]
 Size = Annotated[tuple[int, int], Range(lambda value: min(value) >= 1, "two positive integers")]
 
 
@@ -56,7 +63,7 @@ def fits(value: Any, hint: Any) -> bool:
     if hint is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool)
     if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
+        return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= LARGEST_INTEGER
     return not isinstance(hint, type) or isinstance(value, hint)
 
 
@@ -76,6 +83,13 @@ def describe(hint: Any) -> str:
     return {int: "an integer", float: "a number", bool: "true or false"}.get(hint, str(hint))
 
 
+def shown(value: Any) -> str:
+    """Return a value for an error message: in one line, and not at any length."""
+    if isinstance(value, int) and value.bit_length() > 64:
+        return f"an integer of {value.bit_length()} bits"
+    return " ".join(_REPR.repr(value).split())
+
+
 def check_values(cls: type, options: Mapping[str, Any]) -> None:
     """Check that every option of an encoding has a value of its type, in its range.
 
@@ -85,4 +99,4 @@ def check_values(cls: type, options: Mapping[str, Any]) -> None:
     accepted = hints(cls)
     for key, value in options.items():
         if key in accepted and not fits(value, accepted[key]):
-            raise ValueError(f"{cls.name or cls.__name__}: {key} must be {describe(accepted[key])}, got {value!r}")
+            raise ValueError(f"{cls.name or cls.__name__}: {key} must be {describe(accepted[key])}, got {shown(value)}")

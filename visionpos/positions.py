@@ -9,17 +9,7 @@ from jaxtyping import Int, Num
 from torch import Tensor
 
 from .materialize import is_plain_eager
-from .windows import same_grid, window_partition
-
-
-def _check_shape(name: str, shape: tuple[int, ...], axes: int) -> tuple[int, ...]:
-    shape = tuple(shape)  # of ints, or of symbols while a graph is exported
-    if torch.jit.is_tracing():  # where sizes are tensors; a trace is for the size that it was made with
-        shape = tuple(map(int, shape))
-    whole = all(isinstance(size, (int, torch.SymInt)) for size in shape)
-    if len(shape) != axes or not whole or min(shape) < 1:
-        raise ValueError(f"{name} must be {axes} positive integers, got {shape}")
-    return shape
+from .windows import check_shift, check_size, same_grid, window_partition
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +23,8 @@ class Positions:
         num_prefix_tokens: class and register tokens in front of the patch tokens. They have no coordinates.
 
     Raises:
-        ValueError: coordinates of another rank or number of axes, an empty grid, or a count that is no integer.
+        ValueError: coordinates that are no real numbers, of another rank or number of axes, an empty grid, or a count
+            that is no integer.
 
     Example:
         >>> positions = vp.Positions.grid((2, 3), num_prefix_tokens=1)
@@ -49,21 +40,24 @@ class Positions:
     is_grid: bool = False  # every cell of `feat_shape` once, in row-major order
 
     def __post_init__(self):
-        coords = self.coords if self.coords.dtype == torch.float64 else self.coords.float()
+        coords = self.coords
+        if not isinstance(coords, Tensor) or coords.is_complex() or coords.dtype == torch.bool:
+            raise ValueError(f"coords must be a tensor of real numbers, got {getattr(coords, 'dtype', repr(coords))}")
         if coords.ndim not in (2, 3):
             raise ValueError(f"coords must have shape (N, axes) or (B, N, axes), got {tuple(coords.shape)}")
+        coords = coords if coords.dtype == torch.float64 else coords.float()
         prefix = self.num_prefix_tokens
         if not isinstance(prefix, (int, torch.SymInt)) or isinstance(prefix, bool) or prefix < 0:
             raise ValueError(f"num_prefix_tokens must be 0 or more, an integer, got {prefix!r}")
         object.__setattr__(self, "coords", coords)
-        object.__setattr__(self, "feat_shape", _check_shape("feat_shape", self.feat_shape, coords.shape[-1]))
+        object.__setattr__(self, "feat_shape", check_size("feat_shape", self.feat_shape, coords.shape[-1]))
 
     @classmethod
     def grid(
         cls, feat_shape: tuple[int, ...], num_prefix_tokens: int = 0, device: torch.device | str | None = None
     ) -> Positions:
         """Return the positions of all cells of a grid in row-major order: that of row y and column x is (y, x)."""
-        feat_shape = _check_shape("feat_shape", feat_shape, len(feat_shape))
+        feat_shape = check_size("feat_shape", feat_shape, None)
         axes = [torch.arange(size, dtype=torch.float32, device=device) for size in feat_shape]
         coords = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, -2)  # (N, A)
         return cls(coords, feat_shape, num_prefix_tokens, is_grid=True)
@@ -88,7 +82,8 @@ class Positions:
 
         Args:
             index: (B, K) or (K,) indices into the patch tokens (prefix tokens not counted), from 0 to N - 1, in any
-                order; one that comes twice gives two tokens in one place.
+                order. One that comes twice gives two tokens in one place, both of which see and are seen; a convolution
+                adds up what stands in a place.
 
         Raises:
             ValueError: an index that is no tensor of integers, of another shape, or, on a CPU, out of range.
@@ -119,8 +114,11 @@ class Positions:
             coordinates of the whole grid.
 
         Raises:
-            ValueError: the positions are not a whole two-axis grid, or the grid is not a multiple of the window.
+            ValueError: the positions are not a whole two-axis grid, the grid is not a multiple of the window, or the
+                shift is not in [0, window).
         """
+        window_size = check_size("window_size", window_size)
+        shift = check_shift(shift, window_size)
         if not self.is_grid or len(self.feat_shape) != 2:
             raise ValueError("windows() needs the positions of a whole two-axis grid: Positions.grid((H, W))")
         coords = self.coords.unflatten(0, self.feat_shape).roll((-shift[0], -shift[1]), (0, 1))  # (H, W, 2)
@@ -135,7 +133,7 @@ class Positions:
         The corner tokens of a whole grid keep their places at the corners, so a larger grid stays inside the
         coordinates of the smaller one. An axis of one cell has only the coordinate 0.
         """
-        feat_shape = _check_shape("feat_shape", feat_shape, len(self.feat_shape))
+        feat_shape = check_size("feat_shape", feat_shape, len(self.feat_shape))
         if same_grid(feat_shape, self.feat_shape):
             return self
         ratio = [(new - 1) / max(old - 1, 1) for new, old in zip(feat_shape, self.feat_shape, strict=True)]

@@ -14,7 +14,7 @@ from dataclasses import fields
 from typing import Any
 
 from .encoding import LayerFacts, PositionEncoding
-from .options import check_values
+from .options import check_values, shown
 
 PLACES = ("input", "rotary", "bias", "conditional", "none")
 CLAIMS = ("learnable", "translation_invariant", "content_dependent", "continuous", "extrapolation")
@@ -24,6 +24,7 @@ FIXED = ("dim", "num_heads", "head_dim", "num_prefix_tokens", "layer", "depth") 
 Spec = str | Mapping[str, Any] | PositionEncoding | Iterable[Any]  # a list holds specs
 
 _REGISTRY: dict[str, type[PositionEncoding]] = {}
+_NATIVE: dict[str, type[PositionEncoding]] = {}  # of hosts alone: a model that has one keeps it by its name
 
 
 def register_encoding(name: str) -> Callable[[type[PositionEncoding]], type[PositionEncoding]]:
@@ -56,6 +57,12 @@ def register_encoding(name: str) -> Callable[[type[PositionEncoding]], type[Posi
         return cls
 
     return register
+
+
+def register_native(cls: type[PositionEncoding]) -> type[PositionEncoding]:
+    """Make the name of an encoding that only a host can have known to specs: it can be kept, and not be built."""
+    _NATIVE[cls.name] = cls
+    return cls
 
 
 def discover(package: types.ModuleType) -> None:
@@ -95,6 +102,8 @@ def get_encoding_class(name: str) -> type[PositionEncoding]:
     Raises:
         ValueError: no encoding has it; lists the valid names.
     """
+    if name in _NATIVE:
+        return _NATIVE[name]
     if name not in _REGISTRY:
         raise ValueError(f"unknown encoding {name!r}{closest(name, _REGISTRY)} Valid: {', '.join(list_encodings())}")
     return _REGISTRY[name]
@@ -238,7 +247,7 @@ def parse_spec(spec: Spec) -> list[tuple[str, dict[str, Any]] | PositionEncoding
     if isinstance(spec, Mapping):
         options = dict(spec)
         if not isinstance(options.get("name"), str):
-            raise ValueError(f"an encoding given as a dict needs a 'name', got keys: {', '.join(map(str, options))}")
+            raise ValueError(f"an encoding given as a dict needs a 'name', got keys: {shown(list(options))}")
         cls, layers = get_encoding_class(options.pop("name")), options.pop("layers", None)
         if layers is not None and not _names_layers(layers):
             raise ValueError(f"{cls.name}: layers must be a list of integers or a slice such as '3::4', got {layers!r}")

@@ -18,6 +18,21 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 
+def check_size(name: str, size: tuple[int, ...], axes: int | None = 2) -> tuple[int, ...]:
+    """Return a size as a tuple of positive integers, one for each axis, or of symbols while a graph is exported.
+
+    Raises:
+        ValueError: anything else, or another number of axes; None takes any number.
+    """
+    given, size = size, tuple(size) if isinstance(size, (tuple, list)) else ()
+    if torch.jit.is_tracing():  # where sizes are tensors; a trace is for the size that it was made with
+        size = tuple(map(int, size))
+    whole = all(isinstance(n, torch.SymInt) or (isinstance(n, int) and n is not True and n < 2**31) for n in size)
+    if not size or len(size) != (axes or len(size)) or not whole or min(size) < 1:
+        raise ValueError(f"{name} must be {axes or len(size) or 'one or more'} positive integers, got {given!r}")
+    return size
+
+
 def same_grid(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
     """Return whether two grids are known to be equal; a size that is a symbol of an exported graph equals no number."""
     return all(type(x) is type(y) and x == y for x, y in zip(a, b, strict=True))
@@ -81,11 +96,9 @@ def relative_offsets(window_size: tuple[int, int], device=None) -> tuple[Int[Ten
     """Return (dy, dx), query minus key, of each pair of tokens of a window: (N, N) int64 each, N = h * w.
 
     Raises:
-        ValueError: a window without tokens.
+        ValueError: a window that is not two positive integers.
     """
-    h, w = window_size
-    if h < 1 or w < 1:
-        raise ValueError(f"window_size must be two positive integers, got {window_size}")
+    h, w = check_size("window_size", window_size)
     axes = torch.arange(h, device=device), torch.arange(w, device=device)
     y, x = (axis.flatten() for axis in torch.meshgrid(*axes, indexing="ij"))  # of each token, (N,)
     return y[:, None] - y[None, :], x[:, None] - x[None, :]  # (N, N) each: row the query, column the key
@@ -99,12 +112,15 @@ def relative_position_index(window_size: tuple[int, int], device=None) -> Int[Te
     index = (dy + h - 1) * (2 w - 1) + (dx + w - 1) with (dy, dx) = query minus key, Swin's convention.
     Source: Liu et al. 2021 (arXiv 2103.14030).
 
+    Raises:
+        ValueError: a window that is not two positive integers.
+
     Example:
         >>> vp.relative_position_index((1, 2)).tolist()  # offsets -1, 0 and 1 are rows 0, 1 and 2
         [[1, 0], [2, 1]]
     """
-    h, w = window_size
     dy, dx = relative_offsets(window_size, device)  # (N, N) each
+    h, w = window_size
     return (dy + h - 1) * (2 * w - 1) + (dx + w - 1)
 
 
@@ -129,18 +145,30 @@ def shifted_window_mask(
         (windows, N, N) float32, N = h * w.
 
     Raises:
-        ValueError: a window larger than the grid, or a shift outside [0, window).
+        ValueError: sizes that are not two positive integers, a window larger than the grid, or a shift that is not
+            two integers in [0, window).
 
     Example:
         >>> vp.shifted_window_mask((1, 4), (1, 2), (0, 1)).tolist()  # the second window holds both ends of the row
         [[[0.0, 0.0], [0.0, 0.0]], [[0.0, -inf], [-inf, 0.0]]]
     """
-    for window, offset, length in zip(window_size, shift, feat_shape, strict=True):
-        if not 1 <= window <= length:
-            raise ValueError(f"window_size {tuple(window_size)} must fit into the grid {tuple(feat_shape)}")
-        if not 0 <= offset < window:
-            raise ValueError(f"shift {tuple(shift)} must lie in [0, window) for window_size {tuple(window_size)}")
+    feat_shape, window_size = check_size("feat_shape", feat_shape), check_size("window_size", window_size)
+    if any(window > length for window, length in zip(window_size, feat_shape, strict=True)):
+        raise ValueError(f"window_size {window_size} must fit into the grid {feat_shape}")
+    shift = check_shift(shift, window_size)
     return shift_mask(feat_shape, window_size, shift, device)
+
+
+def check_shift(shift: tuple[int, int], window_size: tuple[int, int]) -> tuple[int, int]:
+    """Return a shift of windows as a tuple.
+
+    Raises:
+        ValueError: it is not two integers in [0, window).
+    """
+    pair = isinstance(shift, (tuple, list)) and len(shift) == 2 and all(type(each) is int for each in shift)
+    if not pair or not all(0 <= each < window for each, window in zip(shift, window_size, strict=True)):
+        raise ValueError(f"shift must be two integers in [0, window) for window_size {window_size}, got {shift}")
+    return tuple(shift)
 
 
 def shift_mask(feat_shape: tuple[int, int], window_size: tuple[int, int], shift: tuple[int, int], device) -> Tensor:

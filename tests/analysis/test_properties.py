@@ -89,6 +89,15 @@ def test_rotation_map_and_orthogonality():
     assert p.rotation_map_residual(shuffled, positions) > 0.5
 
 
+def test_the_kernel_of_pope_is_the_mean_cosine_of_its_channels():
+    k, positions = of("pope", GRID)
+    theta = 100 ** (-torch.arange(32, dtype=torch.float64) / 32)
+    delta = positions.coords[:, None] - positions.coords[None]  # (N, N, 2)
+    assert (k - (delta[..., None] * theta).cos().mean((-1, -2))).abs().max() < 1e-12
+    with pytest.raises(NotDefined, match="no matrix"):
+        kernel.rotations(kernel.build("pope", GRID), positions)
+
+
 def test_boundedness():
     table = vp.sincos_2d(GRID, 32, dtype=torch.float64)
     assert p.sup_norm(table) == pytest.approx(1)

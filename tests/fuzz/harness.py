@@ -41,6 +41,12 @@ JUNK = st.one_of(
 )
 
 
+@st.composite
+def mostly(draw, usual: st.SearchStrategy, odd: st.SearchStrategy = JUNK, percent: int = 15):
+    """Draws of `usual`, and in a few percent of `odd`: `one_of` would weigh by how many branches either has."""
+    return draw(odd if draw(st.integers(1, 100)) > 100 - percent else usual)
+
+
 def counts(fast: int, slow: int):
     """Give a test the argument `count` twice, the second time as a slow test."""
     return pytest.mark.parametrize("count", [fast, pytest.param(slow, marks=pytest.mark.slow)])

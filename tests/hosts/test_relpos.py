@@ -155,3 +155,18 @@ def test_other_resolutions(name):
     assert model(pictures(OTHER)).isfinite().all()
     (_, features) = model.forward_intermediates(pictures(OTHER))
     assert features[-1].shape == (2, 48, 10, 6)
+
+
+def test_a_network_of_the_host_is_kept_by_its_name_and_cannot_be_built():
+    plain = timm.create_model(
+        "vit_relpos_small_patch16_224", img_size=(16, 24), patch_size=4, embed_dim=48, depth=2, num_heads=3
+    )
+    model = copy.deepcopy(plain)
+    vp.set_encoding(model, "RelPosMlp+rope_axial")
+    assert sorted(encoding.name for encoding in vp.get_encoding(model)) == ["RelPosMlp", "RelPosMlp", "rope_axial"]
+    vp.set_encoding(model, "RelPosMlp")
+    x = torch.randn(2, 3, 16, 24)
+    assert torch.equal(model.eval()(x), plain.eval()(x))
+    vp.set_encoding(model, "alibi2d")
+    with pytest.raises(ValueError, match=r"^RelPosMlp needs host; a model fills in only dim, "):
+        vp.set_encoding(model, "RelPosMlp")

@@ -118,6 +118,17 @@ def test_where_coordinates_are_taken():
         assert not kernels.takes_coordinates(encoding, positions)
 
 
+def test_queries_wider_than_values_take_the_plain_way():
+    """After PoPE queries and keys have twice the channels of values."""
+    encoding, positions = build("alibi2d", "prefix")
+    q, k, v = (torch.randn(1, 12, positions.num_tokens, width) for width in (32, 32, 16))
+    assert coordinates.why_unsupported(q, k, v, encoding, positions, 0.25).startswith("queries of 32")
+    assert coordinates.why_unsupported(q, k, q, encoding, positions, 0.25) == ""
+    got = kernels.coordinate_attention(q, k, v, encoding, positions, 0.25)
+    want = (q @ k.mT / 4 + encoding.bias(positions)).softmax(-1) @ v
+    assert (got - want).abs().max() < 1e-5
+
+
 ALIBI2D = type(vp.create_encoding("alibi2d", num_heads=1))
 
 

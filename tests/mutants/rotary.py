@@ -30,15 +30,15 @@ ROTATION = mutants_of(
 
 SPLIT = mutants_of(
     "rotary/split.py",
-    "rotary/test_split.py",
+    "rotary/test_split.py rotary/test_scaling.py",
     [
         ("gradient turned the same way", "_turn(grad, cos, -sin, ", "_turn(grad, cos, sin, "),
         ("values turned", "if table is None or index == 2:", "if table is None:"),
         ("half turned the other way", "first.addcmul_(b, sin, value=-1)", "first.addcmul_(b, sin)"),
         (
             "gradient of the angles reversed",
-            "[-along * table[1], along * table[0]]",
-            "[along * table[1], -along * table[0]]",
+            "[-along * sin, along * cos]",
+            "[along * sin, -along * cos]",
         ),
         ("angles of queries alone", "return pairs.sum(2, keepdim=True)", "return pairs[:, :, :1]"),
         (
@@ -51,7 +51,36 @@ SPLIT = mutants_of(
         ("transformations unseen", "if not is_plain_eager():", "if False:"),
         ("a second derivative in silence", "differentiable = must_be_differentiable(*grads)", "differentiable = False"),
         ("turned the same way in a graph", "rotate(q, cos, -sin, layout), ", "rotate(q, cos, sin, layout), "),
+        ("lengths of a table twice", "table / table.square().sum(0)", "table"),
         ("angles reversed in a graph", "(x1 * grad2 - x2 * grad1)", "(x2 * grad1 - x1 * grad2)"),
+    ],
+)
+
+SCALING = mutants_of(
+    "rotary/scaling.py",
+    "rotary/test_scaling.py",
+    [
+        ("axes swapped", "zip(sizes, trained, strict=True)", "zip(sizes[::-1], trained[::-1], strict=True)"),
+        ("smaller grids stretched", ".clamp(min=1)\n", "\n"),
+        ("the smallest axis for all", "s.amax().expand_as(s)", "s.amin().expand_as(s)"),
+        ("one scale always", 'if self.settings["per_axis"] else', "if False else"),
+        ("linear the other way", "linear = theta / s", "linear = theta * s"),
+        ("NTK of all pairs", "/ max(count - 1, 1))", "/ count)"),
+        ("turns of radians", "n * first / (2 * math.pi)", "n * first"),
+        ("turns of a pair that turns by one radian", "n * first / (2", "n / (2"),
+        ("ramp the other way", "1 - ramp(count", "ramp(count"),
+        ("ends not rounded", "max(math.floor(math.log(low) / ratio), 0)", "max(math.log(low) / ratio, 0)"),
+        ("ramp from behind", "max(math.floor(math.log(low) / ratio), 0)", "math.floor(math.log(low) / ratio)"),
+        ("parts in one turn", "blend(linear, ntk, *BY_PARTS[0])", "ntk"),
+        ("YaRN without its factor", "(1 + self.settings", "(1 + 0 * self.settings"),
+        ("prefix tokens lengthened", "torch.cat([prefix, patches *", "torch.cat([prefix * 1.1, patches *"),
+        ("the factor of the shorter axis", "s.amax().log()", "s.amin().log()"),
+        ("contradictions unseen", "asked != self.extrapolate", "False"),
+        ("scaled without a grid", "and self.trained_shape is None:", "and False:"),
+        ("coordinates interpolated as well", "return self.scales or super().runs_on", "return super().runs_on"),
+        ("'trained' ignored", "if self.scales else None) or", "if False else None) or"),
+        ("keys unchecked", "key in accepted and fits(value[key], accepted[key])", "True"),
+        ("learned frequencies as they are", "return to_float64(positions.coords) / s", "return positions.coords"),
     ],
 )
 
@@ -68,8 +97,8 @@ ROPE = [
             ),
             (
                 "frequencies of half the pairs",
-                "(self.head_dim // 2, self.temp",
-                "(self.head_dim // 2, self.temp / 2 or self.temp",
+                "count = self.head_dim // 2",
+                "count = self.head_dim // 4",
             ),
         ],
     ),
@@ -160,13 +189,19 @@ ROPE = [
             ("half the frequency", "(2 * math.pi * box", "(math.pi * box"),
             (
                 "x before y",
-                "box = to_float64(positions.coords)\n",
-                "box, sizes = to_float64(positions.coords).flip(-1), sizes[::-1]\n",
+                "to_float64(positions.coords)\n",
+                "to_float64(positions.coords).flip(-1)\n",
             ),
             ("max for min", '{"max": max, "min": min}', '{"max": min, "min": max}'),
             ("sizes swapped", "zip(box.unbind(-1), sizes", "zip(box.unbind(-1), sizes[::-1]"),
-            ("longest period excluded", "ratio, inclusive=True", "ratio, inclusive=False"),
-            ("shortest period ignored", "device=box.device) / self.min_period", "device=box.device)"),
+            (
+                "longest period excluded",
+                "self.min_period, self.min_period, True",
+                "self.min_period, self.min_period, False",
+            ),
+            ("shortest period ignored", "device=box.device) / shortest", "device=box.device)"),
+            ("run on in another box", "u * (n / t)", "u"),
+            ("turns of half a box", "4 * math.pi / n / shortest", "2 * math.pi / n / shortest"),
             ("temperature 10000", "temperature: Positive | None = 100.0", "temperature: Positive | None = 10000.0"),
             ("interleaved for half", 'layout: Layout = "half"', 'layout: Layout = "interleaved"'),
         ],
@@ -182,11 +217,17 @@ ROPE = [
                 "math.sqrt(height / width), math.sqrt(width / height)",
                 "math.sqrt(width / height), math.sqrt(height / width)",
             ),
-            ("box from border to border", "(2 * half / max(n - 1, 1))", "(2 * half / n)"),
+            ("box from border to border", "2 * half / max(n - 1, 1)", "2 * half / n"),
+            (
+                "run on in another box",
+                "box_steps(self.trained_shape if self.runs_on else",
+                "box_steps(positions.feat_shape if False else",
+            ),
+            ("the slowest scaled least", "turning.flip(0), fall", "turning, fall"),
             ("not centred", "(i - (n - 1) / 2)", "(i - n / 2)"),
             ("frequencies the other way", "self.min_freq / self.max_freq", "self.max_freq / self.min_freq"),
             ("largest frequency excluded", "ratio, inclusive=True", "ratio, inclusive=False"),
-            ("still pairs last", "[turning.new_zeros(still), turning]", "[turning, turning.new_zeros(still)]"),
+            ("still pairs last", "(still, 0))", "(0, still))"),
             ("directions over a whole turn", "(math.pi / groups)", "(2 * math.pi / groups)"),
         ],
     ),
@@ -198,11 +239,11 @@ ROPE = [
             ("directions over a quarter", "(math.pi / self.num_directions)", "(math.pi / 2 / self.num_directions)"),
             ("directions not shared out", "// 2 % half)", "// 2 % self.num_directions)"),
             ("highest frequency 1", "self.max_freq * geometric", "geometric"),
-            ("sense of the second direction", "torch.cat([along, -across])", "torch.cat([along, across])"),
+            ("sense of the second direction", "-fy * t.sin()]", "fy * t.sin()]"),
             (
                 "x before y",
-                "torch.cat([across, along]), torch.cat([along, -across])",
-                "torch.cat([along, across]), torch.cat([-across, along])",
+                "[torch.cat(of_x), torch.cat(of_y)]",
+                "[torch.cat(of_y), torch.cat(of_x)]",
             ),
             ("end to end", "(self.reference_side / n)", "((self.reference_side - 1) / max(n - 1, 1))"),
             ("steps of the grid at hand", "i * (self.reference_side / n)", "i"),
@@ -282,6 +323,22 @@ LEARNED = [
         ],
     ),
     *mutants_of(
+        "rotary/pope.py",
+        "parity/test_pope.py",
+        [
+            ("x before y", 'DIALECTS["qwen_vit"]', 'DIALECTS["rope_vit"]'),
+            ("relu for softplus", "F.softplus(", "F.relu("),
+            ("sines before cosines", "for table in prepared.unbind(0)]", "for table in prepared.unbind(0)[::-1]]"),
+            ("half a circle", "-2 * math.pi  # (heads", "-math.pi  # (heads"),
+            ("not clamped above", "b.masked_fill(b > 0, 0)", "b"),
+            ("b the other way", 'cos, sin, "half")', 'cos, -sin, "half")'),
+            ("b of the first head", "self.phases).unsqueeze(-2)", "self.phases)[:1].unsqueeze(-2)"),
+            ("keys rounded twice", "self.rotate(exact, prepared)", "self.rotate(k, prepared)"),
+            ("temperature 10000", "temperature: Positive = 100.0", "temperature: Positive = 10000.0"),
+            ("as wide as before", "return self.head_dim\n", "return self.head_dim // 2\n"),
+        ],
+    ),
+    *mutants_of(
         "rotary/harope.py",
         "parity/test_harope.py",
         [
@@ -294,11 +351,11 @@ LEARNED = [
             ("temperature 10000", "temperature: Positive = 100.0", "temperature: Positive = 10000.0"),
             (
                 "folded at another temperature",
-                "self.head_dim, self.temperature, self.layout",
-                "self.head_dim, 100.0, self.layout",
+                'kept = ("temperature", "layout", "zero_fraction"',
+                'kept = ("layout", "zero_fraction"',
             ),
         ],
     ),
 ]
 
-ROTARY = [*ROTATION, *SPLIT, *ROPE, *LEARNED]
+ROTARY = [*ROTATION, *SPLIT, *SCALING, *ROPE, *LEARNED]

@@ -223,7 +223,9 @@ def test_learned_frequencies_stay_in_float32(dtype):
     model = vit({"name": "rope_axial", "learn_frequencies": "per_head"})
     encoding = vp.get_encoding(model)[1]
     before = encoding.log_frequencies.detach().clone()
+    model(pictures()).sum().backward()
     model.to(dtype)
+    assert encoding.log_frequencies.grad.dtype == torch.float32
     assert model.blocks[0].attn.qkv.weight.dtype == dtype
     assert encoding.log_frequencies.dtype == torch.float32
     assert torch.equal(encoding.log_frequencies, before)

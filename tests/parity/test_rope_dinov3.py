@@ -96,7 +96,7 @@ def test_relative(normalize):
         ({"temperature": 50.0, "min_period": 1.0, "max_period": 4.0}, "temperature=50.0 and min_period, max_period"),
         ({"temperature": None}, "temperature must be a number where min_period and max_period are not given"),
         ({"normalize": "mean"}, "normalize must be one of 'separate', 'max', 'min', got 'mean'"),
-        ({"reference_shape": (2, 2)}, "rope_dinov3 has no option 'reference_shape'"),
+        ({"extrapolate": True}, "rope_dinov3: scaling='run_on' needs the grid that was trained on"),
         ({"head_dim": 6}, "head_dim must be a positive multiple of 4"),
     ],
 )

@@ -108,7 +108,7 @@ def test_bfloat16_tokens_keep_exact_angles():
         ({"zero_fraction": 1.0}, r"zero_fraction must be in \[0, 1\), got 1.0"),
         ({"num_directions": 3}, "head_dim must be a positive multiple of 6 .* got 8"),
         ({"num_directions": 0}, "rope_golden: num_directions must be a positive integer or None, got 0"),
-        ({"extrapolate": True}, "rope_golden has no option 'extrapolate'"),
+        ({"extrapolate": True}, "rope_golden: scaling='run_on' needs the grid that was trained on"),
     ],
 )
 def test_errors(options, message):

@@ -41,9 +41,10 @@ def test_tables_are_those_of_the_coordinates(name, of):
     for way in ways:
         prepared = tensors(way())
         weights = [torch.randn(x.shape, generator=torch.Generator().manual_seed(1)) for x in prepared]
+        learned = [(x, weight) for x, weight in zip(prepared, weights, strict=True) if x.requires_grad]
+        assert bool(learned) == (encoding.learnable and name != "pope")  # whose parameter is not in its table
         gradients = ()
-        if encoding.learnable:
-            learned = [(x, weight) for x, weight in zip(prepared, weights, strict=True) if x.requires_grad]
+        if learned:
             outputs, weights = zip(*learned, strict=True)
             gradients = torch.autograd.grad(outputs, list(encoding.parameters()), weights)
         found.append((prepared, gradients))

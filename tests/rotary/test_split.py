@@ -177,6 +177,18 @@ def test_hooks_see_what_the_layers_returned():
     assert torch.equal(q, want.unflatten(-1, (3, HEADS, D))[:, :, 0].transpose(1, 2))
 
 
+def test_hooks_of_all_modules_see_what_the_layers_returned():
+    attn, positions, seen = attention(), vp.Positions.grid((2, 3), 1), []
+    attn.encodings.append(vp.create_encoding("rope_axial", num_heads=HEADS, head_dim=D))
+    x = torch.randn(B, T, HEADS * D)
+    hook = torch.nn.modules.module.register_module_forward_hook(
+        lambda module, args, out: seen.append(out) if module is attn.qkv else None
+    )
+    with hook, torch.no_grad():
+        attn(x, AttentionContext(positions))
+    assert torch.equal(seen[0], torch.nn.functional.linear(x, attn.qkv.weight, attn.qkv.bias))
+
+
 def test_a_subclass_that_turns_otherwise_is_heard():
     class Still(type(vp.create_encoding("rope_axial", num_heads=HEADS, head_dim=D))):
         def rotate(self, x, prepared):

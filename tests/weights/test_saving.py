@@ -29,7 +29,11 @@ def test_saved_with_the_arguments_given_by_hand(tmp_path):
     assert torch.equal(loaded(pictures()), model(pictures()))
 
 
-SPECS = ["rope_axial", "learned+rope_mixed", {"name": "rope_axial", "temperature": 10.0}, "relative_table+peg", "none"]
+SPECS = [
+    *("rope_axial", "learned+rope_mixed", {"name": "rope_axial", "temperature": 10.0}, "relative_table+peg", "none"),
+    {"name": "rope_axial", "preset": "mrope", "sections": (1, 2, 1)},
+    {"name": "rope_axial", "preset": "pixtral", "learn_frequencies": "per_head"},
+]
 
 
 @recorded

@@ -4,6 +4,7 @@
 | ----------- | ---------------------------------------------------------------------------------------------------- |
 | input       | e(p) . e(p')                                                                                         |
 | rotary      | (R(p) q) . (R(p') q), the mean over unit vectors q: trace(R(p)^T R(p')) / D; mean cosine for RoPE     |
+|             | and, where q and k are not multiplied by matrices, of channels with one magnitude, for PoPE           |
 | bias        | b(p, p'); with content where it needs any: one random vector of unit variance, the same for all tokens |
 | conditional | e(p) . e(p'), where e(p) is what it mixes into tokens that all hold that one random vector           |
 
@@ -95,6 +96,8 @@ def rotations(encoding: PositionEncoding, positions: Positions) -> Float[Tensor,
     """Return R(p) of a rotary encoding as matrices: column c is the rotated unit vector of channel c."""
     if encoding.place != "rotary":
         raise NotDefined("only for the place rotary")
+    if not encoding.linear:
+        raise NotDefined("it is no matrix that queries and keys are multiplied by")
     unit = torch.eye(encoding.head_dim, dtype=positions.coords.dtype)
     unit = unit[:, None, None].expand(-1, encoding.num_heads, positions.num_tokens, -1)
     return encoding.rotate(unit, encoding.prepare(positions)).movedim(0, -1)
@@ -105,6 +108,9 @@ def vectors(encoding: PositionEncoding, positions: Positions) -> Float[Tensor, "
     """Return features f with K = f(p) . f(p'): embedding, rotations as vectors, or what is mixed into equal tokens."""
     if encoding.place == "input":
         return encoding.embed(positions).detach()[None]
+    if encoding.place == "rotary" and not encoding.linear:
+        channels = torch.zeros(1, encoding.num_heads, positions.num_tokens, encoding.head_dim).to(positions.coords)
+        return F.normalize(encoding.rotate(channels, encoding.prepare(positions))[0], dim=-1)
     if encoding.place == "rotary":
         return rotations(encoding, positions).flatten(2) / math.sqrt(encoding.head_dim)
     if encoding.place == "conditional":
@@ -169,9 +175,10 @@ def attention_logits(encoding: PositionEncoding, positions: Positions, seed: int
         )
     heads = getattr(encoding, "num_heads", 1)
     q, k = ((x @ w / math.sqrt(channels)).unflatten(-1, (heads, -1)).transpose(1, 2) for w in (w_q, w_k))
+    scale = math.sqrt(q.shape[-1])
     if encoding.place == "rotary":
         q, k = encoding(q, k, positions)
-    logits = (q @ k.mT)[0] / math.sqrt(q.shape[-1])
+    logits = (q @ k.mT)[0] / scale
     if encoding.place == "bias":
         logits = logits + bias(encoding, positions, q if getattr(encoding, "content_source", "x") == "q" else x)
     return logits

@@ -120,12 +120,13 @@ def support(case: Case) -> tuple[float, float]:
 
     Offsets are those that the encoding gets: interpolated, all of them lie there.
     """
-    if case.encoding.extrapolation in ("formula", "resize"):
+    if case.encoding.extrapolation in ("formula", "resize") and not case.encoding.runs_on:
         raise NotDefined("whatever the grid, its coordinates are those of a frame of its own")
-    ends = case.encoding.locate(case.test_positions).coords.amax(0).tolist()
+    grids = (case.positions, case.test_positions)
+    trained, ends = (case.encoding.locate(positions).coords.amax(0).tolist() for positions in grids)
     inside = [  # cells of the test grid that lie between the ends of the trained one
-        1 + math.floor((n - 1) * (m - 1) / end + 1e-6) if end else m
-        for n, m, end in zip(case.grid, case.test_grid, ends, strict=True)
+        1 + math.floor(reach * (m - 1) / end + 1e-6) if end else m
+        for reach, m, end in zip(trained, case.test_grid, ends, strict=True)
     ]
     return properties.support_ratio(tuple(inside), case.test_grid)
 

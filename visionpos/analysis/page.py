@@ -12,6 +12,7 @@ import torch
 from ..convert import create_model
 from ..input.sinusoidal import sincos_1d
 from ..registry import encoding_info, list_encodings
+from ..rotary.scaling import FrequencyRotary
 from . import kernel as kernels
 from . import report
 from .kernel import NotDefined
@@ -157,6 +158,12 @@ def overview() -> str:
     return f"## All encodings\n\nParameters are those of one module.\n\n{report.markdown(rows)}"
 
 
+def larger_grids() -> str:
+    """Return what rotary encodings can do on a larger grid, from the docstring of their base class."""
+    text = inspect.cleandoc(FrequencyRotary.__doc__).split("\n\nArgs")[0]
+    return f"## Rotary encodings on larger grids\n\n```text\n{text}\n```"
+
+
 def facts(name: str) -> str:
     """Return heading, formula and options of one encoding, from the registry alone."""
     info = encoding_info(name)
@@ -204,7 +211,7 @@ def page() -> str:
     parts = [HEADER, findings(), overview()]
     for place, names in report.sections().items():
         parts += [f"## {place.capitalize()}", *map(section, names)]
-    return "\n\n".join([*parts, glossary()]) + "\n"
+    return "\n\n".join([*parts, larger_grids(), glossary()]) + "\n"
 
 
 def write_page(folder: Path, pictures: bool = True) -> Path:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
-from ..options import Count, Natural, Positive, Spread
+from ..options import Count, Natural, Range, Spread
 from ..registry import register_encoding
 from .buckets import BucketBias
 
 Method = Literal["product", "euclid", "quant", "cross"]
+Ratio = Annotated[float, Range(lambda value: 0.01 <= value <= 64, "a number from 0.01 to 64")]
 
 
 def piecewise_index(x: Tensor, ratio: float) -> Tensor:
@@ -72,7 +73,7 @@ class IRPE(BucketBias):
         num_prefix_tokens: Natural = 0,
         method: Method = "product",
         mode: Literal["contextual", "bias"] = "contextual",
-        ratio: Positive = 1.9,
+        ratio: Ratio = 1.9,
         values: bool = False,
         init_std: Spread = 0.0,
         shared_head: bool = True,

@@ -53,6 +53,7 @@ class Kerple(BiasEncoding):
     paper = "Chi et al. 2022, arXiv 2205.09921"
     learnable = True
     translation_invariant = True
+    axes = None
     extrapolation = "run_on"  # to test on longer sequences is what it is made for
 
     def __init__(self, num_heads: Count, preset: Literal["log", "power"] = "log", **grid_options):

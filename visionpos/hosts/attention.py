@@ -191,20 +191,25 @@ def prepare_encodings(layer: nn.Module, context: AttentionContext | Tensor | Non
     return prepare_all(layer.encodings, positions_of(context, "attention layer")) if len(layer.encodings) else ()
 
 
+def is_hooked(module: nn.Module) -> bool:
+    """Return whether a hook, of the module or of all modules, gets what the module returns."""
+    return bool(module._forward_hooks or nn.modules.module._global_forward_hooks)
+
+
 def split_heads(layer: nn.Module, qkv: Tensor, prepared: Prepared) -> tuple[Tensor, Tensor, Tensor, Prepared]:
     """Return q, k, v (B, heads, T, head_dim) of the buffer qkv (B, T, 3, heads, head_dim), and what is left to apply.
 
     A rotation that comes first is applied on the way, unless the layer has norms of q and k, which come before it.
     """
     norms = layer._modules.get("q_norm"), layer._modules.get("k_norm")
-    if not all(norm is None or (isinstance(norm, nn.Identity) and not norm._forward_hooks) for norm in norms):
+    if not all(norm is None or (isinstance(norm, nn.Identity) and not is_hooked(norm)) for norm in norms):
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, heads, T, head_dim) each
         return layer.q_norm(q), layer.k_norm(k), v, prepared
     if prepared and isinstance(prepared[0][0], RotaryEncoding) and prepared[0][0].turns_pairs:
         encoding, table = prepared[0]
         if rotate_qkv.runs(qkv, table, encoding.layout):
             return *rotate_qkv.fused(qkv, table, encoding.layout), prepared[1:]
-        unseen = type(layer.qkv) is nn.Linear and not layer.qkv._forward_hooks  # by a hook that keeps the output
+        unseen = type(layer.qkv) is nn.Linear and not is_hooked(layer.qkv)  # by a hook that keeps the output
         return *split_qkv(qkv, table, encoding.layout, overwrite=unseen), prepared[1:]
     return *split_qkv(qkv), prepared
 

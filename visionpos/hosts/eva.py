@@ -72,7 +72,7 @@ class RopeMixedYX(RopeMixed):
     name = "RotaryEmbeddingMixed"
 
     def encode(self, positions: Positions) -> Tensor:
-        return mixed_angles(positions.coords.flip(-1), self.freqs)
+        return mixed_angles(self.shrink(positions).flip(-1), self.freqs)
 
 
 class Frequencies(nn.Module):
@@ -200,7 +200,7 @@ def rope_of_host(rope: nn.Module, facts: LayerFacts, layout: Layout) -> RotaryEn
         names = ("temperature",) if rope.min_period is None else ("min_period", "max_period")
         periods = {name: getattr(rope, name) for name in names}
         if not augmented or rope.normalize_coords == "separate":
-            return RopeDinoV3(**shape, **periods, normalize=rope.normalize_coords)
+            return RopeDinoV3(**shape, **trained, **periods, normalize=rope.normalize_coords)
     return RopeOfHost(rope, **shape)
 
 

@@ -18,6 +18,7 @@ class Host(ABC):
     """One timm family. An adapter is a subclass that implements these methods, added by `register_host`."""
 
     name: ClassVar[str]
+    channels_last_features: ClassVar[bool] = False  # of timm's feature extractor of the family: (B, H, W, C)
 
     @abstractmethod
     def accepts(self, model: nn.Module) -> bool:
@@ -128,4 +129,9 @@ def find_host(model: nn.Module) -> Host:
     for host in _HOSTS:
         if host.accepts(model):
             return host
-    raise ValueError(f"{type(model).__name__} is not a supported host; supported: {', '.join(supported_hosts())}")
+    kind, families = type(model), ", ".join(supported_hosts())
+    elsewhere = "" if kind.__module__.startswith("timm.") else f"; this one is from {kind.__module__}"
+    raise ValueError(
+        f"{kind.__name__} is not a supported host; supported: timm's models, as "
+        f"timm.create_model('vit_base_patch16_224') gives them, of the families {families}{elsewhere}"
+    )

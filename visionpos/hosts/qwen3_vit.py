@@ -65,7 +65,7 @@ class Qwen3VitHost(EncoderHost):
 
     def adopt_table(self, model: Qwen3VitEncoder) -> Learned2D:
         facts = self.input_facts(model)
-        options = {"dim": facts.dim, "grid_size": facts.grid_size, "interpolation": "corners"}
+        options = {"dim": facts.dim, "grid_size": facts.grid_size, "preset": "qwen3_vl"}
         return adopt_parameters(model, Learned2D, Rows(facts.grid_size), **options)
 
     def input_facts(self, model: Qwen3VitEncoder | Qwen3VitClassifier) -> LayerFacts:

@@ -10,10 +10,12 @@ from ..bias.offsets import bias_of_offsets
 from ..bias.relative_table import RelativeTable
 from ..places import BiasEncoding
 from ..positions import Positions
+from ..registry import register_native
 from .host import first
 from .parameters import ParameterHolder, adopt_parameters, bind_parameters
 
 
+@register_native
 class NetworkOfHost(BiasEncoding):
     """timm's RelPosMlp, kept as the host's own, for no encoding here is the same function.
 

@@ -15,7 +15,7 @@ from ..kernels import window_attention
 from ..kernels.choose import considered
 from ..materialize import materialize
 from ..positions import Positions
-from .attention import Prepared, attend, attend_logits, encoded, split_heads
+from .attention import Prepared, attend, attend_logits, encoded, is_hooked, split_heads
 
 
 def takes_fused_path(layer: nn.Module, x: Tensor) -> bool:
@@ -94,7 +94,7 @@ def fuse_windows(block: nn.Module, x: Tensor) -> Tensor | None:
     attn = block.attn
     biases = len(attn.encodings) and all(e.place == "bias" and not e.content_dependent for e in attn.encodings)
     drops = attn.training and attn.attn_drop.p > 0
-    if not biases or drops or attn._forward_hooks or attn._forward_pre_hooks:
+    if not biases or drops or is_hooked(attn) or attn._forward_pre_hooks:
         return None
     bias = sum(table for _, table in prepare_windows(attn, x))  # (heads, N, N)
     options = tuple(block.window_size), tuple(block.shift_size), attn.scale

@@ -68,6 +68,8 @@ def why_unsupported(q: Tensor, k: Tensor, v: Tensor, encoding: BiasEncoding, pos
         return "the formula is computed in float32"
     if not 16 <= q.shape[-1] <= 256:
         return f"it takes 16 to 256 channels per head, got {q.shape[-1]}"
+    if q.shape[-1] != v.shape[-1]:
+        return f"queries of {q.shape[-1]} channels are wider than values of {v.shape[-1]}"
     if q.device.type != "cuda" and torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
         return f"FlexAttention has no gradients on {q.device.type}"
     if q.device.type != "cuda" and torch.compiler.is_compiling():

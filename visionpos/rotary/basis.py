@@ -7,14 +7,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..encoding import AttentionTensors, full_precision
-from ..places import RotaryEncoding
 from ..positions import Positions
 from ..rotation import map_qk_rows, rotate
+from .scaling import FrequencyRotary
 
 Prepared = tuple[Tensor, Tensor, Tensor]  # cosines and sines; the bases of queries and of keys
 
 
-class BasisRotary(RotaryEncoding):
+class BasisRotary(FrequencyRotary):
     """Queries and keys are multiplied by a matrix each before they turn: q A and k B, rows, with A^T B = I.
 
     So q . k is what it was at the offset 0, and depends on the offset alone as it does without a basis. Attention

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, NamedTuple
 
 import torch
@@ -10,7 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..frequencies import geometric_frequencies, to_float64
+from ..positions import Positions
 from ..rotation import AxialLayout
+from .scaling import FrequencyRotary
 
 Preset = Literal["rope_vit", "moonvit", "pixtral", "qwen_vit", "gemma4", "mrope"]
 
@@ -42,6 +45,17 @@ def axial_frequencies(pairs: int, temperature: float, dialect: Dialect, device=N
         series = geometric_frequencies(pairs, temperature, device=device)
         return F.pad(series, (0, -pairs % axes)).view(-1, axes)
     return geometric_frequencies(pairs // axes, temperature, device=device).unsqueeze(1).expand(-1, axes)
+
+
+def scale_axial(rope: FrequencyRotary, frequencies: Tensor, positions: Positions, dialect: Dialect) -> Tensor:
+    """Return the frequencies (..., rounds, axes) of a rotation as its scaling has them on the grid at hand."""
+    if not rope.scales:
+        return frequencies
+    grids = positions.feat_shape, rope.trained_shape
+    sizes, trained = ([(*grid, 1)["yxt".index(axis)] for axis in dialect.axes] for grid in grids)
+    step = math.log(rope.temperature) / rope.num_angles  # of one series; each axis has every second, or its own
+    fastest = [math.exp(-step * first) if dialect.one_series else 1.0 for first in range(len(dialect.axes))]
+    return rope.scale(frequencies.mT, len(dialect.axes) * step, sizes, trained, fastest).mT
 
 
 def axial_angles(

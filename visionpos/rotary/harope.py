@@ -15,7 +15,7 @@ from ..registry import register_encoding
 from ..rotation import Layout
 from .basis import BasisRotary
 from .blocks import skew, skew_exp
-from .dialects import DIALECTS, axial_angles, axial_frequencies
+from .dialects import DIALECTS, axial_angles, axial_frequencies, scale_axial
 from .rope_axial import RopeAxial
 
 
@@ -37,6 +37,7 @@ class HARoPE(BasisRotary):
         temperature: of the rotation, which is that of `rope_axial`; the paper takes the RoPE of each model.
         init_std: standard deviation of the entries of A - A^T before training; 0 in the paper.
         layout: "interleaved" or "half".
+        scaling: of the frequencies on a larger grid, see `visionpos.rotary.scaling.FrequencyRotary`.
 
     Attributes:
         skew_u: Parameter (heads, head_dim (head_dim - 1) / 2), the upper triangle of A_u - A_u^T, row by row.
@@ -57,6 +58,8 @@ class HARoPE(BasisRotary):
     paper = "Li et al. 2025, arXiv 2510.10489"
     learnable = True
     translation_invariant = True
+    extrapolation = "run_on"  # as `rope_axial`, which it starts as
+    num_series = 2
 
     def __init__(
         self,
@@ -89,9 +92,9 @@ class HARoPE(BasisRotary):
     def encode(self, positions: Positions) -> Tensor:
         pairs, dialect = self.num_angles, DIALECTS["rope_vit"]
         theta = axial_frequencies(pairs, self.temperature, dialect, positions.coords.device)
-        return axial_angles(positions.coords, theta, pairs, dialect)
+        return axial_angles(positions.coords, scale_axial(self, theta, positions, dialect), pairs, dialect)
 
     def folded(self) -> RopeAxial:
         """Return what is left of this encoding for a folded projection: axial RoPE."""
-        grid_options = {"reference_shape": self.reference_shape, "extrapolate": self.extrapolate}
-        return RopeAxial(self.num_heads, self.head_dim, self.temperature, self.layout, **grid_options)
+        kept = ("temperature", "layout", "zero_fraction", "reference_shape", "scaling")
+        return RopeAxial(self.num_heads, self.head_dim, **{key: getattr(self, key) for key in kept})

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from ..frequencies import require_multiple, to_float64
 from ..options import Count, Natural, Positive
-from ..places import RotaryEncoding
 from ..positions import Positions
 from ..registry import register_encoding
 from ..rotation import AxialLayout
-from .dialects import DIALECTS, Dialect, Preset, axial_angles, axial_frequencies
+from .dialects import DIALECTS, Dialect, Preset, axial_angles, axial_frequencies, scale_axial
+from .scaling import FrequencyRotary
 
 
 def rope_angles_axial(
@@ -43,7 +43,7 @@ def rope_angles_axial(
 
 
 @register_encoding("rope_axial")
-class RopeAxial(RotaryEncoding):
+class RopeAxial(FrequencyRotary):
     """Half of the pairs turn with the column, half with the row.
 
     angles = [x theta | y theta], theta_k = temperature ** (-4k / head_dim), k < head_dim / 4, in units of one grid
@@ -69,13 +69,16 @@ class RopeAxial(RotaryEncoding):
             ones. None: all.
         learn_frequencies: theta is learned as its logarithm, "shared" by the heads or "per_head"; the directions stay
             on the axes. At the start it is the formula's.
+        scaling: of the frequencies on a larger grid, see `visionpos.rotary.scaling.FrequencyRotary`. NTK and YaRN need
+            those of a formula, and not those of mrope, a part of which never turns.
 
     Attributes:
         log_frequencies: Parameter (heads or 1, head_dim / 4, 2), ln theta of each axis, if frequencies are learned, or
             None. Float32 even in a model of less, and without weight decay.
 
     Raises:
-        ValueError: a `head_dim` that is not a multiple of 4, sections without mrope, or frequencies to learn with it.
+        ValueError: a `head_dim` that is not a multiple of 4, sections without mrope, frequencies to learn with it, or a
+            scaling that either cannot have.
 
     Example:
         >>> rope = vp.create_encoding("rope_axial", num_heads=1, head_dim=8, preset="moonvit")
@@ -85,6 +88,7 @@ class RopeAxial(RotaryEncoding):
 
     paper = "Heo et al. 2024, arXiv 2403.13298"
     translation_invariant = True
+    num_series = 2
     extrapolation = "run_on"  # raw grid steps at every size, as in the authors' code
 
     def __init__(
@@ -102,6 +106,7 @@ class RopeAxial(RotaryEncoding):
         require_multiple("head_dim", head_dim, 4, "pairs of channels for each of two axes")
         self.preset, self.sections = preset, None if sections is None else tuple(sections)
         self.temperature = self.dialect.temperature if temperature is None else temperature
+        self.num_series = 1 if self.dialect.in_turn else 2
         if sections is not None and preset != "mrope":
             raise ValueError(f"sections belong to preset 'mrope', got {sections} with {preset!r}")
         if learn_frequencies and preset == "mrope":
@@ -112,6 +117,17 @@ class RopeAxial(RotaryEncoding):
             self.learnable = True
             self.log_frequencies = nn.Parameter(torch.empty(rows, head_dim // 4, 2))
             self.reset_parameters()
+        self.check_scaling()
+
+    def check_scaling(self) -> None:
+        """Check that frequencies which are no geometric series are only divided.
+
+        Raises:
+            ValueError: another scaling than "linear" of learned frequencies, or of mrope.
+        """
+        if (self.learn_frequencies or self.preset == "mrope") and self.scales and self.settings["type"] != "linear":
+            accepted = "'interpolate', 'run_on' or 'linear' with learned frequencies and with preset 'mrope'"
+            raise ValueError(f"{self.name}: scaling must be {accepted}, got {self.scaling!r}")
 
     @property
     def dialect(self) -> Dialect:
@@ -135,7 +151,8 @@ class RopeAxial(RotaryEncoding):
         return torch.stack([row * (rounds < n) for row, n in zip(theta.T, self.sections, strict=True)], dim=-1)
 
     def encode(self, positions: Positions) -> Tensor:
-        theta = self.frequencies(positions.coords.device)
+        self.check_scaling()
+        theta = scale_axial(self, self.frequencies(positions.coords.device), positions, self.dialect)
         return axial_angles(positions.coords, theta, self.num_angles, self.dialect)
 
     def _apply(self, fn, recurse=True):
@@ -145,4 +162,4 @@ class RopeAxial(RotaryEncoding):
             moved = fn(tensor)
             return moved if moved.dtype.itemsize >= 4 else tensor.to(moved.device)
 
-        return super()._apply(convert, recurse)
+        return super()._apply(fn if self.log_frequencies is None else convert, recurse)

@@ -5,18 +5,20 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from ..encoding import Shape
 from ..frequencies import geometric_frequencies, require_multiple, to_float64
 from ..options import Count, Positive, Share
-from ..places import RotaryEncoding
 from ..positions import Positions
 from ..registry import register_encoding
 from ..rotation import Layout, mixed_angles
+from .scaling import FrequencyRotary
 
 
 @register_encoding("rope_golden")
-class RopeGolden(RotaryEncoding):
+class RopeGolden(FrequencyRotary):
     """Every pair turns along a fixed direction of its own; golden-angle steps spread them evenly over the plane.
 
     angle_i = omega_i (x' cos(i phi) + y' sin(i phi)), phi = pi (sqrt(5) - 1) / 2, with i counting the pairs of all
@@ -35,6 +37,7 @@ class RopeGolden(RotaryEncoding):
             pi k / K and has all the frequencies; heads are alike. 2 is axial, x first. `rope_spiral` deals out its
             directions in another way.
         layout: "half" (the source) or "interleaved".
+        scaling: of the frequencies on a larger grid, see `visionpos.rotary.scaling.FrequencyRotary`.
 
     Raises:
         ValueError: frequencies that are not 0 < min_freq <= max_freq, a share outside [0, 1), or directions that do
@@ -54,8 +57,9 @@ class RopeGolden(RotaryEncoding):
         zero_fraction: Share = 0.0,
         num_directions: Count | None = None,
         layout: Layout = "half",
+        **grid_options,
     ):
-        super().__init__(num_heads, head_dim, layout)
+        super().__init__(num_heads, head_dim, layout, **grid_options)
         if min_freq > max_freq:
             raise ValueError(f"frequencies must be 0 < min_freq <= max_freq, got {min_freq} and {max_freq}")
         if num_directions is not None:
@@ -63,13 +67,17 @@ class RopeGolden(RotaryEncoding):
         self.min_freq, self.max_freq, self.zero_fraction = min_freq, max_freq, zero_fraction
         self.num_directions = num_directions
 
-    def frequencies(self, device=None) -> Tensor:
-        """omega_i u_i, what multiplies x and y: (2, heads or 1, head_dim / 2), float64."""
+    def frequencies(self, device=None, feat_shape: Shape | None = None) -> Tensor:
+        """omega_i u_i, what multiplies x and y: (2, heads or 1, head_dim / 2), float64; scaled for a grid if given."""
         groups, pairs = self.num_directions or 1, self.head_dim // 2
         still = min(round(self.zero_fraction * pairs / groups), pairs // groups - 1)  # at least one pair turns
-        ratio = self.min_freq / self.max_freq
-        turning = self.min_freq * geometric_frequencies(pairs // groups - still, ratio, inclusive=True, device=device)
-        omega = torch.cat([turning.new_zeros(still), turning]).repeat(groups)  # (pairs,)
+        count, ratio = pairs // groups - still, self.min_freq / self.max_freq
+        turning = self.min_freq * geometric_frequencies(count, ratio, inclusive=True, device=device)
+        if feat_shape is not None:
+            fastest = [self.max_freq * step for step in box_steps(self.trained_shape)]
+            fall = -math.log(ratio) / max(count - 1, 1)
+            turning = self.scale(turning.flip(0), fall, feat_shape, self.trained_shape, fastest).flip(-1)
+        omega = F.pad(turning.expand(2, -1), (still, 0)).repeat(1, groups).flip(0).unsqueeze(1)  # (2, 1, pairs)
         if self.num_directions is None:
             index = to_float64(torch.arange(self.num_heads * pairs, device=device)).view(self.num_heads, pairs)
             direction = index * (math.pi * (math.sqrt(5) - 1) / 2)
@@ -78,9 +86,18 @@ class RopeGolden(RotaryEncoding):
             direction = (index * (math.pi / groups)).unsqueeze(0)
         return torch.stack([direction.cos(), direction.sin()]) * omega
 
+    def locate(self, positions: Positions) -> Positions:
+        return positions
+
     def encode(self, positions: Positions) -> Tensor:
-        height, width = positions.feat_shape
-        halves = math.sqrt(height / width), math.sqrt(width / height)
-        axes = zip(to_float64(positions.coords).unbind(-1), positions.feat_shape, halves, strict=True)
-        box = torch.stack([(i - (n - 1) / 2) * (2 * half / max(n - 1, 1)) for i, n, half in axes], dim=-1)
-        return mixed_angles(box, self.frequencies(box.device))
+        axes = zip(to_float64(positions.coords).unbind(-1), positions.feat_shape, strict=True)
+        steps = box_steps(self.trained_shape if self.runs_on else positions.feat_shape)
+        box = torch.stack([(i - (n - 1) / 2) * step for (i, n), step in zip(axes, steps, strict=True)], dim=-1)
+        return mixed_angles(box, self.frequencies(box.device, positions.feat_shape if self.runs_on else None))
+
+
+def box_steps(feat_shape: Shape) -> list[float]:
+    """Return the length of a grid step along each axis of the box, from the first token to the last."""
+    height, width = feat_shape
+    halves = math.sqrt(height / width), math.sqrt(width / height)
+    return [2 * half / max(n - 1, 1) for n, half in zip(feat_shape, halves, strict=True)]

@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from ..frequencies import geometric_frequencies, require_multiple, to_float64
 from ..options import Count, Positive
-from ..places import RotaryEncoding
 from ..positions import Positions
 from ..registry import register_encoding
 from ..rotation import Layout, mixed_angles
+from .scaling import FrequencyRotary, LearnedScaling
 
 
 @register_encoding("rope_mixed")
-class RopeMixed(RotaryEncoding):
+class RopeMixed(FrequencyRotary):
     """Every pair of every head turns along a learned direction: angle = freqs[0] x + freqs[1] y.
 
     At the start a head is `rope_axial` with its axes turned by a random angle a: half of the pairs turn along
@@ -32,6 +32,8 @@ class RopeMixed(RotaryEncoding):
         head_dim: channels of a head, a multiple of 4.
         temperature: 10 in the paper; of the initialisation only.
         layout: "interleaved" (the paper) or "half".
+        scaling: on a larger grid: "interpolate", "run_on" or "linear", see `visionpos.rotary.scaling`. Learned
+            frequencies are no geometric series, whose ends NTK and YaRN would need.
 
     Attributes:
         freqs: Parameter (2, heads, head_dim / 2); row 0 multiplies x, row 1 y.
@@ -40,6 +42,7 @@ class RopeMixed(RotaryEncoding):
     paper = "Heo et al. 2024, arXiv 2403.13298"
     learnable = True
     translation_invariant = True
+    num_series = 2
     extrapolation = "run_on"  # raw grid steps at every size, as in the authors' code
 
     def __init__(
@@ -48,9 +51,10 @@ class RopeMixed(RotaryEncoding):
         head_dim: Count,
         temperature: Positive = 10.0,
         layout: Layout = "interleaved",
+        scaling: LearnedScaling | None = None,
         **grid_options,
     ):
-        super().__init__(num_heads, head_dim, layout, **grid_options)
+        super().__init__(num_heads, head_dim, layout, scaling, **grid_options)
         require_multiple("head_dim", head_dim, 4, "pairs of channels for each of two directions")
         self.temperature = temperature
         self.freqs = nn.Parameter(torch.empty(2, num_heads, head_dim // 2))
@@ -73,4 +77,4 @@ class RopeMixed(RotaryEncoding):
         self.freqs.copy_(self.initial_freqs(rotations, self.head_dim, self.temperature))
 
     def encode(self, positions: Positions) -> Tensor:
-        return mixed_angles(positions.coords, self.freqs)
+        return mixed_angles(self.shrink(positions), self.freqs)

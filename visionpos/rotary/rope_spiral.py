@@ -8,16 +8,17 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ..encoding import Shape
 from ..frequencies import geometric_frequencies, require_multiple, to_float64
 from ..options import Count, Positive
-from ..places import RotaryEncoding
 from ..positions import Positions
 from ..registry import register_encoding
 from ..rotation import Layout, mixed_angles
+from .scaling import FrequencyRotary
 
 
 @register_encoding("rope_spiral")
-class RopeSpiral(RotaryEncoding):
+class RopeSpiral(FrequencyRotary):
     """Every frequency turns along two directions at a right angle, and neighbouring frequencies along other ones.
 
     With P = head_dim / 4 frequencies and K directions, spread evenly over half a turn, the angles of a token are
@@ -42,6 +43,8 @@ class RopeSpiral(RotaryEncoding):
         max_freq: the highest frequency, in radians for each of the G steps; 1.5 in the paper.
         reference_side: G; 14 in the paper, whose pictures have 14 x 14 patches.
         layout: "interleaved" (the paper) or "half".
+        scaling: of the frequencies on a larger grid, see `visionpos.rotary.scaling.FrequencyRotary`.
+        zero_fraction: share of the frequencies, the lowest, that are 0.
 
     Raises:
         ValueError: an odd number of directions, or a `head_dim` that they do not divide.
@@ -55,6 +58,8 @@ class RopeSpiral(RotaryEncoding):
 
     paper = "Liu 2026, arXiv 2602.03227"
     translation_invariant = True
+    extrapolation = "formula"  # the frame of `reference_side` steps
+    num_series = 2
 
     def __init__(
         self,
@@ -65,25 +70,32 @@ class RopeSpiral(RotaryEncoding):
         max_freq: Positive = 1.5,
         reference_side: Count = 14,
         layout: Layout = "interleaved",
+        **grid_options,
     ):
-        super().__init__(num_heads, head_dim, layout)
+        super().__init__(num_heads, head_dim, layout, **grid_options)
         require_multiple("num_directions", num_directions, 2, "each has one at a right angle")
         require_multiple("head_dim", head_dim, 2 * num_directions, "two pairs of channels for each direction")
         self.num_directions, self.temperature, self.max_freq = num_directions, temperature, max_freq
         self.reference_side = reference_side
 
-    def frequencies(self, device=None) -> Tensor:
-        """Return what multiplies X and Y in the angle of each pair, (2, 1, head_dim / 2), float64."""
+    def frequencies(self, device=None, feat_shape: Shape | None = None) -> Tensor:
+        """Return what multiplies X and Y in the angle of each pair, (2, 1, head_dim / 2); scaled for a grid."""
         count, half = self.head_dim // 4, self.num_directions // 2
         f = self.max_freq * geometric_frequencies(count, self.temperature, device=device)  # (P,)
+        if feat_shape is not None:
+            fastest = [self.max_freq * self.reference_side / n for n in self.trained_shape]
+            f = self.scale(f, math.log(self.temperature) / count, feat_shape, self.trained_shape, fastest)
+        fy, fx = f.expand(2, -1)
         t = to_float64(torch.arange(count, device=device) // 2 % half) * (math.pi / self.num_directions)
-        along, across = f * t.cos(), f * t.sin()
-        return torch.stack([torch.cat([across, along]), torch.cat([along, -across])]).unsqueeze(1)
+        of_x, of_y = [fx * t.sin(), fx * t.cos()], [fy * t.cos(), -fy * t.sin()]
+        return torch.stack([torch.cat(of_x), torch.cat(of_y)]).unsqueeze(1)
 
     def locate(self, positions: Positions) -> Positions:
-        sizes = zip(to_float64(positions.coords).unbind(-1), positions.feat_shape, strict=True)
-        coords = torch.stack([i * (self.reference_side / n) for i, n in sizes], dim=-1)
+        trained = self.trained_shape if self.runs_on else positions.feat_shape
+        axes = zip(to_float64(positions.coords).unbind(-1), trained, strict=True)
+        coords = torch.stack([i * (self.reference_side / n) for i, n in axes], dim=-1)
         return replace(positions, coords=coords, is_grid=False)
 
     def encode(self, positions: Positions) -> Tensor:
-        return mixed_angles(positions.coords, self.frequencies(positions.coords.device))
+        grid = positions.feat_shape if self.runs_on else None
+        return mixed_angles(positions.coords, self.frequencies(positions.coords.device, grid))

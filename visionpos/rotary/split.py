@@ -85,7 +85,8 @@ class SplitQKV(torch.autograd.Function):
             return buffer, None, None
         product = _cross if differentiable else _cross_in_place
         along = product(qkv[:, :, :2], buffer[:, :, :2], ctx.layout, table[0].shape)
-        return buffer, torch.stack([-along * table[1], along * table[0]]), None
+        cos, sin = table / table.square().sum(0)  # lengths that a table multiplies by are in `along` twice
+        return buffer, torch.stack([-along * sin, along * cos]), None
 
 
 def join_gradients(q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, layout: Layout) -> Tensor:

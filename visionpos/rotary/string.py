@@ -17,6 +17,7 @@ from ..rotation import Layout, mixed_angles
 from .basis import BasisRotary
 from .blocks import skew
 from .rope_mixed import RopeMixed
+from .scaling import LearnedScaling
 
 
 @register_encoding("string")
@@ -42,6 +43,8 @@ class String(BasisRotary):
         temperature: of the frequencies "cayley" starts with, those of `rope_axial`.
         init_std: standard deviation of S or C before training (our choice: the paper does not say).
         layout: which channels of the basis form a pair, "interleaved" or "half".
+        scaling: on a larger grid: "interpolate", "run_on" or "linear", see `visionpos.rotary.scaling`. Learned
+            frequencies are no geometric series, whose ends NTK and YaRN would need.
 
     Attributes:
         skew: Parameter (heads, head_dim (head_dim - 1) / 2), the upper triangle of S ("cayley").
@@ -56,6 +59,7 @@ class String(BasisRotary):
     paper = "Schenck et al. 2025, arXiv 2502.02562"
     learnable = True
     translation_invariant = True
+    num_series = 2
     extrapolation = "run_on"  # as the RoPE that it is in another basis; the paper names no other way
 
     def __init__(
@@ -66,12 +70,15 @@ class String(BasisRotary):
         temperature: Positive = 100.0,
         init_std: Spread = 0.02,
         layout: Layout = "interleaved",
+        scaling: LearnedScaling | None = None,
         **grid_options,
     ):
-        super().__init__(num_heads, head_dim, layout, **grid_options)
+        super().__init__(num_heads, head_dim, layout, scaling, **grid_options)
         require_multiple("head_dim", head_dim, 4, "pairs of channels for each of two axes")
         if preset not in ("cayley", "circulant"):
             raise ValueError(f"preset must be 'cayley' or 'circulant', got {preset!r}")
+        if preset == "circulant" and self.zero_fraction:
+            raise ValueError("the frequencies of preset 'circulant' have no order, and it takes no zero_fraction")
         self.preset, self.temperature, self.init_std = preset, temperature, init_std
         if preset == "cayley":
             self.skew = nn.Parameter(torch.empty(num_heads, head_dim * (head_dim - 1) // 2))
@@ -116,11 +123,11 @@ class String(BasisRotary):
         return basis, basis
 
     def encode(self, positions: Positions) -> Tensor:
-        return mixed_angles(positions.coords, self.frequencies())
+        return mixed_angles(self.shrink(positions), self.frequencies())
 
     def folded(self) -> RopeMixed:
         """Return what is left of this encoding for a folded projection: RoPE with its frequencies."""
-        grid_options = {"reference_shape": self.reference_shape, "extrapolate": self.extrapolate}
-        rope = RopeMixed(self.num_heads, self.head_dim, layout=self.layout, **grid_options)
+        kept = ("layout", "zero_fraction", "reference_shape", "scaling")
+        rope = RopeMixed(self.num_heads, self.head_dim, **{key: getattr(self, key) for key in kept})
         rope.freqs = nn.Parameter(self.frequencies().detach().to(next(self.parameters())))
         return rope

@@ -110,12 +110,13 @@ def _check_values(weights: Mapping[str, Any], names: Mapping[str, Tensor]) -> No
             seen = f"{value.dtype}, {value.layout}"
         else:
             continue
-        raise ValueError(f"{key} is {seen}; weights are dense tensors of floating-point numbers")
+        raise ValueError(f"{shorten([key])} is {seen}; weights are dense tensors of floating-point numbers")
 
 
 def shorten(keys: list[str]) -> str:
     """Return the first few names as text, and how many more there are."""
-    return ", ".join(keys[:4]) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
+    first = ", ".join(key if key.isprintable() else repr(key) for key in keys[:4])
+    return first + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
 
 
 def mae(weights: Weights, model: nn.Module) -> Weights:

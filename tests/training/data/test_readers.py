@@ -107,6 +107,47 @@ def test_formats_and_modes_become_rgb(tmp_path):
     assert (pictures.images.int() - 200).abs().max() <= 1
 
 
+def test_files_that_are_no_pictures_are_passed_over(tmp_path):
+    """What Windows and people leave in folders; a suffix in capitals is still one of a picture."""
+    others = {f"{split}/{name}/{file}": b"x" for split in ("train", "test") for name in CLASSES for file in OTHER_FILES}
+    content = {name.replace(".png", ".PNG"): data for name, data in files().items()}
+    for path in (
+        write_folder(tmp_path / "folder", {**content, **others}),
+        write_tar(tmp_path / "x.tar", {**content, **others}),
+    ):
+        for split in ("train", "test"):
+            assert_tiny(load_pictures(path, split), split)
+
+
+OTHER_FILES = ("Thumbs.db", "desktop.ini", "README.txt", "labels.csv")
+
+
+def test_class_folders_may_be_links(tmp_path):
+    path = write_folder(tmp_path / "here", files())
+    (tmp_path / "elsewhere").mkdir()
+    for split in ("train", "test"):
+        (path / split / "bee").rename(tmp_path / "elsewhere" / split)
+        (path / split / "bee").symlink_to(tmp_path / "elsewhere" / split)
+        (path / split / "ant" / "again").symlink_to(path / split, target_is_directory=True)  # a circle
+        assert_tiny(load_pictures(path, split), split)
+
+
+@pytest.mark.parametrize(("orientation", "turned"), [(1, 0), (3, 180), (6, 270), (8, 90)])
+def test_pictures_are_upright_as_their_exif_says(tmp_path, orientation, turned):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 24, 3), np.uint8))
+    (tmp_path / "train" / "a").mkdir(parents=True)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image.save(tmp_path / "train" / "a" / "0.png", exif=exif)
+    expected = torch.from_numpy(np.asarray(image.rotate(turned, expand=True)).copy()).permute(2, 0, 1)
+    assert torch.equal(load_pictures(tmp_path, "train").images[0], expected)
+
+
+def test_a_parquet_label_beyond_all_classes_is_one_line(tmp_path):
+    path = write_parquet(tmp_path, names=None, shift=2**40)
+    assert "is not below 1048576" in error_of(path, "train")
+
+
 # Everything wrong ends in one line.
 
 

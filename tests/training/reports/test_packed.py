@@ -21,7 +21,8 @@ def write_run(folder, accuracy=None):
     folder.mkdir()
     accuracy = float(elsewhere.mean()) if accuracy is None else accuracy
     rows = [{"how": "scale", "size": [4, 6], "part": "test", "accuracy": accuracy}]
-    result = {"config": {"output": str(folder)}, "final": {"test": float(right.mean())}, "chance": 0.1}
+    final = {"test": float(right.mean())}
+    result = {"config": {"output": str(folder)}, "final": final, "chance": 0.1, "seed": 3, "seconds": 9.0}
     (folder / "result.json").write_text(json.dumps(result))
     report = {"run": str(folder), "coordinates": "interpolated", "rows": rows}
     (folder / "evaluate.json").write_text(json.dumps(report))

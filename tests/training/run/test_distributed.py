@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,7 @@ from tests.training.run.interrupting import (
     wait,
 )
 from visionpos.training.run import checkpoint
+from visionpos.training.run import distributed as machinery
 from visionpos.training.run.distributed import Distributed, full_tensor
 from visionpos.training.run.engine import Trainer
 from visionpos.training.run.objective import Classification, MaskedImages
@@ -267,6 +269,34 @@ def test_a_loss_that_is_not_finite_in_one_process_stops_both(fresh, tmp_path):
     codes, texts = fresh(spoil, tmp_path)
     assert codes == [4, 4]
     assert all("not finite at step 5 of 10" in text for text in texts)
+
+
+def freeze(folder: Path) -> tuple[list[int], list[str], int]:
+    """Two processes of which one stops in the middle of a step, and sleeps until the other has given up."""
+    machinery.TIMEOUT = timedelta(seconds=5)
+
+    def change() -> None:
+        loss = Classification.loss
+        Classification.loss = lambda self, f, batch, step, team: (
+            time.sleep(15 if step == 5 else 0),
+            loss(self, f, batch, step, team),
+        )[1]
+
+    texts = folder / "text of 0", folder / "text of 1"
+    config = config_of("task", folder / "run")
+    codes = run_two(config, of_rank(1, change), texts=texts)
+    return codes, [text.read_text() for text in texts], checkpoint.load(folder / "run" / "checkpoints").step
+
+
+@pytest.mark.slow
+def test_a_frozen_process_ends_the_others_with_one_line(fresh, tmp_path):
+    codes, texts, step = fresh(freeze, tmp_path)
+    assert codes == [3, 3]
+    for text in texts:
+        assert text.count("error: ") == 1
+        assert "Traceback" not in text
+        assert "error: another process has ended, or does not answer for 5 s; run again to continue" in text
+    assert 0 < step <= 5
 
 
 def test_shares_are_equal_and_all_of_it():

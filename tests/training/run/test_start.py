@@ -132,7 +132,7 @@ def test_weights_that_the_models_own_options_name_are_loaded_as_the_run_builds_i
         ({"depth": 3}, "file", r"do not fit the model .*no config.json.*: .*missing in the weights: blocks.2"),
         ({}, "other", "do not fit the model .*"),
         ({}, "broken", "broken.safetensors"),
-        ({}, "pickle", "only .safetensors files are loaded"),
+        ({}, "pickle", "a pickle can run code when it is read"),
         ({}, "empty", "init: '.*empty' given; accepted: the directory of a train.pretrain_mae run"),
         ({}, "local-dir:nowhere", "init: the configuration of local-dir:nowhere cannot be read"),
         ({}, "vit_tiny_patch16_224.nobody", "init: 'vit_tiny_patch16_224.nobody' given; did you mean '.*'\\? accepted"),

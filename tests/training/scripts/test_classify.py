@@ -204,7 +204,20 @@ def test_the_command(tmp_path):
     flags = ["--config", str(tmp_path / "tiny.yaml"), "--encoding", "alibi2d", "--output", str(tmp_path / "run")]
     done = subprocess.run([sys.executable, "-m", "train.classify", *flags], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "accuracy inside" in done.stdout
+    start, *lines, last = done.stdout.splitlines()
+    for part in (
+        str(tmp_path / "run"),
+        "alibi2d in vit_tiny_patch16_224",
+        "parameters",
+        "direction",
+        "6 steps of 8 on CPU",
+    ):
+        assert part in start
+    assert [line.split(":")[0] for line in lines] == ["step 2 of 6", "step 4 of 6", "step 6 of 6"]
+    assert "accuracy inside" in lines[0]
+    assert " left" in lines[0]
+    assert " left" not in lines[-1]
+    assert "accuracy inside" in last
     assert done.stderr == ""
 
 

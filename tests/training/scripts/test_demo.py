@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import visionpos as vp
-from train.demo import ENCODINGS, command, conclusion, demo, position_map, table
+from train.demo import ENCODINGS, command, conclusion, demo, position_map, processes, table
 from visionpos.training.errors import run_command
 
 
@@ -27,6 +27,7 @@ def test_it_leaves_a_table_a_picture_and_five_runs_and_can_be_repeated(tmp_path,
         "rope_axial",
         "alibi2d",
     ]
+    assert (written["threads"], written["processes"]) == (1, processes())
     assert {"inside", "outside", "whole", "chance", "seconds"} < written["rows"][0].keys()
     assert (tmp_path / "demo" / "demo.png").read_bytes().startswith(b"\x89PNG")
     for name in ("none", "learned", "sincos2d", "rope_axial", "alibi2d"):
@@ -35,6 +36,7 @@ def test_it_leaves_a_table_a_picture_and_five_runs_and_can_be_repeated(tmp_path,
     command(["--output", str(tmp_path / "demo"), "--steps", "1"])
     printed = capsys.readouterr().out
     report = json.loads((tmp_path / "demo" / "demo.json").read_text())
+    assert f"{processes()} at a time, one thread each: about" in printed
     assert printed.rstrip().endswith(f"{table(report)}\n\n{conclusion(report, tmp_path / 'demo')}")
 
 

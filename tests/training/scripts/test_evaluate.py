@@ -183,3 +183,48 @@ def test_shifts_count_answers_that_stay(tmp_path, capsys):
     assert "of the answers kept" in table(report)
     with pytest.raises(ConfigError, match="--shifts: 0x12 leaves nothing of the pictures, 8x12"):
         evaluate(tmp_path / "run", [], shifts=[(0, 12)])
+
+
+def test_a_run_evaluated_with_scaled_frequencies(tmp_path, capsys):
+    train(task_config(tmp_path, "--encoding", "[learned, {name: rope_eva}]"))
+    run, sizes = tmp_path / "run", [(24, 40)]
+    command([str(run), "--sizes", "24x40", "--scaling", "ntk_by_parts"])
+    report = json.loads((run / "evaluate_ntk_by_parts.json").read_text())
+    assert (report["coordinates"], report["own_coordinates"]) == ("ntk_by_parts-scaled", "interpolated")
+    assert "ntk_by_parts-scaled coordinates, where the model has interpolated ones;" in capsys.readouterr().out
+    own = evaluate(run, sizes)
+    assert own["own_coordinates"] == own["coordinates"]
+    assert ", interpolated coordinates, as the model does it;" in table(own)
+    answers = {name: load_file(run / f"{name}.safetensors") for name in ("evaluate", "evaluate_ntk_by_parts")}
+    trained = [key for key in answers["evaluate"] if "24x40" not in key]
+    assert trained
+    assert all(torch.equal(*(each[key] for each in answers.values())) for key in trained)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "flags", "said"),
+    [
+        (
+            "rope_mixed",
+            ["--scaling", "ntk"],
+            "'ntk' given, which the encodings of the run do not take: rope_mixed",
+        ),
+        ("alibi2d", ["--scaling", "linear"], "do not take: alibi2d"),
+        ("rope_axial", ["--scaling", "dynamic"], "'dynamic' given; accepted: one of linear, ntk, ntk_by_parts, yarn"),
+        ("rope_axial", ["--scaling", "ntk", "--extrapolate"], "'ntk' given beside --extrapolate; accepted: one of"),
+    ],
+)
+def test_a_scaling_that_cannot_be_is_one_line(encoding, flags, said, tmp_path, capsys):
+    train(task_config(tmp_path, "--encoding", encoding))
+    with pytest.raises(ConfigError, match=said):
+        command([str(tmp_path / "run"), "--sizes", "24", *flags])
+
+
+@pytest.mark.parametrize("scaling", ["linear", "ntk", "ntk_by_parts", "yarn"])
+def test_a_scaling_changes_a_model_at_another_size_and_not_at_its_own(scaling):
+    model = vp.create_model("vit_tiny_patch16_224", encoding="rope_axial", img_size=32, patch_size=8, num_classes=4)
+    for size, same in (((32, 32), True), ((48, 64), False)):
+        images = torch.randn(2, 3, *size)
+        with torch.no_grad():
+            outputs = [with_input_size(model.eval(), size, True, option)(images) for option in (None, scaling)]
+        assert torch.equal(*outputs) == same

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 import visionpos as vp
 from tests.training.scripts.test_classify import contents, interrupt
-from tests.training.tiny_run import picture_config, write_pictures
+from tests.training.tiny_run import picture_config, task_config, write_pictures
 from train.probe import command, fit_linear, nearest_neighbours, probe
 from visionpos.training.config.command_line import parse
 from visionpos.training.config.schema import PretrainConfig
@@ -199,6 +199,7 @@ def test_a_probe_of_a_pretrained_and_of_a_classifying_run(tmp_path, capsys):
     [
         (["nowhere"], "nowhere is no run directory"),
         (["x", "--l2", "-1"], "--l2: -1.0 given; accepted: a number from 0"),
+        (["x", "--positions", "--l2", "1e-3"], "--l2: 0.001 given with --positions, which has no use for it"),
     ],
 )
 def test_a_wrong_probe_is_one_line(argv, message, capsys):
@@ -234,3 +235,18 @@ def test_the_encoder_is_a_plain_timm_model_afterwards(tmp_path):
         num_heads=2, num_classes=0,
     )  # fmt: skip
     plain.load_state_dict(pretrained_encoder(str(tmp_path / "mae")))
+
+
+def test_positions_are_read_from_a_run_on_pictures_and_from_one_on_a_task(tmp_path, capsys):
+    classification.train(picture_config(tmp_path, "--encoding", "{name: learned, init_std: 5}"))
+    command([str(tmp_path / "run"), "--positions"])
+    report = json.loads((tmp_path / "run" / "position_probe.json").read_text())
+    assert (report["encoding"], report["images"]) == ("learned(init_std=5)", 9)
+    assert [layer["layer"] for layer in report["trained"]] == [0, 1]
+    assert report["trained"] != report["random"]
+    assert f"| 1 | {report['random'][1]['row']:.2f} | " in capsys.readouterr().out
+    assert not (tmp_path / "run" / "probe.json").exists()
+    (tmp_path / "task").mkdir()
+    classification.train(task_config(tmp_path / "task"))
+    command([str(tmp_path / "task" / "run"), "--positions"])
+    assert "none: R^2 of row and column of a patch, 512 pictures" in capsys.readouterr().out

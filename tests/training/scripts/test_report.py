@@ -175,6 +175,7 @@ def test_a_real_sweep_from_end_to_end(tmp_path):
     assert (row["encoding_parameters"], row["seeds"]) == ((2 * 3 + 1) * 16, [0, 1])
     assert {row["how"] for row in content["sizes"]} == {"scale", "shift", "answers kept after a shift"}
     assert {row["coordinates"] for row in content["sizes"]} == {"interpolated", "extrapolated"}
+    assert not any(row["own"] for row in content["sizes"])  # learned tables are resized, whatever is asked for
     assert "JPEG" not in markdown(content)
 
 
@@ -202,9 +203,10 @@ def test_the_baseline_can_be_another_or_none_at_all(tmp_path):
         report([tmp_path / "runs"], None, [], "none")
 
 
-def write_evaluation(run, rows, coordinates="interpolated"):
+def write_evaluation(run, rows, coordinates="interpolated", own="extrapolated"):
     """An evaluation with its answers, of (how, size, how many of the 400 are right); a shift keeps 360 answers."""
-    name = "evaluate" if coordinates == "interpolated" else "evaluate_extrapolated"
+    way = coordinates.removesuffix("-scaled")
+    name = "evaluate" if way == "interpolated" else f"evaluate_{way}"
     listed, kept = [], {}
     for how, size, count in [("scale", [8, 12], 200), *rows]:
         key, right = f"{how} {size[0]}x{size[1]} test", np.arange(400) < count
@@ -212,7 +214,8 @@ def write_evaluation(run, rows, coordinates="interpolated"):
         listed.append(row | ({"consistency": 0.9} if how == "shift" else {}))
         answers = np.where(np.arange(400) < 40 * (how == "shift"), 1, 0).astype(np.uint8)
         kept |= {key: answers, f"right {key}": right}
-    (run / f"{name}.json").write_text(json.dumps({"coordinates": coordinates, "rows": listed}))
+    content = {"coordinates": coordinates, "own_coordinates": own, "rows": listed}
+    (run / f"{name}.json").write_text(json.dumps(content))
     safetensors.numpy.save_file(kept, run / f"{name}.safetensors")
 
 
@@ -224,6 +227,7 @@ def test_sizes_shapes_canvases_and_shifts_have_tables_and_figures(tmp_path):
             rows += [("canvas", [12, 16], 160 + 40 * seed), ("shift", [0, 2], 80 + better)]
             write_evaluation(run, rows)
             write_evaluation(run, [("scale", [16, 24], 80)], "extrapolated")
+            write_evaluation(run, [("scale", [16, 24], 120)], "yarn-scaled")
     content = report([tmp_path / "runs"], None, [], None)
     found = {(row["encoding"], row["coordinates"], row["how"], *row["size"]): row for row in content["sizes"]}
     for key, mean, above in (
@@ -239,10 +243,13 @@ def test_sizes_shapes_canvases_and_shifts_have_tables_and_figures(tmp_path):
     assert found["none", "interpolated", "canvas", 12, 16]["accuracy"]["mean"] == pytest.approx(0.45)
     assert found["none", "interpolated", "canvas", 12, 16]["difference"] is None
     page = markdown(content)
+    assert {row["coordinates"] for row in content["sizes"] if row["own"]} == {"extrapolated"}
     for text in (
         "## Scale, interpolated coordinates: test\n",
         "## Scale, extrapolated coordinates: test\n",
         "## Scale, interpolated coordinates: test, above none\n",
+        "## Scale, yarn-scaled coordinates: test\n",
+        "| rope_axial, as the model does it | 50.0",
         "## Aspect ratio, interpolated coordinates: test",
         "## Canvas, interpolated",
         "## Shift, interpolated",

@@ -40,7 +40,8 @@ def parse(argv: Sequence[str], kind: type[AnyConfig] = Config) -> AnyConfig:
     parser.add_class_arguments(kind)
     flags = parse_flags(parser, argv, field_types(kind))
     files = [Path(str(path)) for path in flags.pop("config") or []]
-    config = kind(**vars(parser.instantiate(flags)))
+    with reporting("config"):
+        config = kind(**vars(parser.instantiate(flags)))
     config.encoding = _load_encoding(config.encoding, [Path(), *(file.parent for file in reversed(files))])
     if config.output is None:
         stem = files[-1].stem if files else config.data.name
@@ -161,9 +162,11 @@ def parse_flags(parser: ArgumentParser, argv: Sequence[str], types: dict[str, An
         raise
     for file in flags.get("config") or []:
         _refuse_unknown(read_fields(Path(str(file))), types)
-    for name, kind in types.items():  # jsonargparse lets null pass in files, for any field
-        if flags.get(name, "") is None and kind is not Any and NoneType not in get_args(kind):
-            raise ConfigError(f"{name}: null given; accepted: {_accepted(kind)}")
+    for name, kind in types.items():  # jsonargparse lets null pass in files for any field, and [] for a group
+        value, accepts_null = flags.get(name, ""), kind is Any or NoneType in get_args(kind)
+        if (value is None and not accepts_null) or (is_dataclass(kind) and not isinstance(value, Namespace)):
+            given = "null" if value is None else repr(value)
+            raise ConfigError(f"{name}: {given} given; accepted: {_accepted(kind)}")
     return flags
 
 
@@ -198,8 +201,8 @@ def _fields_like(key: str, types: dict[str, Any]) -> str:
 
 
 UNKNOWN_KEY_MESSAGE = re.compile(
-    r"Group '(?P<group>[\w.]+)' does not accept option '(?P<key>[\w.]+)'"
-    r"|Option '(?P<option>[\w.]+)' is not accepted|unrecognized arguments: --(?P<flag>[^\s=]+)"
+    r"Group '(?P<group>[\w.]+)' does not accept option '(?P<key>.+)'"
+    r"|Option '(?P<option>.+)' is not accepted|unrecognized arguments: --(?P<flag>[^\s=]+)"
 )
 
 

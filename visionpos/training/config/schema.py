@@ -26,6 +26,7 @@ COUNT = Range(lambda value: 1 <= value < 2**31, "a whole number from 1, below 2*
 SEED = Range(lambda value: 0 <= value < 2**64, "a whole number from 0, below 2**64")
 NATURAL = Range(lambda value: 0 <= value < float("inf"), "a number from 0")
 SHARE = Range(lambda value: 0 <= value < 1, "a number from 0 to below 1")
+FRACTION = Range(lambda value: 0 < value < 1, "a number above 0, below 1")
 POSITIVE = Range(lambda value: 0 < value < float("inf"), "a number above 0")
 DECAY_FACTOR = Range(lambda value: 0 < value <= 1, "a number above 0, at most 1")
 MASK_RATIO = Range(lambda value: 0 < value <= 0.95, "a number above 0, at most 0.95")
@@ -33,6 +34,7 @@ SIZE = Range(lambda value: min(value if isinstance(value, tuple) else (value,)) 
 PORTION = Range(lambda value: 0 < value <= 1, "a number above 0, at most 1")
 MEAN = Range(lambda value: all(0 <= each <= 1 for each in value), "three numbers from 0 to 1")
 STD = Range(lambda value: all(0 < each <= 1 for each in value), "three numbers above 0, at most 1")
+CROP_SCALE = Range(lambda value: 0 < value[0] <= value[1] <= 1, "two numbers above 0, at most 1, the smaller first")
 GRID = Range(lambda value: min(value) >= 1 and max(value) < 2**31, "two whole numbers from 1, cells down and across")
 BETAS = Range(lambda value: all(0 <= beta < 1 for beta in value), "two numbers from 0 to below 1")
 
@@ -63,8 +65,9 @@ class Data:
     """Choose pictures, or a position task made on the fly.
 
     Args:
-        name: cifar10, cifar100, a folder of class folders, a .tar.xz of one, or the name of a position task.
-        root: Pictures: where downloads and archives lie.
+        name: cifar10, cifar100, a folder of class folders, a .tar.xz of one, a timm name of a data set (torch/cifar10,
+            hfds/USER/NAME, wds/NAME ...), or the name of a position task.
+        root: Pictures: where downloads, archives and what timm's names stand for lie.
         size: Pictures: resize them to this many pixels a side, or to [height, width].
         crop_pct: Pictures: keep their aspect ratio: the shorter side becomes size / crop_pct pixels, and the centre is
             cut out; null squashes them to `size`.
@@ -73,6 +76,14 @@ class Data:
         download: Pictures: fetch them when they are missing.
         per_class: Pictures: train on this many of each class, the same ones for every seed.
         validation: Pictures: hold this many training pictures out and evaluate on them instead of the test pictures.
+        test_fraction: Pictures: of a folder of class folders without train/ and test/, the share of each class that is
+            for testing; null is 0.2. Which pictures those are is written into the run's split.json.
+        split_seed: Pictures: of that split.
+        memory: Pictures: GiB of a device that a folder's pictures may take, uint8 at their size; a larger set is read
+            batch by batch by timm's loaders.
+        workers: Pictures: processes of such a loader.
+        splits: Pictures: for timm's names, what training and test pictures are called there.
+        num_classes: Pictures: for timm's names, where the set does not say it.
         grid: Task: cells down and across.
         cell: Task: pixels a side of a cell.
         holdout: Task: 'left' trains in the left half of the grid and tests in the right half too.
@@ -88,6 +99,12 @@ class Data:
     download: bool = False
     per_class: int | None = within(COUNT, None)
     validation: int = within(NATURAL, 0)
+    test_fraction: float | None = within(FRACTION, None)
+    split_seed: int = within(NATURAL, 0)
+    memory: float = within(NATURAL, 4.0)
+    workers: int = within(NATURAL, 2)
+    splits: tuple[str, str] = ("train", "validation")
+    num_classes: int | None = within(COUNT, None)
     grid: tuple[int, int] = within(GRID, (6, 6))
     cell: int = within(COUNT, 4)
     holdout: Literal["none", "left"] = "none"
@@ -97,6 +114,11 @@ class Data:
     def is_task(self) -> bool:
         """Return whether the data are a position task."""
         return self.name in TASKS
+
+    @property
+    def is_named(self) -> bool:
+        """Return whether the data are a set by timm's name."""
+        return self.name.partition("/")[0] in TIMM_PREFIXES and not Path(self.name).exists()
 
     @property
     def shape(self) -> tuple[int, int] | None:
@@ -145,9 +167,12 @@ class Recipe(Augmentation, Optimization):  # fields in the order of bases from t
 
     Args:
         mixup_off_epoch: Neither mixup nor CutMix from this epoch on; null for never.
+        crop_scale: Cut every training picture at random out of its file, by timm's RandomResizedCrop: smallest and
+            largest share of the area, as [0.08, 1]; null for none. The pictures are then read by timm's loaders.
     """
 
     mixup_off_epoch: int | None = within(NATURAL, None)
+    crop_scale: tuple[float, float] | None = within(CROP_SCALE, None)
 
     def __post_init__(self):
         """Raise ConfigError for an augmentation outside its range."""
@@ -173,7 +198,10 @@ class Config:
         seed: Decides shared weights, order of the data and augmentation, alike for every encoding.
         output: Directory of the run; by default runs/<config file>/<encoding>-seed<seed>.
         resume: Continue the run found in `output`; false makes an existing run an error.
-        device: cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.
+        device: cpu, cuda, cuda:1, mps (a Mac's GPU) ...; auto takes a GPU if there is one.
+        threads: Threads of the CPU that a process computes with; null leaves it to torch. Two that wait for each other
+            on a busy machine are slower than one.
+        tracker: Also log to a tracker of accelerate's: wandb, mlflow, comet_ml, ...; it must be installed.
         precision: fp32, or bf16 autocast; auto is bf16 on a GPU.
         parallel: Under torchrun, ddp: every process has the whole model; fsdp: each a share of every weight (FSDP2).
         compile: Use torch.compile, with CUDA graphs or without; auto does on a GPU, with graphs up to batch 2048.
@@ -190,6 +218,8 @@ class Config:
     output: str | None = None
     resume: bool = True
     device: str = "auto"
+    threads: int | None = within(COUNT, None)
+    tracker: str | None = None
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     parallel: Literal["ddp", "fsdp"] = "ddp"
     compile: Literal["auto", "on", "graphs", "off"] = "auto"
@@ -208,10 +238,17 @@ class Config:
         """Raise ConfigError for values outside their range, or that contradict each other."""
         check_ranges(self)
         recipe, data = self.recipe, self.data
-        if data.name not in (*TASKS, *CIFAR) and not Path(data.name).exists():
+        if data.name not in (*TASKS, *CIFAR) and not data.is_named and not Path(data.name).exists():
             hint = did_you_mean(data.name, [*CIFAR, *TASKS])
             raise ConfigError(
-                f"data.name: {data.name!r} given; {hint}, or an existing folder or .tar.xz of class folders"
+                f"data.name: {data.name!r} given; {hint}, or an existing folder or .tar.xz of class folders, or a timm "
+                f"name ({', '.join(f'{prefix}/...' for prefix in TIMM_PREFIXES)})"
+            )
+        given = changed(data, PICTURES_BY_NAME_FIELDS) if data.is_named else changed(data, ["splits", "num_classes"])
+        if given:
+            kinds = ("folders and archives", "timm's names") if data.is_named else ("timm's names", "other data")
+            raise ConfigError(
+                f"data.{given[0]}: {getattr(data, given[0])} given for {data.name!r}; accepted for {kinds[0]} alone"
             )
         kind, unit, other = ("a position task", "steps", "epochs") if data.is_task else ("pictures", "epochs", "steps")
         if getattr(recipe, unit) is None or getattr(recipe, other) is not None:
@@ -291,11 +328,14 @@ def changed(group: object, names: Iterable[str]) -> list[str]:
     return [name for name in names if getattr(group, name) != type(group).__dataclass_fields__[name].default]
 
 
-PICTURE_FIELDS = ["root", "size", "crop_pct", "mean", "std", "download", "per_class", "validation"]
+TIMM_PREFIXES = ("torch", "hfds", "hfids", "wds", "tfds")
+PICTURES_BY_NAME_FIELDS = ["per_class", "validation", "test_fraction", "split_seed", "memory"]
+PICTURE_FIELDS = ["root", "size", "crop_pct", "mean", "std", "download", "workers", *PICTURES_BY_NAME_FIELDS]
 MIXING_FIELDS = ["mixup_alpha", "cutmix_alpha", "mix_prob", "switch_prob", "mixup_off_epoch"]
 AUGMENTATION_FIELDS = [
     *(each.name for each in fields(Augmentation) if each.name != "label_smoothing"),
     "mixup_off_epoch",
+    "crop_scale",
 ]
 SUPERVISED_FIELDS = ["label_smoothing", "layer_decay", *MIXING_FIELDS]
 TASK_FIELDS = ["grid", "cell", "holdout", "noise"]

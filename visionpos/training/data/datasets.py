@@ -19,25 +19,21 @@ from PIL import Image
 from torchvision.datasets.utils import download_url
 
 from visionpos.training.data import decoded
-from visionpos.training.data.readers import CIFAR, SPLITS, Samples, read
+from visionpos.training.data.folders import Listed
+from visionpos.training.data.readers import CIFAR, SPLITS, Samples, decode, read
 from visionpos.training.errors import DataError
 
-__all__ = ["Pictures", "holdout", "load_pictures", "subset"]
+__all__ = ["Pictures", "Shape", "load_listed", "load_pictures"]
 
 _NUM_CLASSES = {"cifar10": 10, "cifar100": 100}
 _DOWNLOAD_TIMEOUT = 30  # seconds without an answer from a download host
 
 
 class Shape(NamedTuple):
-    """Say how pictures are brought to one size.
+    """Say how pictures are brought to one size: to (H, W), squashed, or as the centre of which `crop_pct` is kept."""
 
-    Attributes:
-        size: (H, W) pixels, or None to leave them as they are.
-        crop_pct: the share of a side that is kept, the aspect ratio too; None squashes pictures to `size`.
-    """
-
-    size: tuple[int, int] | None = None
-    crop_pct: float | None = None
+    size: tuple[int, int] | None
+    crop_pct: float | None
 
     @property
     def text(self) -> str:
@@ -78,6 +74,11 @@ class Pictures:
     def to(self, device: torch.device | str) -> "Pictures":
         """Return the same pictures on another device."""
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+
+    def take(self, index: torch.Tensor) -> "Pictures":
+        """Return the pictures of some rising indices."""
+        index = index.to(self.labels.device)
+        return replace(self, images=self.images[index], labels=self.labels[index])
 
     def mean_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Return mean and standard deviation of each of the C channels, in [0, 1], from exact sums over all pixels."""
@@ -128,48 +129,11 @@ def load_pictures(
     return found
 
 
-def subset(pictures: Pictures, per_class: int, seed: int) -> Pictures:
-    """Return a class-balanced random subset, in the old order; for one seed, a smaller one lies within a larger one.
-
-    Raises:
-        DataError: If a class has fewer than `per_class` pictures.
-    """
-    by_class = _shuffled_by_class(pictures, seed)
-    smallest = min(map(len, by_class))
-    if not 1 <= per_class <= smallest:
-        raise DataError(f"per_class must be in 1 .. {smallest}, the size of the smallest class, got {per_class}")
-    return _take(pictures, torch.cat([members[:per_class] for members in by_class]))
-
-
-def holdout(pictures: Pictures, count: int, seed: int) -> tuple[Pictures, Pictures]:
-    """Split off `count` pictures for tuning, from each class in proportion to its size, both in the old order.
-
-    Returns:
-        The rest and the held-out pictures.
-
-    Raises:
-        DataError: If there would be nothing left in one of the two parts.
-    """
-    total = len(pictures)
-    if not 0 < count < total:
-        raise DataError(f"cannot hold out {count} of {total} pictures")
-    by_class = torch.cat(_shuffled_by_class(pictures, seed))
-    held = torch.zeros(total, dtype=torch.bool)
-    held[torch.arange(count) * total // count] = True  # evenly spaced, so every class gives its share
-    return _take(pictures, by_class[~held]), _take(pictures, by_class[held])
-
-
-def _shuffled_by_class(pictures: Pictures, seed: int) -> list[torch.Tensor]:
-    """Return the indices of each class's pictures in a random order."""
-    labels = pictures.labels.cpu()
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-    return [order[labels[order] == label] for label in range(len(pictures.classes))]
-
-
-def _take(pictures: Pictures, index: torch.Tensor) -> Pictures:
-    """Return the pictures of some indices, in the old order."""
-    index = index.sort().values.to(pictures.labels.device)
-    return replace(pictures, images=pictures.images[index], labels=pictures.labels[index])
+def load_listed(listed: Listed, size: tuple[int, int] | None = None, crop_pct: float | None = None) -> Pictures:
+    """Return the pictures of files in memory, at a size as in `load_pictures`."""
+    each = zip(listed.files, listed.labels, strict=True)
+    samples = ((f"{file} (picture {n})", label, decode(str(file), file)) for n, (file, label) in enumerate(each))
+    return Pictures(*_stack(samples, Shape(size, crop_pct)), listed.classes)
 
 
 def _stack(samples: Samples, shape: Shape) -> tuple[torch.Tensor, torch.Tensor]:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from visionpos.training.files import written_aside
 
-FORMAT_VERSION = "1"  # of how pictures are decoded and resized: another one, another content
+FORMAT_VERSION = "2"  # of how pictures are decoded and resized: another one, another content
 Decoded = tuple[Tensor, Tensor, tuple[str, ...]]  # images, labels, classes
 
 

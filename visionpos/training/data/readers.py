@@ -14,8 +14,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torchvision.datasets import CIFAR10, CIFAR100
+from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.datasets.utils import check_integrity, extract_archive
 
 from visionpos.training.errors import DataError
@@ -26,6 +27,7 @@ SPLITS = {"train": ("train",), "test": ("test", "val")}  # the names of a split'
 _OPENERS = {".tar": open, ".xz": lzma.open, ".gz": gzip.open, ".tgz": gzip.open}
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 _LARGEST_FILE = 64 * 2**20  # bytes of one picture in an archive
+_MOST_CLASSES = 2**20  # whose names a parquet file does not give
 _IMAGE_COLUMNS = ("img", "image")
 _LABEL_COLUMNS = ("label", "fine_label", "labels")
 
@@ -50,7 +52,8 @@ def read(path: Path, split: str) -> tuple[tuple[str, ...], Samples] | None:
     if tables:
         return _read_parquet(path, sorted(tables), split)
     if folders:
-        files = (file for folder in folders for file in folder.rglob("*") if file.is_file())
+        tops = (top for folder in folders for top in folder.iterdir())  # these may be links, folders below may not
+        files = (file for top in tops for file in top.rglob("*") if file.is_file())
         return _class_folders(path, {file.relative_to(path).parts: file for file in files}, split)
     return None
 
@@ -120,17 +123,21 @@ def _accepted(path: Path, member: tarfile.TarInfo) -> tuple[str, ...]:
 def _class_folders(
     path: Path, files: Mapping[tuple[str, ...], Path | bytes], split: str
 ) -> tuple[tuple[str, ...], Samples]:
-    """Return the samples among files named (folder of the split, class, ..., file); hidden files are none."""
+    """Return the samples among files named (folder of the split, class, ..., file).
+
+    Hidden files are none, nor, as in torchvision's ImageFolder, those whose suffix is not that of a picture.
+    """
     members = {}
     for parts in sorted(files):
-        if len(parts) > 2 and not any(part.startswith(".") for part in parts):
+        suffix = PurePosixPath(parts[-1]).suffix.lower()
+        if len(parts) > 2 and not any(part.startswith(".") for part in parts) and suffix in ("", *IMG_EXTENSIONS):
             members.setdefault(parts[0], []).append(parts)
     folder = _choose(path, split, members)
     classes = {name: tuple(sorted({parts[1] for parts in found})) for name, found in members.items()}
     _check_same_classes(path, folder, classes)
     labels = {name: label for label, name in enumerate(classes[folder])}
     return classes[folder], (
-        (where := f"{path}/{'/'.join(parts)} (picture {n})", labels[parts[1]], _decode(where, files[parts]))
+        (where := f"{path}/{'/'.join(parts)} (picture {n})", labels[parts[1]], decode(where, files[parts]))
         for n, parts in enumerate(members[folder])
     )
 
@@ -153,7 +160,7 @@ def _parquet_samples(files: list[Path], labels: list[int]) -> Samples:
         with _reporting(f"{where} is not a picture and a class number"):
             if not 0 <= number < len(labels):
                 raise DataError(f"{where}: label {number} is not in 0 .. {len(labels) - 1}")
-            sample = where, labels[number], _decode(where, picture["bytes"])
+            sample = where, labels[number], decode(where, picture["bytes"])
         yield sample
 
 
@@ -163,7 +170,14 @@ def _parquet_classes(files: list[Path]) -> tuple[str, ...]:
         schema = _pyarrow_parquet().read_schema(files[0])
         info = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {})
         names = info.get("features", {}).get(_column(schema.names, _LABEL_COLUMNS), {}).get("names")
-        return tuple(map(str, names or range(1 + max(label for _, label in _parquet_rows(files, _LABEL_COLUMNS)))))
+        if not names:
+            largest = max(label for _, label in _parquet_rows(files, _LABEL_COLUMNS))
+            if largest >= _MOST_CLASSES:
+                raise DataError(
+                    f"{files[0]}: label {largest} is not below {_MOST_CLASSES}, the most classes there may be"
+                )
+            names = range(1 + largest)
+        return tuple(map(str, names))
 
 
 def _parquet_rows(files: list[Path], *columns: tuple[str, ...]) -> Iterator[tuple]:
@@ -212,8 +226,8 @@ def _check_same_classes(path: Path, chosen: str, classes: Mapping[str, tuple[str
             raise DataError(f"{path}: {chosen} and {other} have different classes, {what}")
 
 
-def _decode(where: str, source: Path | bytes) -> Image.Image:
-    """Return one file as an RGB picture, its format and size checked first."""
+def decode(where: str, source: Path | bytes) -> Image.Image:
+    """Return one file as an RGB picture, upright as its EXIF says, its format and size checked first."""
     with _reporting(f"cannot read picture {where}"):
         try:
             content = source.read_bytes() if isinstance(source, Path) else source
@@ -225,7 +239,7 @@ def _decode(where: str, source: Path | bytes) -> Image.Image:
                 raise DataError(f"cannot read picture {where}: {image.width} x {image.height} pixels are too many")
             if image.mode[0] in "IF":
                 raise DataError(f"cannot read picture {where}: more than 8 bits per channel")
-            return image.convert("RGB")
+            return ImageOps.exif_transpose(image).convert("RGB")
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """What is left of a finished run: read from its directory, or from the one small JSON file that `results/` keeps of it.
 
 result       the content of result.json: accuracy, configuration, versions, device
-evaluations  those of evaluate.json and evaluate_extrapolated.json: accuracies at other sizes
+evaluations  those of evaluate*.json, for each way to have coordinates: accuracies at other sizes
 right        which test pictures the run got right, for each split and each evaluated size, and, as `consistency`,
              which answers a shift left as they were; in the file one bit a picture, in the order of the test set, the
              first picture in the highest bit of the first byte, in base64
@@ -21,8 +21,6 @@ from visionpos.training.errors import ConfigError
 from visionpos.training.run.record import RESULT_KEYS, read_json, write_json
 
 __all__ = ["pack", "pack_study", "read_directory", "unpack", "unpack_bits"]
-
-EVALUATIONS = ("evaluate", "evaluate_extrapolated")
 
 
 def pack(run: Path, file: Path) -> None:
@@ -94,10 +92,9 @@ def read_directory(run: Path) -> dict[str, Any]:
         raise ConfigError(f"{run} is no run of train.classify: its result has no accuracy")
     right = {f"final {split}": bits for split, bits in load(run / "predictions.safetensors").items()}
     reported = {f"final {split}": share for split, share in result["final"].items()}
-    evaluations = [read_json(run / f"{name}.json", "rows") for name in EVALUATIONS if (run / f"{name}.json").exists()]
-    for report in evaluations:
-        coordinates = report["coordinates"]
-        answers = load(run / f"evaluate{'_extrapolated' * (coordinates == 'extrapolated')}.safetensors")
+    found = {file: read_json(file, "rows") for file in sorted(run.glob("evaluate*.json"))}
+    for file, report in found.items():
+        coordinates, answers = report["coordinates"], load(file.with_suffix(".safetensors"))
         for row in report["rows"] if answers else ():  # nothing kept: a mean without interval
             key, place = name_of(row), f"{row['size'][0]}x{row['size'][1]} {row['part']}"
             if f"right {key}" not in answers:
@@ -111,7 +108,7 @@ def read_directory(run: Path) -> dict[str, Any]:
     for name, bits in right.items():
         if name not in reported or abs(bits.mean() - reported[name]) > 1e-6:
             raise ConfigError(f"{run}: {name!r} has {bits.mean()} right, reported are {reported.get(name)}")
-    return {"result": result, "evaluations": evaluations, "right": right}
+    return {"result": result, "evaluations": list(found.values()), "right": right}
 
 
 def name_of(row: dict[str, Any]) -> str:

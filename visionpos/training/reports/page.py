@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from visionpos.training.errors import ConfigError
+from visionpos.training.reports.claims import claims_table
 from visionpos.training.reports.collect import find_runs, group_runs
 from visionpos.training.reports.figures import figures, save
 from visionpos.training.reports.markdown import markdown_table
@@ -47,7 +48,10 @@ def write_page(folders: Sequence[Path], file: Path) -> None:
 
 def page(contents: dict[str, dict[str, Any]]) -> str:
     """Return the page in Markdown, of what `study_content` returns for each folder's name."""
-    return "\n\n".join([INTRODUCTION, *(study_section(*study) for study in contents.items())]) + "\n"
+    sections = [INTRODUCTION, *(study_section(*study) for study in contents.items())]
+    if claims := claims_table(list(contents.values())):
+        sections += [f"## {claims.title}", claims.caption, markdown_table(claims.head, claims.rows)]
+    return "\n\n".join(sections) + "\n"
 
 
 def study_content(path: Path) -> dict[str, Any]:

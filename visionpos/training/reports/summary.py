@@ -58,6 +58,7 @@ def summarize_group(group: Group, baseline: Group | None, compared: int, found: 
     return {
         "setting": group.setting,
         "encoding": group.label,
+        "spec": first.field("encoding"),
         "options": options_text(first.result["encodings"]),
         "tuned": {name: first.field(name) for name in found.tuned},
         "seeds": list(group.runs),
@@ -98,11 +99,13 @@ def options_text(encodings: Iterable[dict[str, Any]]) -> str:
 def size_rows(group: Group, baseline: Group | None, compared: int) -> list[dict[str, Any]]:
     """Return accuracy at every size, canvas and shift that all runs of a group were evaluated at."""
     own, other = measured(group), {} if baseline in (None, group) else measured(baseline)
+    by_itself = {each.get("own_coordinates") for run in group.runs.values() for each in run.evaluations}
     rows = []
     for key, shares in own.items():
         if shares.keys() == group.runs.keys():
             coordinates, how, size, split, name = key
             place = {"coordinates": coordinates, "how": how, "size": list(size), "part": split}
+            place["own"] = coordinates in by_itself  # so does the model by itself
             gap = group.difference(baseline, name, shares, other[key], compared) if key in other else None
             accuracy = {"accuracy": group.accuracy(name, shares), "difference": gap}
             rows.append({"setting": group.setting, "encoding": group.label, **place, **accuracy})

@@ -101,7 +101,8 @@ def size_rows(
     sizes = sorted({tuple(row["size"]) for row in chosen})
     found: dict[tuple[str, ...], dict[tuple[int, ...], str]] = {}
     for row in chosen:
-        name = (*map(str, row["setting"].values()), row["encoding"])
+        by_itself = ", as the model does it" * row["own"]
+        name = (*map(str, row["setting"].values()), row["encoding"] + by_itself)
         if row[what]:
             found.setdefault(name, {})[tuple(row["size"])] = percent(row[what], form)
     head = [*content["varied"], "encoding", *("x".join(map(str, size)) for size in sizes)]

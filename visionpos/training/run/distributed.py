@@ -5,6 +5,7 @@ gloo, through accelerate; every step is the same batch for all of them, of which
 """
 
 import os
+import re
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from visionpos.training.config.schema import Config
-from visionpos.training.errors import ConfigError, Interrupted
+from visionpos.training.errors import CheckpointError, ConfigError, Interrupted
 
 __all__ = ["Distributed", "Stop", "full_tensor", "shard_like"]
 
@@ -69,6 +70,21 @@ class Distributed:
                 f"recipe.batch_size: {batch_size} given; accepted: a multiple of the {self.size} processes"
             )
 
+    @contextmanager
+    def answering(self) -> Iterator[None]:
+        """Report in the block that another process is frozen or has ended, as CheckpointError of one line."""
+        try:
+            yield
+        except RuntimeError as error:
+            if self.size == 1 or not re.search(
+                "timed? ?out|connection (closed|reset|refused)", str(error), re.IGNORECASE
+            ):
+                raise
+            raise CheckpointError(
+                f"another process has ended, or does not answer for {TIMEOUT.seconds} s; run again to continue "
+                "after the last checkpoint"
+            ) from error
+
     def wrap(self, model: nn.Module) -> nn.Module:
         """Return the model with gradients averaged over the processes."""
         if self.size == 1:
@@ -112,7 +128,7 @@ class Distributed:
     def print0(self, text: str) -> None:
         """Print a line, once for all processes."""
         if self.is_main:
-            print(text)
+            print(text, flush=True)
 
     def barrier(self) -> None:
         """Wait until all processes have come here."""

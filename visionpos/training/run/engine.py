@@ -28,11 +28,12 @@ __all__ = ["Trainer", "mixed_precision", "pick_device"]
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device of that name, if this machine has it; 'auto' is a GPU if there is one."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """Return the device of that name, if this machine has it; 'auto' is a GPU, Apple's too, if there is one."""
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    present = ["auto", "cpu", *(["cuda"] if count else []), *(f"cuda:{index}" for index in range(count))]
+    present = ["cpu", *(["mps"] if torch.backends.mps.is_available() else []), *(["cuda"] if count else [])]
+    if name == "auto":
+        return torch.device(present[-1])
+    present = ["auto", *present, *(f"cuda:{index}" for index in range(count))]
     if name not in present:
         raise ConfigError(f"device: {name!r} given; accepted here: {', '.join(present)}")
     return torch.device(name)
@@ -74,7 +75,7 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """
     groups, options = parameter_groups(model, recipe), {"lr": recipe.lr, "betas": tuple(recipe.betas)}
     if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(groups, **options, fused=True)
+        return torch.optim.AdamW(groups, **options, fused=True)  # on CPU, CUDA and MPS
     optimizer = Muon(groups, **options, nesterov=True)
     optimizer.register_step_pre_hook(one_rate)
     return optimizer
@@ -110,6 +111,8 @@ def seed_layers(device: torch.device, seed: int) -> None:
     As `torch.manual_seed` does, but without the other back ends, whose part takes a third of a millisecond.
     """
     torch.default_generator.manual_seed(seed)
+    if device.type == "mps":
+        torch.mps.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.default_generators[
             torch.cuda.current_device() if device.index is None else device.index

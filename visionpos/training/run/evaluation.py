@@ -16,17 +16,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import visionpos as vp
+from visionpos.options import fits, hints
+from visionpos.registry import constructor_parameters
+from visionpos.rotary.scaling import SCALINGS, FrequencyRotary, is_scaling
 from visionpos.training.config.schema import Config, encoding_label
-from visionpos.training.data.datasets import Pictures
 from visionpos.training.errors import ConfigError
 from visionpos.training.run.build import trained_model
 from visionpos.training.run.engine import mixed_precision, pick_device
 from visionpos.training.run.objective import answers
 from visionpos.training.run.record import open_run, write_json, write_tensors
 from visionpos.training.run.source import (
-    evaluation_pictures,
+    Batching,
+    open_evaluation,
     open_task,
-    picture_batches,
     picture_split,
     task_batches,
     task_splits,
@@ -55,12 +57,13 @@ def evaluate(path: Path, *args: Any, **options: Any) -> dict[str, Any]:
 
 
 def record(path: Path, report: dict[str, Any], kept: dict[str, Tensor]) -> None:
-    """Write what `measure` returned into a run directory: `evaluate.*`, or `evaluate_extrapolated.*`.
+    """Write what `measure` returned into a run directory: `evaluate.*`, `evaluate_extrapolated.*`, `evaluate_ntk.*` ...
 
     Raises:
         OSError: nothing can be written there.
     """
-    name = "evaluate_extrapolated" if report["coordinates"] == "extrapolated" else "evaluate"
+    way = report["coordinates"].removesuffix("-scaled")
+    name = "evaluate" if way == "interpolated" else f"evaluate_{way}"
     write_tensors(path / f"{name}.safetensors", kept)  # before the report: where that is, they are
     write_json(path / f"{name}.json", report)
 
@@ -72,6 +75,7 @@ def measure(
     extrapolate: bool = False,
     device: str | None = None,
     shifts: Sequence[Size] = (),
+    scaling: str | None = None,
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Measure the run at `path` at the size it was trained on, scaled to each of `sizes`, and so on.
 
@@ -85,7 +89,12 @@ def measure(
         extrapolate: Let coordinates run on beyond the trained grid instead of interpolating them into it.
         device: Where to compute; by default where the run did.
         shifts: (down, right) in pixels.
+        scaling: Of the frequencies of the rotary encodings: linear, ntk, ntk_by_parts or yarn; see
+            `visionpos.rotary.scaling`. Other encodings then do what they do by themselves.
     """
+    if scaling is not None and (extrapolate or not is_scaling(scaling)):
+        given = f"{scaling!r} given beside --extrapolate" if extrapolate else f"{scaling!r} given"
+        raise ConfigError(f"--scaling: {given}; accepted: one of {', '.join(SCALINGS)}, without --extrapolate")
     config, found = open_run(path)
     device = pick_device(device or config.device)
     model, weights = trained_model(config, found)
@@ -95,19 +104,24 @@ def measure(
     requests += [("shift", shift) for shift in shifts]
     check_sizes(config, model, requests, trained)
     precision = mixed_precision(device, config.precision)
-    pictures = None if config.data.is_task else evaluation_pictures(config.data).to(device)
-    rows, unmoved, kept, joined = [], {}, {}, []
+    pictures = None if config.data.is_task else open_evaluation(config.data, found.metadata, device, path)
+    rows, unmoved, kept, joined, confusion = [], {}, {}, [], None
     for how, size in requests:
         try:
-            resized = with_input_size(model, trained if how == "shift" else size, extrapolate)
+            resized = with_input_size(model, trained if how == "shift" else size, extrapolate, scaling)
             if hasattr(resized, "sees_across_border") and resized.sees_across_border():
                 joined.append(f"{how} {size_text(size)}")
-            for split, batches in splits_at(config, pictures, found.metadata, how, size, device):
+            for split, batches in splits_at(config, pictures, how, size, device):
                 with precision:
-                    given, labels = answers(resized, batches)
+                    best, labels = answers(resized, batches, TOP)
+                given = best[:, 0]
                 key = f"{how} {size_text(size)} {split}"
                 kept |= {key: compact(given), f"right {key}": (given == labels).cpu()}
                 row = {"how": how, "size": list(size), "part": split, "accuracy": fraction(given == labels)}
+                if best.shape[1] == TOP:  # else every answer is among the best
+                    row["top5"] = fraction((best == labels[:, None]).any(1))
+                if confusion is None:  # of the size that was trained on, and the first split
+                    confusion = confusion_matrix(given, labels, found.metadata["num_classes"])
                 unmoved.setdefault(split, given)  # the first request is the size that was trained on
                 rows.append(row | ({"consistency": fraction(given == unmoved[split])} if how == "shift" else {}))
         except ValueError as error:  # an encoding that is not defined at this size
@@ -117,11 +131,13 @@ def measure(
         "encoding": encoding_label(config.encoding),
         "step": found.step,
         "weights": weights,
-        "coordinates": "extrapolated" if extrapolate else "interpolated",
+        "coordinates": f"{scaling}-scaled" if scaling else "extrapolated" if extrapolate else "interpolated",
+        "own_coordinates": own_coordinates(model),
         "chance": found.metadata["chance"],
         "test_size": found.metadata["test_size"],
         "note": "; ".join([found.metadata["note"], *across_border(joined)]),
         "rows": rows,
+        **by_class(confusion, found.metadata.get("classes")),
     }
     return report, kept
 
@@ -130,6 +146,23 @@ def across_border(requests: Sequence[str]) -> list[str]:
     """Return a sentence about the sizes at which a Swin sees across the border of the picture, if there are any."""
     what = "Swin's windows do not divide the grid, and tokens of opposite borders see each other, as in timm"
     return [f"{', '.join(requests)}: {what}"] if requests else []
+
+
+def confusion_matrix(given: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """Return how many pictures of each class (row) were taken for each class (column): (K, K) int64."""
+    pairs = labels * num_classes + given
+    return torch.bincount(pairs, minlength=num_classes**2).view(num_classes, num_classes).cpu()
+
+
+def by_class(confusion: Tensor, classes: Sequence[str] | None) -> dict[str, Any]:
+    """Return the names of the classes, the accuracy of each (None where it has no pictures), and the matrix."""
+    pairs = zip(confusion.diag().tolist(), confusion.sum(1).tolist(), strict=True)
+    accuracy = [right / total if total else None for right, total in pairs]
+    names = list(map(str, classes or range(len(confusion))))
+    return {"classes": names, "class_accuracy": accuracy, "confusion": confusion.tolist()}
+
+
+TOP = 5  # answers of which one must be right, for `top5`
 
 
 def compact(answers: Tensor) -> Tensor:
@@ -164,7 +197,7 @@ def check_sizes(config: Config, model: nn.Module, requests: Sequence[tuple[str, 
 
 
 def splits_at(
-    config: Config, pictures: Pictures | None, metadata: dict[str, Any], how: str, size: Size, device: torch.device
+    config: Config, pictures: Batching | None, how: str, size: Size, device: torch.device
 ) -> Iterator[tuple[str, Iterator[tuple[Tensor, Tensor]]]]:
     """Yield each split of the test at another size: its name and its batches."""
     if pictures is None:
@@ -173,15 +206,40 @@ def splits_at(
             yield split, task_batches(task, split, torch.Generator(device))
     else:
         change = {"scale": scaled, "canvas": on_canvas, "shift": shifted}[how]
-        batches = picture_batches(pictures, metadata["mean"], metadata["std"], lambda images: change(images, size))
-        yield picture_split(config.data), batches
+        yield picture_split(config.data), pictures(lambda images: change(images, size))
 
 
-def with_input_size(model: nn.Module, size: Size, extrapolate: bool) -> nn.Module:
-    """Return a copy of the model for pictures of another size."""
+def own_coordinates(model: nn.Module) -> str:
+    """Return what the model does by itself: its coordinates are extrapolated, interpolated, or scaled.
+
+    Empty where it makes no difference, as with learned tables.
+    """
+
+    def way(encoding: vp.PositionEncoding) -> str:
+        if isinstance(encoding, FrequencyRotary) and encoding.scales:
+            return f"{encoding.settings['type']}-scaled"
+        return "extrapolated" if encoding.runs_on else "interpolated"
+
+    free = (each for each in vp.get_encoding(model) if "extrapolate" in constructor_parameters(type(each)))
+    return " and ".join(dict.fromkeys(map(way, free)))
+
+
+def with_input_size(model: nn.Module, size: Size, extrapolate: bool, scaling: str | None = None) -> nn.Module:
+    """Return a copy of the model for pictures of another size.
+
+    Raises:
+        ConfigError: no encoding of the model takes the scaling.
+    """
     model = copy.deepcopy(model)
-    for encoding in vp.get_encoding(model):
-        encoding.extrapolate = extrapolate
+    encodings, taken = vp.get_encoding(model), False
+    for encoding in encodings:
+        if scaling is None:
+            encoding.extrapolate = extrapolate
+        elif isinstance(encoding, FrequencyRotary) and fits(scaling, hints(type(encoding))["scaling"]):
+            encoding.scaling, taken = scaling, True
+    if scaling is not None and not taken:
+        names = ", ".join(dict.fromkeys(encoding.name for encoding in encodings)) or "none"
+        raise ConfigError(f"--scaling: {scaling!r} given, which the encodings of the run do not take: {names}")
     windows = {}
     if hasattr(model, "layers"):  # Swin: the windows stay what they were
         each = [tuple(stage.blocks[0].window_size) for stage in model.layers]

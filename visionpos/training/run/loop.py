@@ -20,13 +20,14 @@ from visionpos.training.run import checkpoint
 from visionpos.training.run.checkpoint import Checkpoint
 from visionpos.training.run.distributed import Distributed
 from visionpos.training.run.engine import Trainer, pick_device
+from visionpos.training.run.listed import keep_split
 from visionpos.training.run.objective import Objective
 from visionpos.training.run.profile import profile
 from visionpos.training.run.record import RunDirectory, flat, write_json
 from visionpos.training.run.source import Source, open_source
 from visionpos.training.run.start import adopt_statistics
 
-__all__ = ["TrainingTask", "execute", "resolved_encodings", "versions"]
+__all__ = ["TrainingTask", "duration", "execute", "resolved_encodings", "versions"]
 
 
 class TrainingTask(ABC):
@@ -65,6 +66,8 @@ def execute(task: TrainingTask, config: Config) -> dict[str, Any]:
         NonFiniteError: a loss, a gradient or a weight is not finite.
     """
     config = adopt_statistics(config)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
     distributed = Distributed(pick_device(config.device))
     distributed.check(config)
     task.check(config)
@@ -76,11 +79,13 @@ def execute(task: TrainingTask, config: Config) -> dict[str, Any]:
             headline = task.headline(run.result)
         distributed.print0(one_line(f"{run.path} is finished: {headline}"))
         return run.result
-    trainer = open_trainer(task, config, distributed)
-    with run.locked(distributed), trainer.stop.listening():
-        found = checkpoint.load(run.checkpoints, warn=distributed.is_main)
-        resume(trainer, run, found)
-        result = RunLoop(task, trainer, run, config, found).run_to_end()
+    with distributed.answering():
+        trainer = open_trainer(task, config, distributed)
+        distributed.print0(f"{run.path}: {start_line(config, trainer)}")
+        with run.locked(distributed), trainer.stop.listening():
+            found = checkpoint.load(run.checkpoints, warn=distributed.is_main)
+            resume(trainer, run, found)
+            result = RunLoop(task, trainer, run, config, found).run_to_end()
     distributed.print0(one_line(f"{run.path}: {task.headline(result)}"))
     return result
 
@@ -90,6 +95,29 @@ def open_trainer(task: TrainingTask, config: Config, distributed: Distributed) -
     source = open_source(config.data, config.recipe, config.seed, distributed.device)
     torch.manual_seed(config.seed)
     return Trainer(*task.build(config, source, distributed.device), config, distributed)
+
+
+def start_line(config: Config, trainer: Trainer) -> str:
+    """Return what is about to be trained: encoding, model, data, device."""
+    where = surroundings(trainer)
+    device = f"{where['device']}, {where['threads']} threads" if trainer.device.type == "cpu" else where["device"]
+    processes = f" x {where['processes']}" if where["processes"] > 1 else ""
+    data, size = trainer.source.metadata, "x".join(map(str, trainer.source.metadata["image_size"]))
+    pictures = f"{data['train_size']} pictures" if data["train_size"] else "new pictures"
+    if not data.get("resident", True):
+        pictures += " through loader processes"
+    return (
+        f"{encoding_label(config.encoding)} in {config.model.name}, {count(trainer.model):,} parameters; "
+        f"{config.data.name}, {pictures} of {size}; {trainer.total} steps of {config.recipe.batch_size} on "
+        f"{device}{processes}"
+    )
+
+
+def duration(seconds: float) -> str:
+    """Return a time in the unit that suits it: `40 s`, `12 min`, `3.5 h`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def resume(trainer: Trainer, run: RunDirectory, found: Checkpoint | None) -> None:
@@ -137,6 +165,7 @@ class RunLoop:
         trainer, run, task = self.trainer, self.run, self.task
         if trainer.distributed.is_main:
             run.begin(trainer.step)
+            keep_split(run.path, trainer.source.split_record)
         try:
             with closing(run):
                 self._train()
@@ -153,7 +182,7 @@ class RunLoop:
         """Do stretches of steps and evaluations in turn, until the last step has its line."""
         trainer, config = self.trainer, self.config
         between = config.recipe.eval_every * (trainer.source.steps_per_epoch or 1)
-        label, quiet = encoding_label(config.encoding), not (sys.stderr.isatty() and trainer.distributed.is_main)
+        label, quiet = encoding_label(config.encoding), not (has_terminal() and trainer.distributed.is_main)
         with tqdm(total=trainer.total, initial=trainer.step, desc=label, unit="step", disable=quiet) as bar:
             while (last := self.line.get("step", 0)) < trainer.total:
                 missing = min(trainer.total, last + between) - trainer.step
@@ -191,7 +220,18 @@ class RunLoop:
         self.losses = []
         if trainer.distributed.is_main:
             self.run.log(self.line)
+        if not has_terminal():
+            trainer.distributed.print0(self._progress())
         self.task.on_evaluate(trainer, self.run)
+
+    def _progress(self) -> str:
+        """Return the last line of the log for people."""
+        step, total, measure = self.trainer.step, self.trainer.total, self.trainer.objective.measure
+        found = ", ".join(f"{split} {value:.4f}" for split, value in self.line[measure][self.trainer.final].items())
+        left = "" if step == total else f", about {duration(self.seconds / step * (total - step))} left"
+        return (
+            f"step {step} of {total}: loss {self.line['loss']:.4f}, {measure} {found}, {duration(self.seconds)}{left}"
+        )
 
     def _save(self) -> None:
         """Write a checkpoint, which every process must wait for."""
@@ -201,6 +241,11 @@ class RunLoop:
             state |= {"facts": trainer.source.metadata, "surroundings": surroundings(trainer)}
             checkpoint.save(self.run.checkpoints, trainer.step, tensors, trainer.scalars() | state)
         trainer.distributed.barrier()
+
+
+def has_terminal() -> bool:
+    """Return whether somebody sees the progress bar; without one, every evaluation is a line."""
+    return sys.stderr.isatty()
 
 
 def common(config: Config, trainer: Trainer, line: dict[str, Any]) -> dict[str, Any]:
@@ -224,9 +269,9 @@ def common(config: Config, trainer: Trainer, line: dict[str, Any]) -> dict[str, 
 
 def surroundings(trainer: Trainer) -> dict[str, Any]:
     """Return what decides the last bits of a run beside its configuration."""
-    gpu = trainer.device.type == "cuda"
+    name = {"cuda": torch.cuda.get_device_name, "mps": lambda _: f"Apple GPU ({platform.machine()})"}
     return {
-        "device": torch.cuda.get_device_name(trainer.device) if gpu else f"CPU ({platform.machine()})",
+        "device": name.get(trainer.device.type, lambda _: f"CPU ({platform.machine()})")(trainer.device),
         "threads": torch.get_num_threads(),
         "processes": trainer.distributed.size,
         "versions": versions(),

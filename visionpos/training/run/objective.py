@@ -89,13 +89,18 @@ class MaskedImages:
 
 
 @torch.no_grad()
-def answers(model: nn.Module, batches: Iterable[Batch]) -> Batch:
-    """Return what a model takes pictures for, and what they are: (N,) each, in order."""
-    given, labels = zip(*((model(images).argmax(-1), labels) for images, labels in batches), strict=True)
+def answers(model: nn.Module, batches: Iterable[Batch], top: int = 1) -> Batch:
+    """Return what a model takes pictures for, best first, (N, top), and what they are, (N,); in order."""
+    given, labels = zip(*((best(model(images), top), labels) for images, labels in batches), strict=True)
     return torch.cat(given), torch.cat(labels)
+
+
+def best(logits: Tensor, top: int) -> Tensor:
+    """Return the classes of the highest logits (B, K), best first; of equal ones the first class."""
+    return logits.argsort(dim=-1, descending=True, stable=True)[:, :top]
 
 
 def correct(model: nn.Module, batches: Iterable[Batch]) -> Tensor:
     """Return which pictures a model classifies rightly: (N,) bool, in order."""
     given, labels = answers(model, batches)
-    return given == labels
+    return given[:, 0] == labels

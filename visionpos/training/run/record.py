@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
@@ -26,7 +27,7 @@ from torchvision.utils import save_image
 
 from visionpos.training.config.command_line import config_class, parse, read_fields
 from visionpos.training.config.schema import Config
-from visionpos.training.errors import ConfigError, reporting
+from visionpos.training.errors import ConfigError, one_line, reporting
 from visionpos.training.files import written_aside
 from visionpos.training.run import checkpoint
 from visionpos.training.run.checkpoint import Checkpoint
@@ -44,6 +45,8 @@ CHANGEABLE_FIELDS = (
     "parallel",
     "log_every",
     "profile",
+    "threads",
+    "tracker",
 )  # of a weight, the last bits at most
 
 
@@ -55,6 +58,7 @@ class RunDirectory:
         self.checkpoints = self.path / "checkpoints"
         self.config = json.loads(json.dumps(asdict(config)))  # as YAML holds it: lists for tuples
         self.writer: SummaryWriter | None = None
+        self.tracker: GeneralTracker | None = None
         self._compare()
 
     def _compare(self) -> None:
@@ -95,6 +99,7 @@ class RunDirectory:
             self.path.mkdir(parents=True, exist_ok=True)
             write_whole(self.path / "config.yaml", yaml.safe_dump(self.config, sort_keys=False))
             self.writer = SummaryWriter(str(self.path), purge_step=step + 1)
+            self.tracker = open_tracker(self.config["tracker"], self.path, self.config)
             kept = [line for line in self.history() if line["step"] <= step]
             write_whole(self.path / "log.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
         except OSError as error:
@@ -120,6 +125,8 @@ class RunDirectory:
         """Write one point of a TensorBoard curve, from the process that writes."""
         if self.writer is not None:
             self.writer.add_scalar(name, value, step)
+        if self.tracker is not None:
+            self.tracker.log({name: value}, step=step)
 
     def log(self, line: dict[str, Any]) -> None:
         """Write one evaluation into the log and for TensorBoard."""
@@ -136,6 +143,8 @@ class RunDirectory:
         """Flush the curves."""
         if self.writer is not None:
             self.writer.close()
+        if self.tracker is not None:
+            self.tracker.finish()
 
     def picture(self, name: str, image: Tensor, step: int) -> None:
         """Write a picture (C, H, W) in [0, 1] of a step, as PNG and for TensorBoard, from the process that writes."""
@@ -144,6 +153,34 @@ class RunDirectory:
         (self.path / name).mkdir(exist_ok=True)
         save_image(image, self.path / name / f"step-{step:08d}.png")
         self.writer.add_image(name, image, step)
+
+
+def open_tracker(name: str | None, path: Path, config: dict[str, Any]) -> GeneralTracker | None:
+    """Return accelerate's tracker of that name for the run at `path`, told of its configuration; None without a name.
+
+    Raises:
+        ConfigError: there is no such tracker, or it is not installed or cannot be opened.
+    """
+    if name is None:
+        return None
+    known = {str(each): tracker for each, tracker in LOGGER_TYPE_TO_CLASS.items() if str(each) != "tensorboard"}
+    present = sorted(each for each in map(str, get_available_trackers()) if each in known)
+    if name not in present:
+        advice = f"; pip install {name}" if name in known else f", and after an installation {', '.join(sorted(known))}"
+        raise ConfigError(
+            f"tracker: {name!r} given; accepted here: null, {', '.join(present) or 'no other'}{advice} "
+            "(TensorBoard's events are written in any case)"
+        )
+    kind = known[name]
+    try:
+        tracker = (
+            kind(path.parent.name, logging_dir=str(path)) if kind.requires_logging_directory else kind(path.parent.name)
+        )
+        tracker.start()
+        tracker.store_init_configuration({key: value for key, value in flat(config).items() if value is not None})
+    except Exception as error:  # a login that is missing, a server that does not answer
+        raise ConfigError(f"tracker: {name} cannot be used: {type(error).__name__}: {one_line(error)}") from None
+    return tracker
 
 
 def open_run(path: Path) -> tuple[Config, Checkpoint]:

@@ -4,9 +4,9 @@ The training batch of a step is a function of (seed, step) and of nothing else: 
 its encoding, nor of when anything is logged. So the position in the data is one number.
 """
 
-import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -15,16 +15,22 @@ from torch import Tensor
 
 from visionpos.training.config.schema import Data, Recipe
 from visionpos.training.data.augment import Augment, normalize
-from visionpos.training.data.datasets import Pictures, holdout, load_pictures, subset
+from visionpos.training.data.datasets import Pictures, load_listed, load_pictures
+from visionpos.training.data.folders import Listed, PictureFiles, is_flat, list_folder
 from visionpos.training.data.readers import CIFAR
+from visionpos.training.data.streams import stream
+from visionpos.training.data.subsets import holdout, subset
 from visionpos.training.data.tasks import PositionTask
 from visionpos.training.errors import ConfigError
+from visionpos.training.run.listed import SPLIT_SEED, keep_split, listed_pictures, resident_bytes, split_record
+from visionpos.training.run.loader import LoaderSource, class_names, evaluation_loader, loader_batches, open_named
 
 __all__ = [
     "PictureSource",
     "Source",
     "TaskSource",
     "evaluation_pictures",
+    "open_evaluation",
     "open_source",
     "open_task",
     "picture_batches",
@@ -37,7 +43,6 @@ Batches = Iterator[tuple[Tensor, Tensor]]
 
 EVALUATION_BATCH_SIZE = 512
 EVALUATION_TASK_SIZE = 2048  # pictures of a position task, the same ones in every run
-SPLIT_SEED = 0  # of the subset and the validation pictures: alike in all runs, whatever their seed
 COPIES_NOTE = (
     "class folders and archives of {} may hold re-encoded copies (the project's cifar10.tar.xz is JPEG, quality 75): "
     "accuracies are not comparable with published ones to better than about a point"
@@ -51,6 +56,7 @@ class Source(Protocol):
     splits: tuple[str, ...]  # what accuracy is measured on; the first one is the headline
     steps_per_epoch: int | None  # None if there are no epochs
     metadata: dict[str, Any]  # for result.json, and all that evaluation must know later
+    split_record: dict[str, list[str]] | None  # which pictures of a flat folder are for what
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Return pictures (B, C, H, W) float32 of a step, and labels (B,) or smoothed and mixed targets (B, K)."""
@@ -66,6 +72,40 @@ def open_source(data: Data, recipe: Recipe, seed: int, device: torch.device) -> 
     """Return the source that a configuration describes, with its pictures on the device."""
     if data.is_task:
         return TaskSource(open_task(data), recipe.batch_size, seed, device)
+    listed = None if data.is_named else listed_pictures(data)
+    if is_resident(data, recipe, listed):
+        source = _resident(data, recipe, seed, device)
+    elif data.is_named:
+        train, test = (open_named(data, which, recipe.batch_size, seed) for which in (0, 1))
+        source = LoaderSource(train, test, class_names(train, data), "test", data, recipe, seed, device)
+    else:
+        files = map(PictureFiles, (listed["train"], listed["test"]))
+        source = LoaderSource(*files, listed["train"].classes, picture_split(data), data, recipe, seed, device)
+    if listed and is_flat(Path(data.name)):
+        source.split_record = split_record(listed)
+    return source
+
+
+def is_resident(data: Data, recipe: Recipe, listed: dict[str, Listed] | None) -> bool:
+    """Return whether all pictures lie on the device: they fit `data.memory`, and none is cut out of its file.
+
+    Raises:
+        ConfigError: pictures that no loader reads, those of an archive, are to be cut out of files.
+    """
+    if data.is_named:
+        return False
+    if listed is None:
+        if recipe.crop_scale is not None:
+            raise ConfigError(
+                f"recipe.crop_scale: {list(recipe.crop_scale)} given for {data.name!r}; accepted for class folders and "
+                "timm's names (torch/, hfds/, wds/ ...)"
+            )
+        return True
+    return recipe.crop_scale is None and resident_bytes(data, recipe, listed) <= data.memory * 2**30
+
+
+def _resident(data: Data, recipe: Recipe, seed: int, device: torch.device) -> "PictureSource":
+    """Return the source of pictures that all lie on the device."""
     train, test = training_pictures(data)
     if train.classes != test.classes:
         raise ConfigError(f"data.name: the training and test pictures of {data.name!r} have different classes")
@@ -78,6 +118,8 @@ def open_source(data: Data, recipe: Recipe, seed: int, device: torch.device) -> 
 
 class PictureSource:
     """Serve uint8 pictures on the device; every epoch a new order, every step new crops and flips."""
+
+    split_record = None
 
     def __init__(
         self,
@@ -112,6 +154,8 @@ class PictureSource:
             "mean": list(mean),
             "std": list(std),
             "note": note,
+            "classes": list(train.classes),
+            "resident": True,
         }
 
     def rows(self, step: int) -> Tensor:
@@ -142,6 +186,7 @@ class TaskSource:
     """Serve a position task; every step has new pictures."""
 
     steps_per_epoch = None
+    split_record = None
 
     def __init__(self, task: PositionTask, batch_size: int, seed: int, device: torch.device):
         self.task, self.batch_size, self.seed = task, batch_size, seed
@@ -212,6 +257,25 @@ def evaluation_pictures(data: Data) -> Pictures:
     return holdout(_load(data, "train"), data.validation, SPLIT_SEED)[1] if data.validation else _load(data, "test")
 
 
+Batching = Callable[[Callable[[Tensor], Tensor]], Batches]  # a change of uint8 pictures to batches of them, changed
+
+
+def open_evaluation(data: Data, metadata: dict[str, Any], device: torch.device, run: Path) -> Batching:
+    """Return what makes the batches of a run's evaluation, each with the uint8 pictures changed first.
+
+    Raises:
+        ConfigError: a flat folder is split otherwise than when the run began.
+    """
+    listed = None if data.is_named else listed_pictures(data)
+    if listed and is_flat(Path(data.name)):
+        keep_split(run, split_record(listed))
+    if metadata.get("resident", True):
+        pictures = evaluation_pictures(data).to(device)
+        return partial(picture_batches, pictures, metadata["mean"], metadata["std"])
+    test = PictureFiles(listed["test"]) if listed else open_named(data, 1)
+    return partial(loader_batches, evaluation_loader(test, data), metadata, device)
+
+
 def picture_split(data: Data) -> str:
     """Return what the pictures to evaluate on are called in results."""
     return "validation" if data.validation else "test"
@@ -229,11 +293,13 @@ def picture_batches(
         yield normalize(change(pictures.images[rows]), mean, std), pictures.labels[rows]
 
 
-def stream(*key: str | int) -> int:
-    """Return the seed of a random stream, such as ("order", seed, epoch): different for different keys."""
-    return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=7).digest(), "big")
-
-
 def _load(data: Data, split: str) -> Pictures:
     """Return a split of the pictures, at the size that is asked for."""
+    path = Path(data.name)
+    if data.name not in CIFAR and is_flat(path):
+        return load_listed(list_folder(path, data.test_fraction, data.split_seed)[split], data.shape, data.crop_pct)
+    if data.test_fraction is not None:
+        raise ConfigError(
+            f"data.test_fraction: {data.test_fraction} given, but {data.name!r} has a test set of its own"
+        )
     return load_pictures(data.name, split, data.root, data.shape, data.download, data.crop_pct)

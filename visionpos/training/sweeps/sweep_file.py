@@ -17,7 +17,7 @@ from typing import Any
 
 from visionpos.training.config.command_line import field_types, make_parser, parse_flags
 from visionpos.training.config.schema import changed
-from visionpos.training.errors import ConfigError
+from visionpos.training.errors import ConfigError, reporting
 
 __all__ = ["FIELDS_OF_SWEEP", "Evaluate", "Sweep", "Tune", "read_sweep"]
 
@@ -130,6 +130,7 @@ def read_sweep(path: Path) -> Sweep:
     parser.add_class_arguments(Sweep)
     flags = parse_flags(parser, ["--config", str(path)], field_types(Sweep))
     flags.pop("config")
-    sweep = Sweep(**vars(parser.instantiate(flags)))
+    with reporting(str(path)):
+        sweep = Sweep(**vars(parser.instantiate(flags)))
     sweep.check()
     return sweep

@@ -17,6 +17,7 @@ from visionpos.training.errors import ConfigError, Interrupted, one_line
 from visionpos.training.run.classification import train
 from visionpos.training.run.evaluation import evaluate
 from visionpos.training.run.lock import hold, holder
+from visionpos.training.run.loop import duration
 from visionpos.training.run.record import write_json
 from visionpos.training.sweeps.plan import Job, Plan
 
@@ -30,6 +31,7 @@ class Worker:
 
     def __init__(self, plan: Plan):
         self.plan = plan
+        self.seconds: list[float] = []  # that each run of this worker took
         self.earlier = {job.path: job.error for job in plan.jobs(lambda job: job.finished)}
 
     def run(self) -> list[Job]:
@@ -54,14 +56,26 @@ class Worker:
             time.sleep(POLL_SECONDS)
         return busy
 
+    def _progress(self, job: Job) -> str:
+        """Return which of how many runs is next, and how long all that are left would take this worker alone."""
+        done = [self.is_done(each) for each in self.plan.jobs(self.is_done)]
+        left = ""
+        if self.seconds:
+            mean = sum(self.seconds) / len(self.seconds)
+            left = f", about {duration(mean * done.count(False))} left for this worker alone"
+        return f"{job.path}: {done.count(True) + 1} of {len(done)}{left}"
+
     def _attempt(self, job: Job) -> bool:
         """Do a job unless another worker does, or nobody can yet; return whether this worker did."""
         if job.config is None and job.problem is None:
             return False
         with hold(job.path) as ours:
             if ours and not job.finished:
+                started = time.monotonic()
+                print(self._progress(job), flush=True)
                 try:
                     perform(job)
+                    self.seconds.append(time.monotonic() - started)
                     (job.path / "error.json").unlink(missing_ok=True)
                 except Interrupted:
                     raise

@@ -1,0 +1,37 @@
+"""Models that are no hosts: the line says which are, and where this one is from."""
+
+import pytest
+import timm
+import torchvision
+from torch import nn
+
+import visionpos as vp
+
+OTHERS = {
+    "torchvision ViT": lambda: torchvision.models.VisionTransformer(32, 16, 1, 2, 32, 64),
+    "torchvision Swin": lambda: torchvision.models.SwinTransformer([4, 4], 16, [1, 1], [1, 2], [4, 4]),
+    "ResNet": lambda: torchvision.models.resnet18(),
+    "a model of one's own": lambda: type("ViTModel", (nn.Module,), {"__module__": "transformers.models.vit"})(),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_model_of_another_library_is_refused_by_its_origin(name):
+    model = OTHERS[name]()
+    kind = type(model)
+    for call in (vp.get_encoding, lambda model: vp.set_encoding(model, "rope_axial")):
+        with pytest.raises(ValueError, match=f"{kind.__name__} is not a supported host; supported: timm's") as caught:
+            call(model)
+        assert str(caught.value).endswith(f"this one is from {kind.__module__}")
+
+
+def test_of_a_timm_model_no_origin_is_told():
+    with pytest.raises(ValueError, match="ResNet is not a supported host") as caught:
+        vp.set_encoding(timm.create_model("resnet10t"), "learned")
+    assert "this one" not in str(caught.value)
+
+
+def test_a_model_without_layers_is_one_line():
+    model = timm.create_model("vit_tiny_patch16_224", depth=0, img_size=(32, 48))
+    with pytest.raises(ValueError, match="no attention layers"):
+        vp.set_encoding(model, "alibi2d")
