@@ -92,6 +92,7 @@ def contribute(root: Path) -> None:
     (root / "tests" / "parity" / "test_ring.py").write_text(parity)
     insert(root / "docs" / "architecture.md", "    alibi.py ", "    ring.py                heads that look at a ring\n")
     insert(root / "README.md", "`alibi` ", "`ring` ")
+    insert(root / "visionpos" / "names.py", '    "shaw",\n', '    "ring",\n')
 
 
 GENERATE = """
