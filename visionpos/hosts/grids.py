@@ -126,7 +126,8 @@ class GridHost(Host):
                 if channels != facts.value_dim:
                     raise ValueError(
                         f"{encoding.name} mixes values of {channels} channels, but layer {facts.layer} of this "
-                        f"{type(model).__name__.removeprefix('Encoded')} has {facts.value_dim}: leave it out of `layers`"
+                        f"{type(model).__name__.removeprefix('Encoded')} has {facts.value_dim}: leave it out of "
+                        "`layers`"
                     )
         blocks = self.blocks(model)
         lists = (place for block, new in zip(blocks, layers, strict=True) for place in layer_lists(block, new))

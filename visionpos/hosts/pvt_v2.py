@@ -90,7 +90,8 @@ class PooledKeysHost(StagedHost):
             for encoding in filter(adds_to_outputs, encodings if pools else ()):
                 raise ValueError(
                     f"{encoding.name} works on the value of every token, but layer {layer} of this "
-                    f"{type(model).__name__.removeprefix('Encoded')} pools its keys and values: leave out lepe and values=True there"
+                    f"{type(model).__name__.removeprefix('Encoded')} pools its keys and values: leave out lepe and "
+                    "values=True there"
                 )
         super().install(model, inputs, layers)
 
