@@ -20,7 +20,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
-from visionpos.training.config.command_line import path_given
+from visionpos.training.config.command_line import find_config, path_given
 from visionpos.training.errors import ConfigError, one_line, reporting, run_script
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def command(argv: Sequence[str]) -> list[Job]:
     parser = Parser(usage=argparse.SUPPRESS, allow_abbrev=False, description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = "All other flags are those of train.classify, and hold for every run; --debug shows tracebacks."
-    parser.add_argument("sweep", help="the sweep file")
+    parser.add_argument("sweep", help="the sweep file, or the name of one in configs/sweep")
     parser.add_argument("--dry-run", action="store_true", help="list the runs and their state, and train nothing")
     parser.add_argument("--output", help="directory of the runs; by default as the file says, or runs/<sweep file>")
     parser.add_argument("--storage", help="Optuna's journal; by default optuna.journal in the directory of the runs")
@@ -75,13 +75,13 @@ def command(argv: Sequence[str]) -> list[Job]:
     for name in ("output", "storage"):
         if getattr(flags, name) is not None:
             path_given(f"--{name}", getattr(flags, name))
-    sweep = path_given("sweep", flags.sweep)
+    file = find_config("sweep", flags.sweep, "sweep")
     from visionpos.training.run.lock import hold
     from visionpos.training.run.record import write_json
     from visionpos.training.sweeps.plan import open_plan
     from visionpos.training.sweeps.worker import Worker
 
-    plan = open_plan(sweep, overrides, flags.output, flags.storage)
+    plan = open_plan(file, overrides, flags.output, flags.storage)
     if flags.dry_run:
         print(listing(plan))
         return []
