@@ -112,9 +112,10 @@ def test_timm_knows_the_models_in_every_order_of_imports(imports):
 def test_the_registry_fills_itself_when_it_is_first_asked():
     code = """
 from visionpos.bias.alibi2d import Alibi2D
-from visionpos.registry import encoding_info, list_encodings, register_encoding
+import visionpos
+encoding_info, list_encodings = visionpos.registry.encoding_info, visionpos.registry.list_encodings
 try:
-    @register_encoding("rope_mixed")
+    @visionpos.registry.register_encoding("rope_mixed")
     class Mine(Alibi2D): pass
 except ValueError as error:
     print(error)
@@ -132,6 +133,8 @@ def test_the_public_names_are_listed_where_they_are_imported():
     assert dir(vp) == sorted([*vp.__all__, "__version__"])
     with pytest.raises(AttributeError, match="'visionpos' has no attribute 'create_modle'"):
         _ = vp.create_modle
+    with pytest.raises(ImportError, match="cannot import name 'Position'"):
+        exec("from visionpos import Position")
 
 
 def test_no_module_hides_a_public_name():

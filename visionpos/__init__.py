@@ -56,12 +56,17 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import all public names when the first of them is asked for, and return that one."""
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    public = importlib.import_module(f"{__name__}.public")
-    globals().update((each, getattr(public, each)) for each in __all__)
-    return globals()[name]
+    """Return a public name, all of which are imported when the first is asked for, or a module of this package."""
+    if name in __all__:
+        public = importlib.import_module(f"{__name__}.public")
+        globals().update((each, getattr(public, each)) for each in __all__)
+        return globals()[name]
+    try:
+        return importlib.import_module(f"{__name__}.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != f"{__name__}.{name}":
+            raise
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
 
 
 def __dir__() -> list[str]:
