@@ -23,7 +23,19 @@ from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 
 from .encoding import LayerFacts, PositionEncoding
-from .hosts import beit, cait, eva, hiera, maxxvit, relpos, sam, swin, swin_v2, vit  # noqa: F401, every family is registered
+from .hosts import (  # noqa: F401, every family is registered
+    beit,
+    cait,
+    eva,
+    hiera,
+    maxxvit,
+    relpos,
+    sam,
+    swin,
+    swin_v2,
+    vit,
+    xcit,
+)
 from .hosts.host import Host, find_host, mixes_tokens
 from .hosts.parameters import copy_encoding, has_parameters
 from .registry import FIXED, Spec, check_agreement, complete_options, get_encoding_class, is_registered, parse_spec

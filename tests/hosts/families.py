@@ -1,7 +1,10 @@
 """What makes the small models of `visionpos.analysis.hosts.ZOO` deeper: two attention layers or more."""
 
+import visionpos as vp
+
 # their blocks see where tokens are by the shape of what they get
-GRIDS = ("Swin", "Swin v2", "SAM", "MaxViT", "CoAtNet")
+GRIDS = ("Swin", "Swin v2", "SAM", "MaxViT", "CoAtNet", "XCiT")
+CHANNELS = ("XCiT",)  # attention over channels, which has no place for rotations and biases
 DEEPER = {
     "Swin": {"depths": (1, 2), "num_heads": (3, 6)},
     "Swin v2": {"depths": (1, 2), "num_heads": (3, 6)},
@@ -9,6 +12,18 @@ DEEPER = {
     "MaxViT": {},
     "CoAtNet": {"depths": (1, 2)},
 }
+
+
+def fitting(family, spec):
+    """What of a spec the family has a place for, or something else where that is nothing."""
+    if family not in CHANNELS or spec is None:
+        return spec
+    if isinstance(spec, list):
+        return [fitting(family, item) for item in spec]
+    if isinstance(spec, dict):
+        return {**spec, "name": "peg"}
+    names = [name for name in spec.split("+") if vp.encoding_info(name)["place"] in ("input", "conditional")]
+    return "+".join(names) or "sincos2d"
 
 
 def deeper(family):

@@ -78,6 +78,7 @@ ZOO: dict[str, tuple[str, dict[str, Any], tuple[int, int]]] = {
         },
         (32, 48),
     ),
+    "XCiT": ("xcit_nano_12_p8_224", {**SMALL, "img_size": (32, 48)}, (32, 48)),
     "SAM": (
         "samvit_base_patch16",
         {

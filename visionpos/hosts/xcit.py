@@ -1,0 +1,122 @@
+"""timm's Xcit as host: attention over channels, which sees no pair of patches; every block is told the grid."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from timm.layers import register_notrace_module
+from timm.models.xcit import XCA, ConvPatchEmbed, PositionalEncodingFourier, XCABlock, Xcit
+from torch import Tensor, nn
+
+from ..encoding import AttentionTensors, LayerFacts
+from ..input.fourier import Fourier
+from ..positions import Positions
+from .attention import AttentionContext, prepare_encodings
+from .grids import GridHost, add_positions
+from .host import FixedCoordinates, encoding_parameters, register_host
+from .parameters import adopt_parameters, bind_parameters, replace_encodings
+
+
+@register_notrace_module
+class EncodedXCA(XCA):
+    """Attention over channels, to whose output encodings may add mixed values; x (B, N, C) of a grid (H, W)."""
+
+    def forward(self, x: Tensor, H: int | None = None, W: int | None = None) -> Tensor:
+        """Return tokens (B, N, C)."""
+        if not len(self.encodings):
+            return super().forward(x)
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 4, 1).unbind(0)
+        q, k = F.normalize(q, dim=-1) * self.temperature, F.normalize(k, dim=-1)  # (B, heads, head_dim, N)
+        out = self.attn_drop((q @ k.mT).softmax(dim=-1)) @ v
+        tensors = AttentionTensors(x, q.mT, k.mT, v.mT)
+        positions = Positions.grid((int(H), int(W)), device=x.device).promote(x.dtype)
+        for encoding, table in prepare_encodings(self, AttentionContext(positions)):
+            encoding.modify_attention(tensors, table)
+        out = out.mT + tensors.output  # (B, heads, N, head_dim)
+        return self.proj_drop(self.proj(out.transpose(1, 2).flatten(2)))
+
+
+class EncodedXCABlock(XCABlock):
+    """A block that tells attention the grid, and after which conditional encodings may mix the tokens."""
+
+    def forward(self, x: Tensor, H: int, W: int) -> Tensor:
+        """Return the tokens (B, N, C) of a grid (H, W) after the block."""
+        x = x + self.drop_path1(self.gamma1 * self.attn(self.norm1(x), H, W))
+        x = x + self.drop_path3(self.gamma3 * self.local_mp(self.norm3(x), H, W))
+        x = x + self.drop_path2(self.gamma2 * self.mlp(self.norm2(x)))
+        return add_positions(x.unflatten(1, (H, W)), self.mixers).flatten(1, 2) if len(self.mixers) else x
+
+
+class EncodedPatchEmbed(ConvPatchEmbed):
+    """The convolutions in front, to whose patches input encodings are added, all but timm's own."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Return the patches (B, N, C) of pictures, and their grid."""
+        x, feat_shape = super().forward(x)
+        encodings = self.input_encodings[0]
+        return add_positions(x.unflatten(1, feat_shape), encodings).flatten(1, 2) if len(encodings) else x, feat_shape
+
+
+class EncodedXcit(FixedCoordinates, Xcit):
+    """An Xcit whose positions are encodings of this package."""
+
+    def no_weight_decay(self) -> set[str]:
+        """Return timm's names and every parameter of an encoding."""
+        return super().no_weight_decay() | encoding_parameters(self)
+
+
+class XcitHost(GridHost):
+    """The family of Xcit. A `fourier` of its kind is `pos_embed`, which timm adds by itself."""
+
+    name = "Xcit (XCiT)"
+    models: ClassVar = {Xcit: EncodedXcit}
+
+    def convert_parts(self, model: Xcit) -> None:
+        model.pos_embed_own, own = nn.ModuleList(), model.pos_embed
+        if own is not None:
+            options = {"feat_shape": self.input_facts(model).feat_shape, "num_bands": own.hidden_dim // 2}
+            model.pos_embed_own.append(adopt_parameters(own, Fourier, dim=own.dim, preset="xcit", **options))
+        for block in model.blocks:
+            block.__class__, block.mixers = EncodedXCABlock, nn.ModuleList()
+            block.attn.__class__, block.attn.encodings = EncodedXCA, nn.ModuleList()
+        model.patch_embed.__class__, model.patch_embed.input_encodings = EncodedPatchEmbed, (model.pos_embed_input,)
+
+    def blocks(self, model: Xcit) -> list[nn.Module]:
+        return list(model.blocks)
+
+    def encodings(self, model: Xcit):
+        inputs, layers = super().encodings(model)
+        return [*model.pos_embed_own, *inputs], layers
+
+    def install(self, model: Xcit, inputs, layers) -> None:
+        if wrong := [encoding for layer in layers for encoding in layer if encoding.place != "conditional"]:
+            raise ValueError(f"{wrong[0].name} acts on pairs of patches, but the attention of Xcit is over channels")
+        own = [encoding for encoding in inputs if isinstance(encoding, Fourier) and encoding.preset == "xcit"][:1]
+        replace_encodings((model.pos_embed_own, own))
+        super().install(model, [encoding for encoding in inputs if encoding not in own], layers)
+
+    def bind_native(self, model: Xcit) -> None:
+        model.pos_embed = None
+        for own in model.pos_embed_own:
+            with torch.device("meta"):
+                model.pos_embed = PositionalEncodingFourier(2 * own.num_bands, own.dim)
+            model.pos_embed.token_projection = None
+            bind_parameters(own, model.pos_embed)
+
+    def input_facts(self, model: Xcit) -> LayerFacts:
+        shape = tuple(n // model.patch_embed.patch_size for n in model.patch_embed.img_size)
+        return LayerFacts(dim=model.embed_dim, feat_shape=shape)
+
+    def layer_facts(self, model: Xcit) -> list[LayerFacts]:
+        heads, depth = model.blocks[0].attn.num_heads, len(model.blocks)
+        facts = replace(self.input_facts(model), num_heads=heads, head_dim=model.embed_dim // heads, depth=depth)
+        return [replace(facts, layer=layer) for layer in range(depth)]
+
+    def mixing_layers(self, model: Xcit) -> list[int]:
+        return [0]
+
+
+HOST = register_host(XcitHost())
