@@ -27,7 +27,15 @@ ANY_SIZE = {
     "Swin v2": {"strict_img_size": False},
     "SAM": {},
     "MaxViT": {},
+<<<<<<< HEAD
     "XCiT": {},
+=======
+    "TinyViT": {},
+    "PiT": {},
+    "PVT v2": {},
+    "Twins": {},
+    "DaViT": {},
+>>>>>>> main
 }
 
 
@@ -177,8 +185,11 @@ def test_no_module_is_hooked_and_copies_have_their_own_input_encodings(family):
     model, size = converted(family, "sincos2d+rope_axial")
     assert not any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in model.modules())
     x = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
-    patches, inside = [], getattr(model, "encoder", model)
-    stem = getattr(inside, "patch_embed", None) or inside.stem.conv2
+    modules, paths = (
+        dict(model.named_modules()),
+        ("patch_embed", "encoder.patch_embed", "patch_embeds.0.proj", "stem.conv", "stem.conv2"),
+    )
+    patches, stem = [], next(modules[path] for path in paths if path in modules)
     hook = stem.register_forward_hook(lambda module, args, out: patches.append((*args, out)))
     want = model(x)
     hook.remove()

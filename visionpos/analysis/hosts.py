@@ -78,7 +78,74 @@ ZOO: dict[str, tuple[str, dict[str, Any], tuple[int, int]]] = {
         },
         (32, 48),
     ),
+<<<<<<< HEAD
     "XCiT": ("xcit_nano_12_p8_224", {**SMALL, "img_size": (32, 48)}, (32, 48)),
+=======
+    "PiT": (
+        "pit_ti_224",
+        {
+            "num_classes": 3,
+            "img_size": (32, 48),
+            "patch_size": 8,
+            "stride": 4,
+            "base_dims": (16,),
+            "depth": (1,),
+            "heads": (3,),
+        },
+        (32, 48),
+    ),
+    "PVT v2": (
+        "pvt_v2_b0",
+        {
+            "num_classes": 3,
+            "embed_dims": (48,),
+            "depths": (1,),
+            "num_heads": (3,),
+            "sr_ratios": (2,),
+            "mlp_ratios": (2,),
+            "pretrained_cfg_overlay": {"input_size": (3, 32, 48)},
+        },
+        (32, 48),
+    ),
+    "Twins": (
+        "twins_svt_small",
+        {
+            "num_classes": 3,
+            "img_size": (32, 48),
+            "embed_dims": (48,),
+            "depths": (1,),
+            "num_heads": (3,),
+            "wss": (4,),
+            "sr_ratios": (2,),
+            "mlp_ratios": (2,),
+        },
+        (32, 48),
+    ),
+    "DaViT": (
+        "davit_tiny",
+        {
+            "num_classes": 3,
+            "embed_dims": (48,),
+            "depths": (1,),
+            "num_heads": (3,),
+            "window_size": 4,
+            "pretrained_cfg_overlay": {"input_size": (3, 32, 48)},
+        },
+        (32, 48),
+    ),
+    "TinyViT": (
+        "tiny_vit_5m_224",
+        {
+            "num_classes": 3,
+            "embed_dims": (12, 48),
+            "depths": (1, 1),
+            "num_heads": (1, 3),
+            "window_sizes": (4, 4),
+            "pretrained_cfg_overlay": {"input_size": (3, 64, 96)},
+        },
+        (64, 96),
+    ),
+>>>>>>> main
     "SAM": (
         "samvit_base_patch16",
         {

@@ -62,6 +62,11 @@ def mixes_tokens(encoding: PositionEncoding | type[PositionEncoding]) -> bool:
     return getattr(encoding, "site", None) == "tokens"
 
 
+def adds_to_outputs(encoding: PositionEncoding) -> bool:
+    """Return whether the encoding adds to what attention returns for each token, and so works on values."""
+    return getattr(encoding, "site", None) == "values" or getattr(encoding, "value_table", None) is not None
+
+
 def layer_lists(block: nn.Module, encodings: list[PositionEncoding]):
     """Return the lists of a block and what each will hold: encodings inside attention, and those that follow it."""
     mixers = [encoding for encoding in encodings if mixes_tokens(encoding)]

@@ -133,9 +133,8 @@ class SwinHost(GridHost):
     block_class: ClassVar[type] = EncodedSwinBlock
     native: ClassVar[type] = RelativeTable  # the encoding that timm's model has, under names of its own
 
-    def blocks(self, model: nn.Module) -> list[nn.Module]:
-        """Return all blocks in order."""
-        return [block for stage in model.layers for block in stage.blocks]
+    def stages(self, model: nn.Module) -> list[list[nn.Module]]:
+        return [list(stage.blocks) for stage in model.layers]
 
     def wrap_attention(self, attn: nn.Module) -> None:
         """Swap the class of timm's window attention, and give it its own bias as an encoding."""
@@ -174,10 +173,6 @@ class SwinHost(GridHost):
             )
             for index, block in enumerate(blocks)
         ]
-
-    def mixing_layers(self, model: nn.Module) -> list[int]:
-        depths = [len(stage.blocks) for stage in model.layers]
-        return [sum(depths[:stage]) for stage in range(len(depths))]
 
     def bind_native(self, model: nn.Module) -> None:
         for block in self.blocks(model):

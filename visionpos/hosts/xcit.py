@@ -75,14 +75,15 @@ class XcitHost(GridHost):
     models: ClassVar = {Xcit: EncodedXcit}
 
     def convert_parts(self, model: Xcit) -> None:
-        model.pos_embed_own, own = nn.ModuleList(), model.pos_embed
+        model.pos_embed_own, own, stem = nn.ModuleList(), model.pos_embed, model.patch_embed
+        stem.grid_size = tuple(n // stem.patch_size for n in stem.img_size)
         if own is not None:
-            options = {"feat_shape": self.input_facts(model).feat_shape, "num_bands": own.hidden_dim // 2}
+            options = {"feat_shape": stem.grid_size, "num_bands": own.hidden_dim // 2}
             model.pos_embed_own.append(adopt_parameters(own, Fourier, dim=own.dim, preset="xcit", **options))
         for block in model.blocks:
             block.__class__, block.mixers = EncodedXCABlock, nn.ModuleList()
             block.attn.__class__, block.attn.encodings = EncodedXCA, nn.ModuleList()
-        model.patch_embed.__class__, model.patch_embed.input_encodings = EncodedPatchEmbed, (model.pos_embed_input,)
+        stem.__class__, stem.input_encodings = EncodedPatchEmbed, (model.pos_embed_input,)
 
     def blocks(self, model: Xcit) -> list[nn.Module]:
         return list(model.blocks)
@@ -107,8 +108,7 @@ class XcitHost(GridHost):
             bind_parameters(own, model.pos_embed)
 
     def input_facts(self, model: Xcit) -> LayerFacts:
-        shape = tuple(n // model.patch_embed.patch_size for n in model.patch_embed.img_size)
-        return LayerFacts(dim=model.embed_dim, feat_shape=shape)
+        return LayerFacts(dim=model.embed_dim, feat_shape=model.patch_embed.grid_size)
 
     def layer_facts(self, model: Xcit) -> list[LayerFacts]:
         heads, depth = model.blocks[0].attn.num_heads, len(model.blocks)

@@ -65,8 +65,6 @@ class Fourier(InputEncoding):
         gamma: Positive | None = None,
     ):
         super().__init__(dim)
-        if preset not in ("perceiver", "learnable", "xcit"):
-            raise ValueError(f"preset must be 'perceiver', 'learnable' or 'xcit', got {preset!r}")
         if preset != "learnable" and (hidden_dim, gamma) != (None, None):
             raise ValueError(f"hidden_dim and gamma belong to preset 'learnable'; {preset!r} has neither")
         num_bands = num_bands or (16 if preset == "xcit" else 64)
