@@ -26,30 +26,20 @@ from .encoding import LayerFacts, PositionEncoding
 from .hosts import (  # noqa: F401, every family is registered
     beit,
     cait,
-<<<<<<< HEAD
-    eva,
-    hiera,
-    maxxvit,
-=======
     davit,
     eva,
     hiera,
     maxxvit,
     pit,
     pvt_v2,
->>>>>>> main
     relpos,
     sam,
     swin,
     swin_v2,
-<<<<<<< HEAD
-    vit,
-    xcit,
-=======
     tiny_vit,
     twins,
     vit,
->>>>>>> main
+    xcit,
 )
 from .hosts.host import Host, find_host, mixes_tokens
 from .hosts.parameters import copy_encoding, has_parameters

@@ -3,13 +3,9 @@
 import visionpos as vp
 
 # their blocks see where tokens are by the shape of what they get
-<<<<<<< HEAD
-GRIDS = ("Swin", "Swin v2", "SAM", "MaxViT", "CoAtNet", "XCiT")
+GRIDS = ("Swin", "Swin v2", "SAM", "MaxViT", "CoAtNet", "TinyViT", "PVT v2", "Twins", "DaViT", "XCiT")
 CHANNELS = ("XCiT",)  # attention over channels, which has no place for rotations and biases
-=======
-GRIDS = ("Swin", "Swin v2", "SAM", "MaxViT", "CoAtNet", "TinyViT", "PVT v2", "Twins", "DaViT")
 TWO_STAGES = {"embed_dims": (48, 48), "num_heads": (3, 3)}
->>>>>>> main
 DEEPER = {
     "Swin": {"depths": (1, 2), "num_heads": (3, 6)},
     "Swin v2": {"depths": (1, 2), "num_heads": (3, 6)},

@@ -78,9 +78,7 @@ ZOO: dict[str, tuple[str, dict[str, Any], tuple[int, int]]] = {
         },
         (32, 48),
     ),
-<<<<<<< HEAD
     "XCiT": ("xcit_nano_12_p8_224", {**SMALL, "img_size": (32, 48)}, (32, 48)),
-=======
     "PiT": (
         "pit_ti_224",
         {
@@ -145,7 +143,6 @@ ZOO: dict[str, tuple[str, dict[str, Any], tuple[int, int]]] = {
         },
         (64, 96),
     ),
->>>>>>> main
     "SAM": (
         "samvit_base_patch16",
         {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -11,12 +10,10 @@ from timm.layers import register_notrace_module
 from timm.models.xcit import XCA, ConvPatchEmbed, PositionalEncodingFourier, XCABlock, Xcit
 from torch import Tensor, nn
 
-from ..encoding import AttentionTensors, LayerFacts
+from ..encoding import LayerFacts
 from ..input.fourier import Fourier
-from ..positions import Positions
-from .attention import AttentionContext, prepare_encodings
-from .grids import GridHost, add_positions
-from .host import FixedCoordinates, encoding_parameters, register_host
+from .grids import EncodedGridModel, StagedHost, add_to_map, encode_grid
+from .host import register_host
 from .parameters import adopt_parameters, bind_parameters, replace_encodings
 
 
@@ -31,11 +28,8 @@ class EncodedXCA(XCA):
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 4, 1).unbind(0)
         q, k = F.normalize(q, dim=-1) * self.temperature, F.normalize(k, dim=-1)  # (B, heads, head_dim, N)
         out = self.attn_drop((q @ k.mT).softmax(dim=-1)) @ v
-        tensors = AttentionTensors(x, q.mT, k.mT, v.mT)
-        positions = Positions.grid((int(H), int(W)), device=x.device).promote(x.dtype)
-        for encoding, table in prepare_encodings(self, AttentionContext(positions)):
-            encoding.modify_attention(tensors, table)
-        out = out.mT + tensors.output  # (B, heads, N, head_dim)
+        mixed = encode_grid(self, x, (int(H), int(W)), q.mT, k.mT, v.mT).output
+        out = out.mT + mixed  # (B, heads, N, head_dim)
         return self.proj_drop(self.proj(out.transpose(1, 2).flatten(2)))
 
 
@@ -47,7 +41,7 @@ class EncodedXCABlock(XCABlock):
         x = x + self.drop_path1(self.gamma1 * self.attn(self.norm1(x), H, W))
         x = x + self.drop_path3(self.gamma3 * self.local_mp(self.norm3(x), H, W))
         x = x + self.drop_path2(self.gamma2 * self.mlp(self.norm2(x)))
-        return add_positions(x.unflatten(1, (H, W)), self.mixers).flatten(1, 2) if len(self.mixers) else x
+        return add_to_map(x.transpose(1, 2).unflatten(2, (H, W)), self.mixers).flatten(2).transpose(1, 2)
 
 
 class EncodedPatchEmbed(ConvPatchEmbed):
@@ -56,19 +50,16 @@ class EncodedPatchEmbed(ConvPatchEmbed):
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Return the patches (B, N, C) of pictures, and their grid."""
         x, feat_shape = super().forward(x)
-        encodings = self.input_encodings[0]
-        return add_positions(x.unflatten(1, feat_shape), encodings).flatten(1, 2) if len(encodings) else x, feat_shape
+        return add_to_map(x.transpose(1, 2).unflatten(2, feat_shape), self.input_encodings[0]).flatten(2).transpose(
+            1, 2
+        ), feat_shape
 
 
-class EncodedXcit(FixedCoordinates, Xcit):
+class EncodedXcit(EncodedGridModel, Xcit):
     """An Xcit whose positions are encodings of this package."""
 
-    def no_weight_decay(self) -> set[str]:
-        """Return timm's names and every parameter of an encoding."""
-        return super().no_weight_decay() | encoding_parameters(self)
 
-
-class XcitHost(GridHost):
+class XcitHost(StagedHost):
     """The family of Xcit. A `fourier` of its kind is `pos_embed`, which timm adds by itself."""
 
     name = "Xcit (XCiT)"
@@ -85,8 +76,11 @@ class XcitHost(GridHost):
             block.attn.__class__, block.attn.encodings = EncodedXCA, nn.ModuleList()
         stem.__class__, stem.input_encodings = EncodedPatchEmbed, (model.pos_embed_input,)
 
-    def blocks(self, model: Xcit) -> list[nn.Module]:
-        return list(model.blocks)
+    def stages(self, model: Xcit) -> list[list[nn.Module]]:
+        return [list(model.blocks)]
+
+    def grids(self, model: Xcit) -> list[tuple[int, int]]:
+        return [model.patch_embed.grid_size]
 
     def encodings(self, model: Xcit):
         inputs, layers = super().encodings(model)
@@ -109,14 +103,6 @@ class XcitHost(GridHost):
 
     def input_facts(self, model: Xcit) -> LayerFacts:
         return LayerFacts(dim=model.embed_dim, feat_shape=model.patch_embed.grid_size)
-
-    def layer_facts(self, model: Xcit) -> list[LayerFacts]:
-        heads, depth = model.blocks[0].attn.num_heads, len(model.blocks)
-        facts = replace(self.input_facts(model), num_heads=heads, head_dim=model.embed_dim // heads, depth=depth)
-        return [replace(facts, layer=layer) for layer in range(depth)]
-
-    def mixing_layers(self, model: Xcit) -> list[int]:
-        return [0]
 
 
 HOST = register_host(XcitHost())
