@@ -21,7 +21,7 @@ from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 
 from .encoding import LayerFacts, PositionEncoding
-from .hosts import beit, cait, eva, hiera, maxxvit, relpos, sam, swin, swin_v2, tiny_vit, vit  # noqa: F401, every family is registered
+from .hosts import beit, cait, eva, hiera, levit, maxxvit, relpos, sam, swin, swin_v2, tiny_vit, vit  # noqa: F401, every family is registered
 from .hosts.host import Host, find_host, mixes_tokens
 from .hosts.parameters import copy_encoding, has_parameters
 from .registry import FIXED, Spec, check_agreement, complete_options, get_encoding_class, is_registered, parse_spec

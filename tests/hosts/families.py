@@ -1,7 +1,7 @@
 """What makes the small models of `visionpos.analysis.hosts.ZOO` deeper: two attention layers or more."""
 
 # their blocks see where tokens are by the shape of what they get
-GRIDS = ("Swin", "Swin v2", "SAM", "MaxViT", "CoAtNet", "TinyViT")
+GRIDS = ("Swin", "Swin v2", "SAM", "MaxViT", "CoAtNet", "TinyViT", "LeViT")
 DEEPER = {
     "Swin": {"depths": (1, 2), "num_heads": (3, 6)},
     "Swin v2": {"depths": (1, 2), "num_heads": (3, 6)},
@@ -9,6 +9,7 @@ DEEPER = {
     "MaxViT": {},
     "CoAtNet": {"depths": (1, 2)},
     "TinyViT": {"depths": (1, 2)},
+    "LeViT": {"embed_dim": (48, 64), "depth": (1, 1), "num_heads": (3, 4)},
 }
 
 

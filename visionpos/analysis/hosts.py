@@ -88,6 +88,20 @@ ZOO: dict[str, tuple[str, dict[str, Any], tuple[int, int]]] = {
         },
         (64, 96),
     ),
+    "LeViT": (
+        "levit_128s",
+        {
+            "num_classes": 3,
+            "img_size": (32, 48),
+            "stem_type": "s8",
+            "embed_dim": (48,),
+            "key_dim": 16,
+            "depth": (1,),
+            "num_heads": 3,
+            "attn_ratio": 1,
+        },
+        (32, 48),
+    ),
     "SAM": (
         "samvit_base_patch16",
         {
