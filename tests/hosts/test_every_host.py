@@ -152,3 +152,5 @@ def test_the_page_of_hosts_is_up_to_date():
 
     page = Path(__file__).parents[2] / "docs" / "hosts.md"
     assert host_matrix() == page.read_text(), "run `make docs`"
+    quoted = page.read_text().splitlines()[2].split(" (")[0]  # "... of the ... pretrained weights"
+    assert quoted in (page.parents[1] / "README.md").read_text(), "the README says another share than docs/hosts.md"

@@ -21,7 +21,13 @@ from visionpos.analysis.hosts import ZOO, build
 
 OWN, ALL_PLACES = "own", "sincos2d+rope_axial+alibi2d+peg"
 ONE_SIZE = ("BEiT", "ViT, relative bias", "CaiT", "Hiera", "CoAtNet", "LeViT")
-ANY_SIZE = {"Swin": {"strict_img_size": False}, "Swin v2": {"strict_img_size": False}, "SAM": {}, "MaxViT": {}, "TinyViT": {}}
+ANY_SIZE = {
+    "Swin": {"strict_img_size": False},
+    "Swin v2": {"strict_img_size": False},
+    "SAM": {},
+    "MaxViT": {},
+    "TinyViT": {},
+}
 
 
 def converted(family, spec):

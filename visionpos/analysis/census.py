@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,32 +22,31 @@ from torch import nn
 
 from ..hosts.host import find_host
 
-# classes of timm with attention and positions that are no host yet: what tells their tokens apart
+# classes of timm with attention and positions that are no host: what tells their tokens apart
 OTHERS = {
     "CoaT": "a convolution on the tokens and one on the values of its factorised attention",
     "ConVit": "positional self-attention whose gate has a parameter for each head",
     "CrossVit": "a learned table for each of two grids, which exchange class tokens",
     "CSATv2": "convolutions, and attention in the last stage",
     "DaVit": "convolutions; half of its attention is over channels",
-    "DeepseekVit": "a rotation",
+    "DeepseekVitClassifier": "a rotation",
+    "DeepseekVitEncoder": "a rotation",
     "EdgeNeXt": "Fourier features; its attention is over channels",
     "EfficientFormer": "LeViT's table on a fixed grid of 7 x 7 tokens",
     "EfficientFormerV2": "LeViT's table before a mixture of heads",
     "EfficientVitMsra": "LeViT's table; its heads work one after the other",
-    "Gemma4Vit": "two tables, one for each axis, and a rotation",
+    "Gemma4VitClassifier": "a table for each axis, and a rotation",
+    "Gemma4VitEncoder": "a table for each axis, and a rotation",
     "GlobalContextVit": "Swin's table; half of its queries are global",
     "HieraDet": "a table that repeats in windows, as Hiera's",
-    "Levit": "LeViT's table",
-    "LevitDistilled": "LeViT's table",
-    "MaxxVit": "tables in windows and dilated grids",
     "MultiScaleVit": "one table for each axis; queries and keys are pooled",
     "NaFlexVit": "a table that is resized for each picture, or a rotation",
     "Nest": "a learned table for each block of the picture",
     "PoolingVisionTransformer": "a learned table",
     "PyramidVisionTransformerV2": "a convolution in the MLP; keys are pooled",
-    "Qwen3Vit": "a learned table and a rotation",
+    "Qwen3VitClassifier": "a learned table and a rotation",
+    "Qwen3VitEncoder": "a learned table and a rotation",
     "SwinTransformerV2Cr": "a network of log-spaced offsets",
-    "TinyVit": "LeViT's table",
     "TNT": "learned tables of patches and of pixels in them",
     "Twins": "a convolution behind the first block of each stage; keys are pooled",
     "Visformer": "a learned table in each stage",
@@ -65,14 +64,14 @@ class Row:
         architectures: how many timm has.
         tags: how many pretrained weights it has for them.
         converted: how many of these can be converted.
-        reasons: why the others cannot, with their tags; one sentence for a class that is no host.
+        reasons: for a host, why it refuses an architecture; for another class, what tells its tokens apart.
     """
 
-    family: str = ""
+    family: str
     architectures: int = 0
     tags: int = 0
     converted: int = 0
-    reasons: Counter[str] = field(default_factory=Counter)
+    reasons: list[str] = field(default_factory=list)
 
 
 class _Found(Exception):
@@ -92,7 +91,7 @@ def _build_shallow(cls: type, variant: str, options: dict[str, Any]) -> nn.Modul
     """Return a model without weights and with few blocks, or as close to that as the class lets it be."""
     shallow = _shallow(cls, options)
     for chosen in (shallow, options):
-        with suppress(Exception), torch.device("meta"):  # options for each block; a hybrid's backbone that has weights
+        with suppress(Exception), torch.device("meta"):  # options for each block; a backbone that is on another device
             return build_model_with_cfg(cls, variant, False, **chosen)
     return build_model_with_cfg(cls, variant, False, **shallow)
 
@@ -111,15 +110,25 @@ def _build(cls: type, variant: str, pretrained: bool, **options: Any) -> nn.Modu
     raise _Found(cls.__name__, host.name, "")
 
 
-def census(progress: Callable[[str], None] = lambda architecture: None) -> dict[str, Row]:
-    """Return a row for each class of timm's with attention and positions, most pretrained tags first."""
+def census(pattern: str = "") -> dict[str, Row]:
+    """Return a row for each class of timm's with attention and positions, most pretrained weights first.
+
+    Args:
+        pattern: of the names of architectures, as `timm.list_models` takes it; all by default.
+
+    Example:
+        >>> from visionpos.analysis.census import census
+        >>> row = census("cait_xxs*")["Cait"]
+        >>> row.family, row.architectures, row.tags, row.converted
+        ('Cait (CaiT)', 4, 4, 4)
+    """
     tags = Counter(tag.split(".")[0] for tag in timm.list_pretrained())
     rows: dict[str, Row] = {}
     with ExitStack() as stack:
         for name, module in list(sys.modules.items()):
             if name.startswith("timm.models.") and hasattr(module, "build_model_with_cfg"):
                 stack.enter_context(patch.object(module, "build_model_with_cfg", _build))
-        for architecture in timm.list_models():
+        for architecture in timm.list_models(pattern):
             if model_entrypoint(architecture).__module__.startswith("visionpos"):
                 continue
             try:
@@ -131,5 +140,24 @@ def census(progress: Callable[[str], None] = lambda architecture: None) -> dict[
                 row.architectures += 1
                 row.tags += tags[architecture]
                 row.converted += 0 if why else tags[architecture]
-                row.reasons[why] += tags[architecture]
+                row.reasons += [why] if why and why not in row.reasons else []
     return dict(sorted(rows.items(), key=lambda item: -item[1].tags))
+
+
+def share(rows: Mapping[str, Row]) -> str:
+    """Return the first line of the page: what share of the pretrained weights can be converted."""
+    tags, converted = (sum(getattr(row, name) for row in rows.values()) for name in ("tags", "converted"))
+    return (
+        f"{converted} of the {tags} pretrained weights ({converted / tags:.0%}) that timm {timm.__version__} has for "
+        "models with attention and positions can be converted."
+    )
+
+
+def coverage(rows: Mapping[str, Row]) -> str:
+    """Return the share, and a table with a line for each class."""
+    lines = [share(rows), "", "| class | host | architectures | weights | converted | what does not, or what it has |"]
+    lines.append("|" + " --- |" * 6)
+    for cls, row in rows.items():
+        cells = cls, row.family or "-", row.architectures, row.tags, row.converted, "; ".join(row.reasons)
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines) + "\n"

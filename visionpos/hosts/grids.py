@@ -123,9 +123,10 @@ class GridHost(Host):
             for encoding in filter(adds_to_outputs, encodings):
                 channels = getattr(encoding, "dim", facts.num_heads * facts.head_dim)
                 if channels != facts.value_dim:
+                    timms = type(model).__name__.removeprefix("Encoded")
                     raise ValueError(
-                        f"{encoding.name} mixes values of {channels} channels, but layer {facts.layer} of this "
-                        f"{type(model).__name__.removeprefix('Encoded')} has {facts.value_dim}: leave it out of `layers`"
+                        f"{encoding.name} mixes values of {channels} channels, but layer {facts.layer} of this {timms} "
+                        f"has {facts.value_dim}: leave it out of `layers`"
                     )
         blocks = self.blocks(model)
         lists = (place for block, new in zip(blocks, layers, strict=True) for place in layer_lists(block, new))
