@@ -58,8 +58,6 @@ class Kerple(BiasEncoding):
 
     def __init__(self, num_heads: Count, preset: Literal["log", "power"] = "log", **grid_options):
         super().__init__(num_heads, **grid_options)
-        if preset not in PRESETS:
-            raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
         self.preset = preset
         self.r1, self.r2 = nn.Parameter(torch.empty(num_heads)), nn.Parameter(torch.empty(num_heads))
         self.reset_parameters()

@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch.fx
 from torch import Tensor, nn
 
-from ..encoding import AttentionTensors
+from ..encoding import AttentionTensors, LayerFacts
 from ..positions import Positions
 from .attention import encoded
 from .host import FixedCoordinates, Host, adds_to_outputs, encoding_parameters, layer_lists
@@ -75,7 +75,8 @@ class EncodedGridModel(FixedCoordinates):
 
     def no_weight_decay(self) -> set[str]:
         """Return timm's names and every parameter of an encoding."""
-        return super().no_weight_decay() | encoding_parameters(self)
+        own = getattr(super(), "no_weight_decay", set)()  # not in every family
+        return {*own, *encoding_parameters(self)}
 
     def group_matcher(self, coarse: bool = False) -> dict:
         """Return timm's groups of layers, with input encodings in the stem."""
@@ -136,3 +137,47 @@ class GridHost(Host):
     @abstractmethod
     def bind_native(self, model: nn.Module) -> None:
         """Put parameters that timm and its checkpoints have under names of their own there."""
+
+
+def trained_size(model: nn.Module) -> tuple[int, int]:
+    """Return the picture size (H, W) in the configuration of a model that has none of its own.
+
+    `pretrained_cfg_overlay={"input_size": (3, height, width)}` of `timm.create_model` changes it.
+
+    Raises:
+        ValueError: there is no configuration, since timm's factory did not build the model.
+    """
+    config = getattr(model, "pretrained_cfg", None) or {}
+    if "input_size" not in config:
+        raise ValueError(
+            f"{type(model).__name__.removeprefix('Encoded')} knows no picture size: build it with timm.create_model, "
+            "or set its pretrained_cfg to {'input_size': (3, height, width)}"
+        )
+    return tuple(config["input_size"][1:])
+
+
+class StagedHost(GridHost):
+    """Such a family whose stages have a grid each."""
+
+    @abstractmethod
+    def grids(self, model: nn.Module) -> list[tuple[int, int]]:
+        """Return the grid (H, W) of each stage."""
+
+    def seen_shape(self, block: nn.Module, grid: tuple[int, int]) -> tuple[int, int]:
+        """Return (H, W) of the tokens that see each other in a block on a grid: the grid, or a window."""
+        return grid
+
+    def layer_facts(self, model: nn.Module) -> list[LayerFacts]:
+        stages = zip(self.grids(model), self.stages(model), strict=True)
+        placed = [(grid, block) for grid, blocks in stages for block in blocks]
+        return [
+            LayerFacts(
+                dim=block.attn.proj.out_features,
+                feat_shape=self.seen_shape(block, grid),
+                num_heads=block.attn.num_heads,
+                head_dim=block.attn.proj.in_features // block.attn.num_heads,
+                layer=layer,
+                depth=len(placed),
+            )
+            for layer, (grid, block) in enumerate(placed)
+        ]

@@ -70,8 +70,6 @@ class RopeDinoV3(FrequencyRotary):
             raise ValueError(f"temperature={temperature} and min_period, max_period exclude each other: give one")
         if min_period is None and temperature is None:
             raise ValueError("temperature must be a number where min_period and max_period are not given, got None")
-        if normalize not in ("separate", "max", "min"):
-            raise ValueError(f"normalize must be 'separate', 'max' or 'min', got {normalize!r}")
         self.temperature = temperature if min_period is None else None
         self.min_period, self.max_period, self.normalize = min_period, max_period, normalize
 

@@ -75,8 +75,6 @@ class String(BasisRotary):
     ):
         super().__init__(num_heads, head_dim, layout, scaling, **grid_options)
         require_multiple("head_dim", head_dim, 4, "pairs of channels for each of two axes")
-        if preset not in ("cayley", "circulant"):
-            raise ValueError(f"preset must be 'cayley' or 'circulant', got {preset!r}")
         if preset == "circulant" and self.zero_fraction:
             raise ValueError("the frequencies of preset 'circulant' have no order, and it takes no zero_fraction")
         self.preset, self.temperature, self.init_std = preset, temperature, init_std
