@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from ..bias.relative_table import RelativeTable
-from ..encoding import PositionEncoding
+from ..encoding import AttentionTensors, PositionEncoding
+from .grids import encode_grid
 from .parameters import adopt_parameters, bind_parameters
 
 NAMES = {"relative_position_bias_table": "attention_biases"}
@@ -50,3 +52,26 @@ def bind_biases(attn: nn.Module) -> None:
         attn.attention_biases = None
     if own is not None:
         bind_parameters(own, attn, HeadsFirst(), NAMES)
+
+
+def encode_every_second(
+    layer: nn.Module, x: Tensor, grid: tuple[int, int], q: Tensor, k: Tensor, v: Tensor
+) -> AttentionTensors:
+    """Return the tensors of an attention layer whose queries are every second token of each axis of a grid.
+
+    Encodings act as if every token had a query, zeros where there is none; these are left out again.
+
+    Args:
+        layer: has `encodings`.
+        x: (B, N, C), the layer's input.
+        grid: (H, W), N = H W.
+        q: queries, (B, heads, ceil(H / 2) ceil(W / 2), head_dim), not scaled.
+        k: keys, (B, heads, N, head_dim).
+        v: values, (B, heads, N, any number of channels).
+    """
+    index = torch.arange(k.shape[2], device=x.device).view(grid)[::2, ::2].flatten()  # (queries,)
+    tensors = encode_grid(layer, x, grid, torch.zeros_like(k).index_copy(2, index, q), k, v)
+    for name in ("q", "bias", "output"):
+        tensor = getattr(tensors, name)
+        setattr(tensors, name, None if tensor is None else tensor.index_select(-2, index))
+    return tensors

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..encoding import AttentionTensors, LayerFacts
 from ..positions import Positions
 from .attention import encoded
-from .host import FixedCoordinates, Host, adds_to_outputs, encoding_parameters, layer_lists
+from .host import FixedCoordinates, Host, encoding_parameters, layer_lists
 from .parameters import replace_encodings
 
 
@@ -121,13 +121,13 @@ class GridHost(Host):
 
     def install(self, model: nn.Module, inputs, layers) -> None:
         for facts, encodings in zip(self.layer_facts(model), layers, strict=True):
-            for encoding in filter(adds_to_outputs, encodings):
-                channels = getattr(encoding, "dim", facts.num_heads * facts.head_dim)
-                if channels != facts.value_dim:
+            channels = facts.num_heads * facts.head_dim
+            for encoding in encodings:
+                if getattr(encoding, "value_table", None) is not None and channels != facts.value_dim:
                     timms = type(model).__name__.removeprefix("Encoded")
                     raise ValueError(
-                        f"{encoding.name} mixes values of {channels} channels, but layer {facts.layer} of this {timms} "
-                        f"has {facts.value_dim}: leave it out of `layers`"
+                        f"{encoding.name} has value vectors of {channels} channels, but layer {facts.layer} of this "
+                        f"{timms} has values of {facts.value_dim}: leave out values=True"
                     )
         blocks = self.blocks(model)
         lists = (place for block, new in zip(blocks, layers, strict=True) for place in layer_lists(block, new))

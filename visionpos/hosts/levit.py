@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import torch
 from timm.layers import register_notrace_module
 from timm.models.levit import (
     Attention,
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 
 from ..encoding import AttentionTensors, LayerFacts
 from .attention import NO_DROPOUT, attend_logits
-from .attention_biases import EncodedBiases, adopt_biases, bind_biases
+from .attention_biases import EncodedBiases, adopt_biases, bind_biases, encode_every_second
 from .grids import AddPositionsToMap, EncodedGridModel, GridHost, add_positions, add_to_map, encode_grid
 from .host import register_host
 
@@ -41,7 +40,7 @@ def attend_and_project(layer: nn.Module, tensors: AttentionTensors, x: Tensor) -
     out = attend_logits(tensors, logits, NO_DROPOUT).transpose(1, 2).flatten(2)  # (B, queries, heads * val_dim)
     if x.ndim == 4:
         stride = getattr(layer, "stride", 1)
-        out = out.mT.unflatten(2, [-(-n // stride) for n in x.shape[2:]])
+        out = out.mT.unflatten(2, x[:, :, ::stride, ::stride].shape[2:])
     return layer.proj(out)
 
 
@@ -60,20 +59,10 @@ class EncodedAttentionDownsample(EncodedBiases, AttentionDownsample):
     """The same with a query at every second token of each axis."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return what x is, of a quarter of the tokens.
-
-        Encodings act as if every token had a query, zeros where there is none; these are left out before the logits.
-        """
+        """Return what x is, of a quarter of the tokens."""
         k, v = split_channels(self, self.kv(x), self.key_dim, self.val_dim)
         (q,) = split_channels(self, self.q(x), self.key_dim)
-        index = torch.arange(k.shape[2], device=x.device).view(self.resolution)
-        index = index[:: self.stride, :: self.stride].flatten()  # (queries,)
-        every = torch.zeros_like(k).index_copy(2, index, q)  # (B, heads, N, key_dim)
-        tensors = encode_grid(self, as_tokens(x), self.resolution, every, k, v)
-        for name in ("q", "bias", "output"):
-            tensor = getattr(tensors, name)
-            setattr(tensors, name, None if tensor is None else tensor.index_select(-2, index))
-        return attend_and_project(self, tensors, x)
+        return attend_and_project(self, encode_every_second(self, as_tokens(x), self.resolution, q, k, v), x)
 
 
 def mix(x: Tensor, mixers: nn.ModuleList, grid: tuple[int, int]) -> Tensor:
@@ -103,8 +92,7 @@ class EncodedDownsample(LevitDownsample):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return what x is, tokens (B, N, C) or a map (B, C, H, W)."""
-        grid = tuple(-(-n // self.attn.stride) for n in self.attn.resolution)
-        return mix(super().forward(x), self.mixers, grid)
+        return mix(super().forward(x), self.mixers, tuple(-(-n // 2) for n in self.attn.resolution))
 
 
 class EncodedStem8(AddPositionsToMap, Stem8):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..encoding import LayerFacts
 from .attention import NO_DROPOUT, attend
 from .attention_biases import EncodedBiases, adopt_biases, bind_biases
-from .grids import AddPositionsToMap, EncodedGridModel, GridHost, add_positions, encode_grid
+from .grids import AddPositionsToMap, EncodedGridModel, GridHost, add_positions, encode_grid, trained_size
 from .host import register_host
 
 
@@ -46,11 +46,7 @@ class EncodedTinyVit(EncodedGridModel, TinyVit):
 
 
 class TinyVitHost(GridHost):
-    """The family of TinyViT; its layers are the blocks of all stages but the first, which has convolutions.
-
-    timm's model has no picture size of its own. The trained one is that of its configuration, which
-    `pretrained_cfg_overlay={"input_size": (3, height, width)}` of `create_model` changes.
-    """
+    """The family of TinyViT; its layers are the blocks of all stages but the first, which has convolutions."""
 
     name = "TinyVit (TinyViT)"
     models: ClassVar = {TinyVit: EncodedTinyVit}
@@ -70,8 +66,8 @@ class TinyVitHost(GridHost):
             bind_biases(block.attn)
 
     def input_facts(self, model: TinyVit) -> LayerFacts:
-        size = getattr(model, "pretrained_cfg", {}).get("input_size", (3, 224, 224))[1:]
-        return LayerFacts(dim=model.patch_embed.conv2.conv.out_channels, feat_shape=tuple(-(-n // 4) for n in size))
+        shape = tuple(-(-n // 4) for n in trained_size(model))
+        return LayerFacts(dim=model.patch_embed.conv2.conv.out_channels, feat_shape=shape)
 
     def layer_facts(self, model: TinyVit) -> list[LayerFacts]:
         blocks = self.blocks(model)
