@@ -27,6 +27,7 @@ from .hosts import (  # noqa: F401, every family is registered
     beit,
     cait,
     davit,
+    efficientformer_v2,
     eva,
     hiera,
     levit,

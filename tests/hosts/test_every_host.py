@@ -1,6 +1,7 @@
 """What people do to a model, on a small model of every family, with an encoding that is not its own."""
 
 import copy
+import re
 
 import pytest
 import timm
@@ -123,8 +124,8 @@ def test_layer_decay_puts_encodings_into_their_own_layer(family):
     tables = [name for name in named if "relative_position" in name or "attention_biases" in name]
     assert tables
     for name in tables:
-        block = name.split(".attn")[0]
-        peer = next(n for n in named if n.startswith(block) and ("qkv." in n or "q.weight" in n))
+        block = re.split(r"\.attn|\.token_mixer", name)[0]
+        peer = next(n for n in named if n.startswith(block) and re.search(r"qkv\.|q\.weight|\.q\.", n))
         assert scale[id(named[name])] == scale[id(named[peer])], (name, peer)
         assert decay[id(named[name])] == 0
 

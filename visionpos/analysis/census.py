@@ -30,7 +30,6 @@ OTHERS = {
     "CSATv2": "convolutions, and attention in the last stage",
     "EdgeNeXt": "Fourier features; its attention is over channels",
     "EfficientFormer": "LeViT's table on a fixed grid of 7 x 7 tokens",
-    "EfficientFormerV2": "LeViT's table before a mixture of heads",
     "EfficientVitMsra": "LeViT's table; its heads work one after the other",
     "Gemma4VitClassifier": "a table for each axis, and a rotation",
     "Gemma4VitEncoder": "a table for each axis, and a rotation",

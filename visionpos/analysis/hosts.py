@@ -143,6 +143,18 @@ ZOO: dict[str, tuple[str, dict[str, Any], tuple[int, int]]] = {
         },
         (64, 96),
     ),
+    "EfficientFormerV2": (
+        "efficientformerv2_s0",
+        {
+            "num_classes": 3,
+            "img_size": (128, 192),
+            "depths": (1, 1, 1),
+            "embed_dims": (8, 12, 24),
+            "mlp_ratios": 2,
+            "num_vit": 1,
+        },
+        (128, 192),
+    ),
     "LeViT": (
         "levit_128s",
         {

@@ -28,6 +28,11 @@ def add_positions(x: Tensor, encodings: nn.ModuleList) -> Tensor:
     return x
 
 
+def add_to_tokens(x: Tensor, encodings: nn.ModuleList, grid: tuple[int, int]) -> Tensor:
+    """Return x (B, H W, C), the tokens of a grid (H, W), after conditional encodings; x itself where there are none."""
+    return add_positions(x.unflatten(1, grid), encodings).flatten(1, 2) if len(encodings) else x
+
+
 def add_to_map(x: Tensor, encodings: nn.ModuleList) -> Tensor:
     """Return x (B, C, H, W) after input or conditional encodings; x itself where there are none."""
     return add_positions(x.permute(0, 2, 3, 1), encodings).permute(0, 3, 1, 2) if len(encodings) else x
@@ -140,14 +145,16 @@ class GridHost(Host):
 
 
 def trained_size(model: nn.Module) -> tuple[int, int]:
-    """Return the picture size (H, W) in the configuration of a model that has none of its own.
+    """Return the picture size (H, W) that timm built a model for, or that of its configuration if it has none.
 
-    `pretrained_cfg_overlay={"input_size": (3, height, width)}` of `timm.create_model` changes it.
+    `pretrained_cfg_overlay={"input_size": (3, height, width)}` of `timm.create_model` changes the latter.
 
     Raises:
         ValueError: there is no configuration, since timm's factory did not build the model.
     """
-    config = getattr(model, "pretrained_cfg", None) or {}
+    built, config = getattr(model, "_traits", {}).get("img_size"), getattr(model, "pretrained_cfg", None) or {}
+    if built is not None:
+        return tuple(built)
     if "input_size" not in config:
         raise ValueError(
             f"{type(model).__name__.removeprefix('Encoded')} knows no picture size: build it with timm.create_model, "

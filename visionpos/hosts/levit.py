@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from ..encoding import AttentionTensors, LayerFacts
 from .attention import NO_DROPOUT, attend_logits
-from .attention_biases import EncodedBiases, adopt_biases, bind_biases, encode_every_second
-from .grids import AddPositionsToMap, EncodedGridModel, GridHost, add_positions, add_to_map, encode_grid
+from .attention_biases import BiasesHost, EncodedBiases, adopt_biases, encode_every_second
+from .grids import AddPositionsToMap, EncodedGridModel, add_to_map, add_to_tokens, encode_grid
 from .host import register_host
 
 
@@ -35,7 +35,7 @@ def split_channels(layer: nn.Module, x: Tensor, *sizes: int) -> tuple[Tensor, ..
 
 
 def attend_and_project(layer: nn.Module, tensors: AttentionTensors, x: Tensor) -> Tensor:
-    """Return the output of an attention layer with input x, in its form, by timm's steps."""
+    """Return the output of an attention layer with input x, in the form of x, by timm's steps."""
     logits = (tensors.q @ tensors.k.mT) * layer.scale  # (B, heads, queries, N)
     out = attend_logits(tensors, logits, NO_DROPOUT).transpose(1, 2).flatten(2)  # (B, queries, heads * val_dim)
     if x.ndim == 4:
@@ -65,20 +65,14 @@ class EncodedAttentionDownsample(EncodedBiases, AttentionDownsample):
         return attend_and_project(self, encode_every_second(self, as_tokens(x), self.resolution, q, k, v), x)
 
 
-def mix(x: Tensor, mixers: nn.ModuleList, grid: tuple[int, int]) -> Tensor:
-    """Return tokens (B, N, C) of a grid, or a map (B, C, H, W), after conditional encodings."""
-    if x.ndim == 4 or not len(mixers):
-        return add_to_map(x, mixers)
-    return add_positions(x.unflatten(1, grid), mixers).flatten(1, 2)
-
-
 @register_notrace_module
 class EncodedBlock(LevitBlock):
     """A block after which conditional encodings may mix the tokens."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Return what x is, tokens (B, N, C) or a map (B, C, H, W)."""
-        return mix(super().forward(x), self.mixers, self.attn.resolution)
+        x = super().forward(x)
+        return add_to_map(x, self.mixers) if x.ndim == 4 else add_to_tokens(x, self.mixers, self.attn.resolution)
 
 
 @register_notrace_module
@@ -92,7 +86,8 @@ class EncodedDownsample(LevitDownsample):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return what x is, tokens (B, N, C) or a map (B, C, H, W)."""
-        return mix(super().forward(x), self.mixers, tuple(-(-n // 2) for n in self.attn.resolution))
+        x, grid = super().forward(x), tuple(-(-n // 2) for n in self.attn.resolution)
+        return add_to_map(x, self.mixers) if x.ndim == 4 else add_to_tokens(x, self.mixers, grid)
 
 
 class EncodedStem8(AddPositionsToMap, Stem8):
@@ -111,7 +106,7 @@ class EncodedLevitDistilled(EncodedGridModel, LevitDistilled):
     """The same with a second head."""
 
 
-class LevitHost(GridHost):
+class LevitHost(BiasesHost):
     """The family of LeViT; the block that leaves a quarter of the tokens is the first layer of its stage."""
 
     name = "Levit (LeViT)"
@@ -134,32 +129,17 @@ class LevitHost(GridHost):
             raise ValueError(f"a LeViT takes encodings behind timm's Stem8 or Stem16, not {type(model.stem).__name__}")
         for block in self.blocks(model):
             block.__class__, block.mixers = self.parts[type(block)], nn.ModuleList()
-            adopt_biases(block.attn, self.parts[type(block.attn)], block.attn.resolution)
+            adopt_biases(block.attn, self.parts[type(block.attn)])
         model.stem.input_encodings = (model.pos_embed_input,)
         model.stem.__class__ = self.parts[type(model.stem)]
-
-    def bind_native(self, model: Levit) -> None:
-        for block in self.blocks(model):
-            bind_biases(block.attn)
 
     def input_facts(self, model: Levit) -> LayerFacts:
         return LayerFacts(dim=model.embed_dim[0], feat_shape=tuple(self.blocks(model)[0].attn.resolution))
 
-    def layer_facts(self, model: Levit) -> list[LayerFacts]:
-        blocks = self.blocks(model)
-        return [
-            LayerFacts(
-                dim=block.mlp.ln2.linear.weight.shape[0],
-                dim_in=getattr(block.attn, "kv", getattr(block.attn, "qkv", None)).linear.weight.shape[1],
-                feat_shape=tuple(block.attn.resolution),
-                num_heads=block.attn.num_heads,
-                head_dim=block.attn.key_dim,
-                value_dim=block.attn.val_attn_dim,
-                layer=index,
-                depth=len(blocks),
-            )
-            for index, block in enumerate(blocks)
-        ]
+    def widths(self, block: nn.Module) -> dict[str, int]:
+        inner = getattr(block.attn, "kv", None) or block.attn.qkv
+        widths = {"dim_in": inner.linear.weight.shape[1], "value_dim": block.attn.val_attn_dim}
+        return {"dim": block.mlp.ln2.linear.weight.shape[0], **widths}
 
 
 HOST = register_host(LevitHost())
