@@ -45,7 +45,8 @@ def make_parser() -> argparse.ArgumentParser:
         command.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="of the encoding")
     for command in (check, compare):
         command.add_argument("--test-grid", type=int, nargs=2, metavar=("H", "W"), help="twice the grid by default")
-    commands.add_parser("hosts", help="try every encoding in a small model of every family, and print the table")
+    hosts = commands.add_parser("hosts", help="try every encoding in a small model of every family")
+    hosts.add_argument("--coverage", action="store_true", help="what share of timm's pretrained weights converts")
     docs = commands.add_parser("docs", help="write encodings.md and its pictures")
     docs.add_argument("--out", default="docs", help="folder")
     docs.add_argument("--no-pictures", action="store_true")
@@ -65,9 +66,10 @@ def run(flags: argparse.Namespace) -> None:
     elif flags.command == "show":
         print(report.facts(flags.name))
     elif flags.command == "hosts":
+        from .analysis.census import census, coverage
         from .analysis.hosts import host_matrix
 
-        print(host_matrix(), end="")
+        print(coverage(census()) if flags.coverage else host_matrix(), end="")
     elif flags.command == "docs":
         from .analysis.page import write_page
 
