@@ -26,6 +26,7 @@ from .hosts import (  # noqa: F401, every family is registered
     cait,
     davit,
     eva,
+    gcvit,
     hiera,
     maxxvit,
     pit,

@@ -1,7 +1,7 @@
 """What makes the small models of `visionpos.analysis.hosts.ZOO` deeper: two attention layers or more."""
 
 # their blocks see where tokens are by the shape of what they get
-GRIDS = ("Swin", "Swin v2", "SAM", "MaxViT", "CoAtNet", "TinyViT", "PVT v2", "Twins", "DaViT")
+GRIDS = ("Swin", "Swin v2", "SAM", "MaxViT", "CoAtNet", "TinyViT", "PVT v2", "Twins", "DaViT", "GCViT")
 TWO_STAGES = {"embed_dims": (48, 48), "num_heads": (3, 3)}
 DEEPER = {
     "Swin": {"depths": (1, 2), "num_heads": (3, 6)},
@@ -13,6 +13,7 @@ DEEPER = {
     "PVT v2": {**TWO_STAGES, "depths": (1, 1), "sr_ratios": (2, 1), "mlp_ratios": (2, 2)},
     "Twins": {**TWO_STAGES, "depths": (2, 1), "wss": (4, 4), "sr_ratios": (2, 1), "mlp_ratios": (2, 2)},
     "DaViT": {**TWO_STAGES, "depths": (1, 1)},
+    "GCViT": {},
     "TinyViT": {"depths": (1, 2)},
 }
 

@@ -20,7 +20,7 @@ from tests.small import randomised
 from visionpos.analysis.hosts import ZOO, build
 
 OWN, ALL_PLACES = "own", "sincos2d+rope_axial+alibi2d+peg"
-ONE_SIZE = ("BEiT", "ViT, relative bias", "CaiT", "Hiera", "CoAtNet")
+ONE_SIZE = ("BEiT", "ViT, relative bias", "CaiT", "Hiera", "CoAtNet", "GCViT")
 ANY_SIZE = {
     "Swin": {"strict_img_size": False},
     "Swin v2": {"strict_img_size": False},
@@ -180,7 +180,10 @@ def test_no_module_is_hooked_and_copies_have_their_own_input_encodings(family):
     model, size = converted(family, "sincos2d+rope_axial")
     assert not any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in model.modules())
     x = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
-    modules, paths = dict(model.named_modules()), ("patch_embed", "patch_embeds.0.proj", "stem.conv", "stem.conv2")
+    modules, paths = (
+        dict(model.named_modules()),
+        ("patch_embed", "patch_embeds.0.proj", "stem.conv", "stem.conv2", "stem.conv1"),
+    )
     patches, stem = [], next(modules[path] for path in paths if path in modules)
     hook = stem.register_forward_hook(lambda module, args, out: patches.append((*args, out)))
     want = model(x)

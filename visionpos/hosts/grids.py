@@ -124,18 +124,18 @@ class GridHost(Host):
             for encoding in filter(adds_to_outputs, encodings):
                 channels = getattr(encoding, "dim", facts.num_heads * facts.head_dim)
                 if channels != facts.value_dim:
+                    family = type(model).__name__.removeprefix("Encoded")
                     raise ValueError(
                         f"{encoding.name} mixes values of {channels} channels, but layer {facts.layer} of this "
-                        f"{type(model).__name__.removeprefix('Encoded')} has {facts.value_dim}: leave it out of `layers`"
+                        f"{family} has {facts.value_dim}: leave it out of `layers`"
                     )
         blocks = self.blocks(model)
         lists = (place for block, new in zip(blocks, layers, strict=True) for place in layer_lists(block, new))
         replace_encodings((model.pos_embed_input, inputs), *lists)
         self.bind_native(model)
 
-    @abstractmethod
     def bind_native(self, model: nn.Module) -> None:
-        """Put parameters that timm and its checkpoints have under names of their own there."""
+        """Put parameters that timm and its checkpoints have under names of their own there; by default, none."""
 
 
 def trained_size(model: nn.Module) -> tuple[int, int]:
