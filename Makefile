@@ -8,7 +8,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 CHECK_SHAPES := -p tests.type_checker --jaxtyping-packages=visionpos,tests.type_checker.check
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-oldest lint docs bench gpu clean
+.PHONY: help install demo test test-slow test-oldest lint docs dist bench gpu clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -47,6 +47,12 @@ docs: install  ## write docs/encodings.md, docs/hosts.md, docs/results.md and pi
 	$(BIN)/python -m visionpos docs
 	$(BIN)/python -m visionpos hosts > docs/hosts.md.new && mv docs/hosts.md.new docs/hosts.md
 	$(BIN)/python -m train.report results/* --page docs/results.md
+
+dist: install  ## build dist/ and try its wheel in an environment of its own
+	rm -rf dist && $(BIN)/python -m build --outdir dist
+	$(PYTHON) -m venv --clear build/wheel && mkdir build/wheel/tried
+	build/wheel/bin/python -m pip install --quiet --disable-pip-version-check "$$(ls dist/*.whl)[train]"
+	build/wheel/bin/python -I tests/try_wheel.py build/wheel/tried
 
 bench: install  ## speed against timm and against no encoding, as ratios in one run (about 4 minutes)
 	$(BIN)/python -m benchmarks.speed --quick

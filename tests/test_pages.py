@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import timm
+import torch
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("visionpos", "train", "benchmarks", "tests", "docs", "configs", "results")
@@ -60,6 +61,15 @@ def test_layers_run():
     exec("\n".join(scripts), {"__name__": "layers"})
 
 
+def test_the_arithmetic_of_many_gpus_is_right():
+    """A block of assertions, from which the text has its numbers; the parameters are those of timm's model."""
+    (script,), found = blocks("scale.md"), {}
+    exec(script, found)
+    with torch.device("meta"):
+        model = timm.create_model("vit_small_patch16_224")
+    assert found["parameters"] == sum(parameter.numel() for parameter in model.parameters())
+
+
 def test_weights_run(monkeypatch):
     monkeypatch.chdir(ROOT)
     (script,) = blocks("weights.md")
@@ -82,6 +92,7 @@ def contribute(root: Path) -> None:
     (root / "tests" / "parity" / "test_ring.py").write_text(parity)
     insert(root / "docs" / "architecture.md", "    alibi.py ", "    ring.py                heads that look at a ring\n")
     insert(root / "README.md", "`alibi` ", "`ring` ")
+    insert(root / "visionpos" / "names.py", '    "shaw",\n', '    "ring",\n')
 
 
 GENERATE = """

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from visionpos.training.config.command_line import path_given
+from visionpos.training.config.command_line import find_config, path_given
 from visionpos.training.errors import ConfigError, one_line, reporting, run_script
 from visionpos.training.run.classification import headline
 from visionpos.training.run.lock import hold, holder
@@ -60,7 +60,7 @@ def command(argv: Sequence[str]) -> list[Job]:
     parser = Parser(prog="python -m train.sweep", allow_abbrev=False, description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = "All other flags are those of train.classify, and hold for every run; --debug shows tracebacks."
-    parser.add_argument("sweep", help="the sweep file")
+    parser.add_argument("sweep", help="the sweep file, or the name of one in configs/sweep")
     parser.add_argument("--dry-run", action="store_true", help="list the runs and their state, and train nothing")
     parser.add_argument("--output", help="directory of the runs; by default as the file says, or runs/<sweep file>")
     parser.add_argument("--storage", help="Optuna's journal; by default optuna.journal in the directory of the runs")
@@ -70,7 +70,7 @@ def command(argv: Sequence[str]) -> list[Job]:
     for name in ("output", "storage"):
         if getattr(flags, name) is not None:
             path_given(f"--{name}", getattr(flags, name))
-    plan = open_plan(path_given("sweep", flags.sweep), overrides, flags.output, flags.storage)
+    plan = open_plan(find_config("sweep", flags.sweep, "sweep"), overrides, flags.output, flags.storage)
     if flags.dry_run:
         print(listing(plan))
         return []

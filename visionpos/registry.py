@@ -11,10 +11,12 @@ import re
 import types
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
-from typing import Any
+from typing import Any, overload
 
 from .encoding import LayerFacts, PositionEncoding
+from .names import BiasName, ConditionalName, InputName, RotaryName
 from .options import check_values, shown
+from .places import BiasEncoding, ConditionalEncoding, InputEncoding, RotaryEncoding
 
 PLACES = ("input", "rotary", "bias", "conditional", "none")
 CLAIMS = ("learnable", "translation_invariant", "content_dependent", "continuous", "extrapolation")
@@ -201,6 +203,16 @@ def check_options(cls: type[PositionEncoding], options: Mapping[str, Any]) -> No
     check_values(cls, options)
 
 
+@overload
+def create_encoding(name: InputName, **options: Any) -> InputEncoding: ...
+@overload
+def create_encoding(name: RotaryName, **options: Any) -> RotaryEncoding: ...
+@overload
+def create_encoding(name: BiasName, **options: Any) -> BiasEncoding: ...
+@overload
+def create_encoding(name: ConditionalName, **options: Any) -> ConditionalEncoding: ...
+@overload
+def create_encoding(name: str | Mapping[str, Any], **options: Any) -> PositionEncoding: ...
 def create_encoding(name: str | Mapping[str, Any], **options: Any) -> PositionEncoding:
     """Build one encoding: `create_encoding("sincos2d", dim=192, preset="mae")`.
 

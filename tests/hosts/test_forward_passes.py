@@ -21,6 +21,7 @@ from visionpos.analysis.hosts import ZOO, build
 
 OWN, ALL_PLACES = "own", "sincos2d+rope_axial+alibi2d+peg"
 ONE_SIZE = ("BEiT", "ViT, relative bias", "CaiT", "Hiera", "CoAtNet", "GCViT")
+ALWAYS = ("Qwen3-ViT", "DeepSeek-ViT")  # pictures of any size, without being asked
 ANY_SIZE = {
     "Swin": {"strict_img_size": False},
     "Swin v2": {"strict_img_size": False},
@@ -36,7 +37,7 @@ ANY_SIZE = {
 
 def converted(family, spec):
     """A model of two blocks or more whose every weight matters, unlike timm's at the start."""
-    any_size = {} if family in ONE_SIZE else ANY_SIZE.get(family, {"dynamic_img_size": True})
+    any_size = {} if family in (*ONE_SIZE, *ALWAYS) else ANY_SIZE.get(family, {"dynamic_img_size": True})
     model, size = build(family, **deeper(family), **any_size)
     vp.get_encoding(model) if spec == OWN else vp.set_encoding(model, spec)
     return randomised(model), size
@@ -182,7 +183,7 @@ def test_no_module_is_hooked_and_copies_have_their_own_input_encodings(family):
     x = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
     modules, paths = (
         dict(model.named_modules()),
-        ("patch_embed", "patch_embeds.0.proj", "stem.conv", "stem.conv2", "stem.conv1"),
+        ("patch_embed", "encoder.patch_embed", "patch_embeds.0.proj", "stem.conv", "stem.conv2", "stem.conv1"),
     )
     patches, stem = [], next(modules[path] for path in paths if path in modules)
     hook = stem.register_forward_hook(lambda module, args, out: patches.append((*args, out)))

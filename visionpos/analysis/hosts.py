@@ -33,6 +33,8 @@ ZOO: dict[str, tuple[str, dict[str, Any], tuple[int, int]]] = {
     "BEiT": ("beit_base_patch16_224", {**SMALL, **GRID}, (16, 24)),
     "ViT, relative bias": ("vit_relpos_small_patch16_224", {**SMALL, **GRID}, (16, 24)),
     "CaiT": ("cait_xxs24_224", {**SMALL, **GRID}, (16, 24)),
+    "Qwen3-ViT": ("qwen3_vit_88m", {**SMALL, **GRID, "pos_embed_grid_size": 5}, (16, 24)),
+    "DeepSeek-ViT": ("deepseek_vit_412m", {**SMALL, **GRID}, (16, 24)),
     "Swin": (
         "swin_tiny_patch4_window7_224",
         {"num_classes": 3, "img_size": (32, 48), "window_size": 4, "embed_dim": 48, "depths": (2,), "num_heads": (3,)},
@@ -154,7 +156,7 @@ ZOO: dict[str, tuple[str, dict[str, Any], tuple[int, int]]] = {
         (32, 48),
     ),
 }
-
+ZOO = {family: row for family, row in ZOO.items() if timm.is_model(row[0])}  # an older timm has fewer
 
 SWIN = (
     "## Where timm's Swin is not the authors'",

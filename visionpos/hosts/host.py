@@ -18,6 +18,7 @@ class Host(ABC):
     """One timm family. An adapter is a subclass that implements these methods, added by `register_host`."""
 
     name: ClassVar[str]
+    channels_last_features: ClassVar[bool] = False  # of timm's feature extractor of the family: (B, H, W, C)
 
     @abstractmethod
     def accepts(self, model: nn.Module) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ class ParameterHolder(nn.Module):
         self.window_size = tuple(window_size)
 
 
+@runtime_checkable
 class View(Protocol):
     """How an encoding sees a parameter that its owner has in another layout."""
 
@@ -75,7 +76,7 @@ def bind_parameters(
         part = getattr(encoding, name)
         delattr(encoding, name)
         if getattr(owner, theirs, None) is None:
-            setattr(owner, theirs, part if view is None else nn.Parameter(view.write(part.detach(), encoding)))
+            setattr(owner, theirs, part if view is None else _written(part, view, encoding))
     encoding._bound = (owner, names, view)  # in a tuple, so that the owner is not registered as a child
 
 
@@ -96,6 +97,10 @@ def has_parameters(encoding: PositionEncoding) -> bool:
 
 def _seen(parameter: nn.Parameter, view: View) -> nn.Parameter:
     return nn.Parameter(view.read(parameter).detach().clone(), requires_grad=parameter.requires_grad)
+
+
+def _written(part: nn.Parameter, view: View, encoding: PositionEncoding) -> nn.Parameter:
+    return nn.Parameter(view.write(part.detach(), encoding), requires_grad=part.requires_grad)
 
 
 def adopt_parameters(

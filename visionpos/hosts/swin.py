@@ -128,6 +128,7 @@ class SwinHost(GridHost):
     """The family of Swin v1; another version has its own class attributes and `wrap_attention`."""
 
     name = "SwinTransformer (Swin v1)"
+    channels_last_features = True
     models: ClassVar = {SwinTransformer: EncodedSwinTransformer}
     block_class: ClassVar[type] = EncodedSwinBlock
     native: ClassVar[type] = RelativeTable  # the encoding that timm's model has, under names of its own

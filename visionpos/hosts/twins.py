@@ -1,4 +1,4 @@
-"""timm's Twins as host: its layers see windows, or a smaller map; the PEG of each stage is an encoding."""
+"""timm's Twins as host: PCPVT and SVT, with windows or keys of a smaller map; the PEG of a stage is an encoding."""
 
 from __future__ import annotations
 

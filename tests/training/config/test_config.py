@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from visionpos.training.config.command_line import config_class, parse
+from visionpos.training.config.command_line import config_class, find_config, parse
 from visionpos.training.errors import ConfigError, run_command
 from visionpos.training.run.build import check_model
 
@@ -115,6 +115,12 @@ MISTAKES = [
     (["--encoding", "nothing.yaml"], "encoding: there is no file 'nothing.yaml'"),
     (["--compile", "maybe"], "compile: 'maybe' given; accepted: auto, on, graphs, off"),
     (["--config", "nothing.yaml"], "config: File does not exist"),
+    (
+        ["--config", "direction_dem"],
+        "config: 'direction_dem' given, no file and no name; did you mean 'direction_demo'?",
+    ),
+    (["--config=swim"], "config: 'swim' given, no file and no name; "),
+    (["--config", ""], "config: '' given; accepted: a path"),
     (["--seed"], "seed"),
 ]
 
@@ -173,3 +179,13 @@ def test_the_command_itself_prints_one_line_and_exits_with_2(tmp_path):
     assert done.stderr.startswith("error: encoding: unknown encoding 'rope_axal'; did you mean 'rope_axial'?")
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_a_file_of_this_project_is_found_by_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = ROOT / "configs" / "run" / "tasks_half.yaml"
+    assert parse(["--config", "tasks_half", "--seed", "3"]) == parse([f"--config={path}", "--seed", "3"])
+    assert parse(["--config=tasks_half"]).output.startswith("runs/tasks_half/")
+    assert find_config("sweep", "study_tasks", "sweep").samefile(ROOT / "configs/sweep/study_tasks.yaml")
+    (tmp_path / "study_tasks").touch()
+    assert find_config("sweep", "study_tasks", "sweep") == Path("study_tasks"), "a file of one's own comes first"

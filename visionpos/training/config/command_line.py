@@ -2,7 +2,8 @@
 
     python -m train.classify --config configs/run/vit_cifar10_small.yaml --encoding rope_axial --recipe.epochs 5
 
-A run file names one file per group (`model: ../model/vit_128x6.yaml`, relative to itself); flags come on top.
+A run file names one file per group (`model: ../model/vit_128x6.yaml`, relative to itself); flags come on top. The run
+files of this project, which an installed package brings with it, have names as well: `--config vit_cifar10_small`.
 """
 
 import re
@@ -21,6 +22,7 @@ from visionpos.training.errors import ConfigError, did_you_mean, one_line, repor
 __all__ = [
     "config_class",
     "field_types",
+    "find_config",
     "make_parser",
     "parse",
     "parse_flags",
@@ -38,7 +40,7 @@ def parse(argv: Sequence[str], kind: type[AnyConfig] = Config) -> AnyConfig:
     parser = make_parser(description="Train a timm model with the position encoding of your choice.")
     parser.add_argument("--config", action="config", help="a YAML file of the fields below; of several, the last wins")
     parser.add_class_arguments(kind)
-    flags = parse_flags(parser, argv, field_types(kind))
+    flags = parse_flags(parser, _names_to_paths(argv), field_types(kind))
     files = [Path(str(path)) for path in flags.pop("config") or []]
     with reporting("config"):
         config = kind(**vars(parser.instantiate(flags)))
@@ -48,6 +50,48 @@ def parse(argv: Sequence[str], kind: type[AnyConfig] = Config) -> AnyConfig:
         config.output = f"runs/{stem}/{file_name(encoding_label(config.encoding))}-seed{config.seed}"
     config.check()
     return config
+
+
+PACKAGE = Path(__file__).parents[2]
+CONFIGS = next(
+    filter(Path.is_dir, (PACKAGE / "configs", PACKAGE.parent / "configs")), PACKAGE
+)  # installed, or checked out
+
+
+def find_config(flag: str, given: str, kind: str) -> Path:
+    """Return the file that is meant by a path, or by the name of a file of this project.
+
+    Args:
+        flag: what a mistake is reported under.
+        given: a path, or a name without a suffix.
+        kind: "run" or "sweep": the folder of `configs` that has the files with names.
+
+    Raises:
+        ConfigError: an empty path, or a name that neither a file nor one of this project's has.
+
+    Example:
+        >>> from visionpos.training.config.command_line import find_config
+        >>> find_config("config", "vit_cifar10_small", "run").name
+        'vit_cifar10_small.yaml'
+    """
+    path = path_given(flag, given)
+    if not re.fullmatch(r"[\w-]+", given) or path.exists():
+        return path
+    names = sorted(file.stem for file in (CONFIGS / kind).glob("*.yaml"))
+    if given not in names:
+        raise ConfigError(f"{flag}: {given!r} given, no file and no name; {did_you_mean(given, names)}")
+    return CONFIGS / kind / f"{given}.yaml"
+
+
+def _names_to_paths(argv: Sequence[str]) -> list[str]:
+    """Return a command line in which every `--config NAME` is `--config PATH`."""
+    argv = list(argv)
+    for index, text in enumerate(argv):
+        if index and argv[index - 1] == "--config":
+            argv[index] = str(find_config("config", text, "run"))
+        elif text.startswith("--config="):
+            argv[index] = f"--config={find_config('config', text.removeprefix('--config='), 'run')}"
+    return argv
 
 
 def config_class(path: Path) -> type[Config]:
@@ -221,7 +265,7 @@ def _explain(message: str, types: dict[str, Any]) -> str:
     if names and value and names[-1] in types:
         return f"{names[-1]}: {value[1]!r} given; accepted: {_accepted(types[names[-1]])}"
     if missing := re.search(r"arguments are required: (.*)", message):
-        return f"{missing[1]}: not given; start from a file (--config configs/run/NAME.yaml)"
+        return f"{missing[1]}: not given; start from a file (--config NAME, as in configs/run)"
     if names and (
         unread := re.match(r"\s*Unable to load config (['\"].*?['\"])(.*)", message.partition(":\n")[2], re.S)
     ):
