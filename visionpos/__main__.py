@@ -84,7 +84,7 @@ def measured(flags: argparse.Namespace) -> None:
     if flags.command == "plot":
         encoding_info(flags.name)
         out = flags.out or f"{flags.name}.png"
-        plot_encoding(flags.name, grid, **options).savefig(out, dpi=150)
+        plot_encoding(flags.name, grid, **options).savefig(out)
         print(f"wrote {out}")
         return
     test_grid = tuple(flags.test_grid or (2 * size for size in grid))
