@@ -39,6 +39,37 @@ def test_ranges_and_axes():
         assert abs(math.log(ratio[0].item())) <= math.log(2) + 1e-6
 
 
+def test_every_token_is_moved_by_a_draw_of_its_own():
+    positions = vp.Positions.grid((3, 5), num_prefix_tokens=2)
+    draws = [draw(vp.CoordinateAugmentation(token_jitter=0.5), positions, i).coords for i in range(400)]
+    moves = torch.stack(draws) - positions.coords  # (400, 15, 2)
+    assert moves.abs().amax((0, 1)).tolist() == pytest.approx([0.5, 0.5], rel=0.01)
+    assert moves.mean(0).abs().max() < 4 * 0.5 / 3**0.5 / 400**0.5  # the clean coordinates, on average
+    between = torch.corrcoef(moves.flatten(1).T) - torch.eye(30)
+    assert between.abs().max() < 0.25  # of any two tokens, and of both axes
+
+    both = vp.CoordinateAugmentation(shift=0.3, rescale=2.0, token_jitter=0.2)
+    moved, frame = (draw(each, positions, 7) for each in (both, vp.CoordinateAugmentation(shift=0.3, rescale=2.0)))
+    scale = (frame.coords[-1] - frame.coords[0]) / (positions.coords[-1] - positions.coords[0])
+    own = (moved.coords - frame.coords) / scale
+    assert 0.15 < own.abs().max() <= 0.2001  # in steps of the grid, before the frame moves
+    assert moved.num_prefix_tokens == 2
+
+
+def test_dropped_tokens_leave_the_others_their_draws():
+    model = vp.create_model(
+        "vit_tiny_patch16_224", "learned", img_size=(16, 24), patch_size=4, num_classes=3, embed_dim=48, depth=1
+    ).train()
+    model.coordinate_augmentation = vp.CoordinateAugmentation(token_jitter=0.5)
+    x, index = torch.randn(2, 3, 16, 24, generator=torch.Generator().manual_seed(0)), torch.tensor([[5, 17], [0, 8]])
+    torch.manual_seed(3)
+    whole, _ = model.forward_stem(x)
+    torch.manual_seed(3)
+    kept, _ = model.forward_stem(x, index)
+    assert torch.equal(kept[:, 1:], whole[torch.arange(2)[:, None], 1 + index])
+    assert (kept - model.eval().forward_stem(x, index)[0]).abs().max() > 1e-3  # evaluation is untouched
+
+
 def test_neutral_settings_move_nothing():
     positions = vp.Positions.grid((3, 5))
     assert (draw(vp.CoordinateAugmentation(), positions, 0).coords - positions.coords).abs().max() < 1e-6
@@ -62,7 +93,13 @@ def test_every_encoding_in_a_model(name):
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [({"shift": -1.0}, "shift must be 0 or more"), ({"rescale": 0.5}, "rescale must be 1 or more")],
+    [
+        ({"shift": -1.0}, "^shift must be 0 or more"),
+        ({"rescale": 0.5}, "^rescale must be 1 or more"),
+        ({"token_jitter": -0.1}, "^token_jitter must be 0 or more"),
+        ({"jitter": math.nan}, "^jitter must be 1 or more, and finite, got nan"),
+        ({"token_jitter": math.inf}, "^token_jitter must be 0 or more, and finite, got inf"),
+    ],
 )
 def test_errors(options, words):
     with pytest.raises(ValueError, match=words):

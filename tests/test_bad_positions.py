@@ -11,7 +11,7 @@ from visionpos.registry import get_encoding_class, required_options
 
 FACTS = LayerFacts(dim=48, feat_shape=(3, 5), num_heads=2, head_dim=24, layer=0, depth=2)
 ENCODINGS = [name for name in vp.list_encodings() if name != "none"]
-ANY_AXES = {"sinusoidal", "rope1d", "alibi", "alibi2d"}
+ANY_AXES = {"sinusoidal", "sincos2d", "scalar", "binary", "rope1d", "alibi", "alibi2d", "kerple", "fire"}
 
 
 def build(name):
@@ -123,7 +123,7 @@ SIZES = {
 def test_a_size_that_is_none(words):
     use, sizes = SIZES[words]
     for size in sizes:
-        with pytest.raises(ValueError, match=f"^{words.strip()} positive integers, got {re.escape(str(size))}$"):
+        with pytest.raises(ValueError, match=f"^{words.strip()} positive integers, got {re.escape(repr(size))}$"):
             use(size)
 
 

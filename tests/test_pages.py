@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import timm
+import torch
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("visionpos", "train", "benchmarks", "tests", "docs", "configs", "results")
@@ -58,6 +59,15 @@ def test_layers_run():
     scripts = blocks("layers.md")
     assert len(scripts) == 7
     exec("\n".join(scripts), {"__name__": "layers"})
+
+
+def test_the_arithmetic_of_many_gpus_is_right():
+    """A block of assertions, from which the text has its numbers; the parameters are those of timm's model."""
+    (script,), found = blocks("scale.md"), {}
+    exec(script, found)
+    with torch.device("meta"):
+        model = timm.create_model("vit_small_patch16_224")
+    assert found["parameters"] == sum(parameter.numel() for parameter in model.parameters())
 
 
 def test_weights_run(monkeypatch):

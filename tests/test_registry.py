@@ -68,7 +68,7 @@ BAD = [
     ("sincos2d", {"dim": 8.5}, "sincos2d: dim must be a positive integer, got 8.5"),
     ("alibi", {"num_heads": 0}, "alibi: num_heads must be a positive integer, got 0"),
     ("learned", {"dim": 8, "feat_shape": 14}, "learned: feat_shape must be two positive integers, got 14"),
-    ({"preset": "mae"}, {}, "needs a 'name', got keys: preset"),
+    ({"preset": "mae"}, {}, r"needs a 'name', got keys: \['preset'\]"),
 ]
 
 

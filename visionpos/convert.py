@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -21,13 +23,33 @@ from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 
 from .encoding import LayerFacts, PositionEncoding
-from .hosts import beit, cait, eva, hiera, maxxvit, relpos, sam, swin, swin_v2, vit  # noqa: F401, every family is registered
+from .hosts import (  # noqa: F401, every family is registered
+    beit,
+    cait,
+    davit,
+    eva,
+    hiera,
+    maxxvit,
+    pit,
+    pvt_v2,
+    relpos,
+    sam,
+    swin,
+    swin_v2,
+    tiny_vit,
+    twins,
+    vit,
+)
 from .hosts.host import Host, find_host, mixes_tokens
 from .hosts.parameters import copy_encoding, has_parameters
 from .registry import FIXED, Spec, check_agreement, complete_options, get_encoding_class, is_registered, parse_spec
 from .weights.load import create_with_weights
 
 __all__ = ["ARCHITECTURE", "create_model", "get_encoding", "set_encoding"]
+
+for family in ("deepseek_vit", "qwen3_vit"):  # which the oldest timm that is supported has not
+    if find_spec(f"timm.models.{family}"):
+        import_module(f".hosts.{family}", __package__)
 
 ARCHITECTURE = "visionpos"  # the entry point that converts any timm model, and the prefix of the others
 Item = tuple[str, dict[str, Any]] | PositionEncoding  # of a spec, as `parse_spec` returns it
@@ -104,7 +126,8 @@ def _create_extractor(
     wrap = FeatureExtractor if feature_cls == "getter" else feature_cls
 
     def convert(model: nn.Module, out_indices, output_fmt: str = "NCHW", **_: Any) -> nn.Module:
-        return wrap(_set_encoding(model, spec), out_indices=out_indices, output_fmt=output_fmt)
+        layout = output_fmt if find_host(model).channels_last_features else "NCHW"  # timm says that of tokens, too
+        return wrap(_set_encoding(model, spec), out_indices=out_indices, output_fmt=layout)
 
     features = timm.create_model(name, feature_cls=convert, **kwargs)
     if isinstance(features, FeatureGetterNet):  # what timm writes down names the host alone, and `convert`

@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .options import Size, check_values
@@ -46,6 +47,7 @@ class LayerFacts:
     num_prefix_tokens: int = 0  # in front of the patch tokens; in a stem, those that get a position
     num_heads: int | None = None
     head_dim: int | None = None
+    value_dim: int | None = None  # channels of the values of all heads; by default num_heads * head_dim
     layer: int | None = None  # index, from 0 to depth - 1
     depth: int | None = None  # number of attention layers of the model
     dim_in: int | None = None  # channels of the tokens that the layer gets; by default `dim`
@@ -58,6 +60,8 @@ class LayerFacts:
         for name, source in (("dim_in", "dim"), ("reference_shape", "feat_shape"), ("pretrained_window", "feat_shape")):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, getattr(self, source))
+        if self.value_dim is None and self.num_heads is not None and self.head_dim is not None:
+            object.__setattr__(self, "value_dim", self.num_heads * self.head_dim)
 
 
 @dataclass(eq=False)
@@ -171,12 +175,13 @@ class PositionEncoding(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """Return the names of the parameters, in `owner`, that weight decay must not touch: all of them."""
-        owner, names, _ = self.__dict__.get("_bound", (self, (), None))
-        return {name for name, _ in owner.named_parameters() if owner is self or name.split(".")[0] in names}
+        owner, names, _ = self.__dict__.get("_bound", (self, {}, None))
+        theirs = {*names.values()}
+        return {name for name, _ in owner.named_parameters() if owner is self or name.split(".")[0] in theirs}
 
     # A host such as timm's ViT or Swin has its own name and place for a table, which optimisers, checkpoints and timm
     # itself rely on. The encoding then reads the parameter from there, so that it exists once, under the host's name:
-    # `_bound` is (owner, names, view), see `hosts.parameters`.
+    # `_bound` is (owner, {own name: the owner's}, view), see `hosts.parameters`.
 
     @property
     def owner(self) -> nn.Module:
@@ -185,15 +190,16 @@ class PositionEncoding(nn.Module):
 
     def set_parameter(self, name: str, value: Tensor) -> None:
         """Replace a parameter by one of another shape, wherever it lives."""
-        owner, _, view = self.__dict__.get("_bound", (self, (), None))
-        value = value if view is None else view.write(value, self)
-        setattr(owner, name, nn.Parameter(value, requires_grad=getattr(owner, name).requires_grad))
+        owner, names, view = self.__dict__.get("_bound", (self, {}, None))
+        name = names.get(name, name)
+        new = nn.Parameter(value if view is None else view.write(value, self), getattr(owner, name).requires_grad)
+        setattr(owner, name, new)
 
     def __getattr__(self, name: str):
-        owner, names, view = self.__dict__.get("_bound", (None, (), None))
+        owner, names, view = self.__dict__.get("_bound", (None, {}, None))
         if name not in names:
             return super().__getattr__(name)
-        value = getattr(owner, name)
+        value = getattr(owner, names[name])
         return value if view is None else view.read(value)
 
     def extra_repr(self) -> str:
@@ -214,6 +220,19 @@ def check_tokens(x: Tensor, axis: int, positions: Positions, what: str) -> None:
         )
     if positions.is_batched and positions.coords.shape[0] not in (1, x.shape[0]):
         raise ValueError(f"{what} has {x.shape[0]} samples, but the positions have {positions.coords.shape[0]}")
+
+
+def put_in_front(table: Tensor, prefix: Tensor | None, num_prefix_tokens: int) -> Tensor:
+    """Return a table of patch tokens (..., N, C) with rows of prefix tokens in front: (..., prefix + N, C).
+
+    Args:
+        table: (..., N, C).
+        prefix: (prefix, C), or with leading axes that broadcast; None for zeros.
+        num_prefix_tokens: how many prefix tokens there are.
+    """
+    if prefix is None:
+        return F.pad(table, (0, 0, num_prefix_tokens, 0)) if num_prefix_tokens else table
+    return torch.cat([prefix.to(table).expand(*table.shape[:-2], -1, -1), table], dim=-2)
 
 
 def full_precision(positions: Positions) -> torch.autocast:

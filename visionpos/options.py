@@ -32,6 +32,7 @@ Positive = Annotated[float, Range(lambda value: 0 < value <= LARGEST, "a positiv
 Spread = Annotated[float, Range(lambda value: 0 <= value <= LARGEST, "a finite number, 0 or more")]
 Finite = Annotated[float, Range(lambda value: abs(value) <= LARGEST, "a finite number")]
 Share = Annotated[float, Range(lambda value: 0 <= value < 1, "in [0, 1)")]
+Fraction = Annotated[float, Range(lambda value: 0 <= value <= 1, "in [0, 1]")]
 Size = Annotated[tuple[int, int], Range(lambda value: min(value) >= 1, "two positive integers")]
 
 

@@ -27,9 +27,9 @@ def check_size(name: str, size: tuple[int, ...], axes: int | None = 2) -> tuple[
     given, size = size, tuple(size) if isinstance(size, (tuple, list)) else ()
     if torch.jit.is_tracing():  # where sizes are tensors; a trace is for the size that it was made with
         size = tuple(map(int, size))
-    whole = all(isinstance(n, (int, torch.SymInt)) and not isinstance(n, bool) for n in size)
+    whole = all(isinstance(n, torch.SymInt) or (isinstance(n, int) and n is not True and n < 2**31) for n in size)
     if not size or len(size) != (axes or len(size)) or not whole or min(size) < 1:
-        raise ValueError(f"{name} must be {axes or len(size) or 'one or more'} positive integers, got {given}")
+        raise ValueError(f"{name} must be {axes or len(size) or 'one or more'} positive integers, got {given!r}")
     return size
 
 

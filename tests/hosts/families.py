@@ -1,13 +1,19 @@
 """What makes the small models of `visionpos.analysis.hosts.ZOO` deeper: two attention layers or more."""
 
 # their blocks see where tokens are by the shape of what they get
-GRIDS = ("Swin", "Swin v2", "SAM", "MaxViT", "CoAtNet")
+GRIDS = ("Swin", "Swin v2", "SAM", "MaxViT", "CoAtNet", "TinyViT", "PVT v2", "Twins", "DaViT")
+TWO_STAGES = {"embed_dims": (48, 48), "num_heads": (3, 3)}
 DEEPER = {
     "Swin": {"depths": (1, 2), "num_heads": (3, 6)},
     "Swin v2": {"depths": (1, 2), "num_heads": (3, 6)},
     "Hiera": {"stages": (1, 2), "q_pool": 1},
     "MaxViT": {},
     "CoAtNet": {"depths": (1, 2)},
+    "PiT": {"base_dims": (16, 16), "depth": (1, 2), "heads": (3, 6)},
+    "PVT v2": {**TWO_STAGES, "depths": (1, 1), "sr_ratios": (2, 1), "mlp_ratios": (2, 2)},
+    "Twins": {**TWO_STAGES, "depths": (2, 1), "wss": (4, 4), "sr_ratios": (2, 1), "mlp_ratios": (2, 2)},
+    "DaViT": {**TWO_STAGES, "depths": (1, 1)},
+    "TinyViT": {"depths": (1, 2)},
 }
 
 

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from timm.layers import RmsNormFp32
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import visionpos as vp
@@ -13,6 +14,7 @@ OWN = None
 HVP_SPECS = [OWN, "rope_axial", "alibi2d"]
 SIX_HOSTS = ["ViT, class token", "DINOv3", "BEiT", "CaiT", "Swin", "Hiera"]
 FLOAT32_IN_TIMM = ["EVA-02", "DINOv3", "RoPE-ViT, axial", "RoPE-ViT, mixed", "ViT, relative bias", "Swin v2", "CoAtNet"]
+FLOAT32_IN_TIMM += ["Qwen3-ViT", "DeepSeek-ViT"]
 SIX_ENCODINGS = ["learned", "rope_mixed", "relative_table", "decomposed", "fire", "peg"]
 
 
@@ -26,6 +28,9 @@ def _operations_with_second_derivatives():
 def drawn(model):
     """In float64 and in evaluation, with every parameter away from zeros, ones and kinks."""
     generator = torch.Generator().manual_seed(2)
+    for module in model.modules():
+        if type(module) is RmsNormFp32:  # in float32 in timm, whatever the dtype of the model
+            module.__class__ = torch.nn.RMSNorm
     with torch.no_grad():
         for parameter in model.double().eval().parameters():
             parameter.add_(0.2 * torch.randn(parameter.shape, dtype=parameter.dtype, generator=generator))

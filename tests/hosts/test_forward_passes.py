@@ -21,12 +21,23 @@ from visionpos.analysis.hosts import ZOO, build
 
 OWN, ALL_PLACES = "own", "sincos2d+rope_axial+alibi2d+peg"
 ONE_SIZE = ("BEiT", "ViT, relative bias", "CaiT", "Hiera", "CoAtNet")
-ANY_SIZE = {"Swin": {"strict_img_size": False}, "Swin v2": {"strict_img_size": False}, "SAM": {}, "MaxViT": {}}
+ALWAYS = ("Qwen3-ViT", "DeepSeek-ViT")  # pictures of any size, without being asked
+ANY_SIZE = {
+    "Swin": {"strict_img_size": False},
+    "Swin v2": {"strict_img_size": False},
+    "SAM": {},
+    "MaxViT": {},
+    "TinyViT": {},
+    "PiT": {},
+    "PVT v2": {},
+    "Twins": {},
+    "DaViT": {},
+}
 
 
 def converted(family, spec):
     """A model of two blocks or more whose every weight matters, unlike timm's at the start."""
-    any_size = {} if family in ONE_SIZE else ANY_SIZE.get(family, {"dynamic_img_size": True})
+    any_size = {} if family in (*ONE_SIZE, *ALWAYS) else ANY_SIZE.get(family, {"dynamic_img_size": True})
     model, size = build(family, **deeper(family), **any_size)
     vp.get_encoding(model) if spec == OWN else vp.set_encoding(model, spec)
     return randomised(model), size
@@ -170,7 +181,11 @@ def test_no_module_is_hooked_and_copies_have_their_own_input_encodings(family):
     model, size = converted(family, "sincos2d+rope_axial")
     assert not any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in model.modules())
     x = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
-    patches, stem = [], getattr(model, "patch_embed", None) or model.stem.conv2
+    modules, paths = (
+        dict(model.named_modules()),
+        ("patch_embed", "encoder.patch_embed", "patch_embeds.0.proj", "stem.conv", "stem.conv2"),
+    )
+    patches, stem = [], next(modules[path] for path in paths if path in modules)
     hook = stem.register_forward_hook(lambda module, args, out: patches.append((*args, out)))
     want = model(x)
     hook.remove()

@@ -99,7 +99,7 @@ def test_tables_have_the_window_or_the_grid():
     assert [attn.encodings[0].feat_shape for attn in attentions(model)] == [(4, 4), (6, 10)]
 
 
-@pytest.mark.parametrize("options", [{"interpolation": "sample"}, {"interpolation": "bicubic", "keep_aspect": True}])
+@pytest.mark.parametrize("options", [{}, {"interpolation": "bicubic", "keep_aspect": True}, {"preset": "moonvit"}])
 def test_a_table_that_timm_would_read_otherwise_lives_elsewhere(options):
     model = vp.set_encoding(sam(), {"name": "learned2d", "grid_size": (3, 4), **options})
     assert model.pos_embed is None

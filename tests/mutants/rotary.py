@@ -351,8 +351,8 @@ LEARNED = [
             ("temperature 10000", "temperature: Positive = 100.0", "temperature: Positive = 10000.0"),
             (
                 "folded at another temperature",
-                "self.head_dim, self.temperature, self.layout",
-                "self.head_dim, 100.0, self.layout",
+                'kept = ("temperature", "layout", "zero_fraction"',
+                'kept = ("layout", "zero_fraction"',
             ),
         ],
     ),

@@ -123,13 +123,20 @@ CONTRACT = mutants_of(
             "device.type, enabled=False)",
             "device.type, enabled=torch.is_autocast_enabled(positions.coords.device.type))",
         ),
+        ("prefix tokens turned", "(0, 0, num_prefix_tokens, 0)) if", "(0, 0, 0, num_prefix_tokens)) if"),
+        (
+            "prefix rows of a table at the end",
+            "torch.cat([prefix.to(table).expand(*table.shape[:-2], -1, -1), table], dim=-2)",
+            "torch.cat([table, prefix.to(table).expand(*table.shape[:-2], -1, -1)], dim=-2)",
+        ),
         ("weight decay on tables", "return {name for name, _ in owner.", "return {name[1:] for name, _ in owner."),
     ],
 )
 
 PLACE_TESTS = (
     "parity/test_alibi.py parity/test_rope.py parity/test_shaw.py parity/test_lepe.py parity/test_learned.py "
-    "hosts/test_attention.py test_contract.py test_numerics.py rotary/test_split.py rotary/test_kept.py"
+    "hosts/test_attention.py test_contract.py test_numerics.py rotary/test_split.py rotary/test_kept.py "
+    "rotary/test_zero_fraction.py parity/test_rope_eva.py"
 )
 PLACES = [
     *mutants_of(
@@ -138,13 +145,8 @@ PLACES = [
         [
             (
                 "prefix tokens embedded",
-                "table = F.pad(table, (0, 0, positions.num_prefix_tokens, 0))",
-                "table = F.pad(table, (0, 0, 0, positions.num_prefix_tokens))",
-            ),
-            (
-                "prefix rows of a table at the end",
-                "torch.cat([prefix.expand(*table.shape[:-2], -1, -1), table], dim=-2)",
-                "torch.cat([table, prefix.expand(*table.shape[:-2], -1, -1)], dim=-2)",
+                "self.embed(positions), self.embed_prefix(count) if count",
+                "self.embed(positions), None if count",
             ),
         ],
     ),
@@ -155,11 +157,14 @@ PLACES = [
             ("float32 beside float64 tokens", "positions.promote(q.dtype).promote(k.dtype)", "positions"),
             ("kept tokens one off", "index + num_prefix_tokens", "index"),
             ("kept tokens of other samples", ".movedim(-3, -4)", ".flip(-3).movedim(-3, -4)"),
+            ("prefix tokens never rotated", "self.encode_prefix(count, angles.device) if count", "None if count"),
             (
-                "prefix tokens rotated",
-                "angles = F.pad(self.encode(self.locate(positions)), (0, 0, positions.num_prefix_tokens, 0))",
-                "angles = F.pad(self.encode(self.locate(positions)), (0, 0, 0, positions.num_prefix_tokens))",
+                "the highest frequencies still",
+                "F.pad(series[..., :turning], (0, ",
+                "F.pad(series[..., -turning:], (0, ",
             ),
+            ("a frequency too many", "- round(self", "- 1 - round(self"),
+            ("frequencies of a head in one series", "(self.num_series, -1)", "(1, -1)"),
             ("sin for cos", "torch.stack([angles.cos(), angles.sin()])", "torch.stack([angles.sin(), angles.cos()])"),
             (
                 "bfloat16 angles",
@@ -325,6 +330,12 @@ AUGMENT = mutants_of(
         ("shift after scaling", "((box + shift) * scale + 1)", "(box * scale + shift + 1)"),
         ("cells at their left ends", "(2 * coords + 1) / size - 1", "2 * coords / size - 1"),
         ("not moved back by half a cell", "* size / 2 - 0.5", "* size / 2"),
+        ("one draw for all tokens", "torch.rand(coords.shape, device", "torch.rand(coords.shape[-1:], device"),
+        (
+            "tokens moved one way",
+            "generator=generator) * 2 - 1\n            coords",
+            "generator=generator)\n            coords",
+        ),
         ("jitter not logarithmic", "math.log(self.jitter) * draws[2:4]", "self.jitter * draws[2:4]"),
         ("one jitter for both axes", "math.log(self.jitter) * draws[2:4]", "math.log(self.jitter) * draws[2:3]"),
         ("one shift for both axes", "self.shift * draws[:2]", "self.shift * draws[:1]"),

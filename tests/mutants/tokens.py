@@ -4,6 +4,28 @@ from tests.mutants.mutation import mutants_of
 
 SINUSOIDS = [
     *mutants_of(
+        "input/scalar.py",
+        "parity/test_controls.py",
+        [
+            (
+                "divided by the last index",
+                "math.prod(positions.feat_shape)\n",
+                "(math.prod(positions.feat_shape) - 1)\n",
+            ),
+            ("divided by the kept tokens", "index / math.prod(positions.feat_shape)", "index / index.shape[-1]"),
+            ("never divided", "if self.divided:", "if False:"),
+        ],
+    ),
+    *mutants_of(
+        "input/binary.py",
+        "parity/test_controls.py",
+        [
+            ("highest digit first", "torch.arange(self.dim, device=index.device)", "torch.arange(self.dim).flip(0)"),
+            ("not rounded", "positions.feat_shape).round()", "positions.feat_shape)"),
+            ("digits not cut", ".floor() % 2", ".floor()"),
+        ],
+    ),
+    *mutants_of(
         "input/sinusoidal.py",
         "parity/test_sinusoidal.py",
         [
@@ -26,25 +48,17 @@ SINUSOIDS = [
         "input/sincos2d.py",
         "parity/test_sincos2d.py",
         [
-            (
-                "y before x in MAE",
-                "[ax.sin(), ax.cos(), ay.sin(), ay.cos()]",
-                "[ay.sin(), ay.cos(), ax.sin(), ax.cos()]",
-            ),
-            ("cos before sin", "[ax.sin(), ax.cos(), ay.sin(), ay.cos()]", "[ax.cos(), ax.sin(), ay.cos(), ay.sin()]"),
-            (
-                "timm with x first",
-                "[ay.sin(), ax.sin(), ay.cos(), ax.cos()]",
-                "[ax.sin(), ay.sin(), ax.cos(), ay.cos()]",
-            ),
+            ("y before x in MAE", ", dim=-1).flip(-2).flatten(-2)", ", dim=-1).flatten(-2)"),
+            ("cos before sin", "angles.cos()], dim=-1).flip(-2)", "angles.cos()][::-1], dim=-1).flip(-2)"),
+            ("timm with x first", "angles.cos()], dim=-2).flatten", "angles.cos()], dim=-2).flip(-2).flatten"),
             ("big_vision without its end", 'inclusive=preset == "big_vision"', "inclusive=False"),
-            ("MoCo v3 as MAE on squares", "y, x = x, y", "pass"),
+            ("MoCo v3 as MAE on squares", "axes, height = axes[::-1], feat_shape[0]", "height = feat_shape[0]"),
             (
                 "MoCo v3 in row order",
-                'if preset == "mocov3" and height != width:',
-                'if preset == "mocov3" and height > 10**6:',
+                "if height != feat_shape[1]:",
+                "if height > 10**6:",
             ),
-            ("MoCo v3 with W for H", "torch.div(index, height, ", "torch.div(index, width, "),
+            ("MoCo v3 with W for H", "torch.div(index, height, ", "torch.div(index, feat_shape[1], "),
             (
                 "temperature 100",
                 "dim: Count, temperature: Positive = 10000.0, preset",
@@ -102,6 +116,9 @@ TABLES = [
                 "coords.unbind(-1), self.grid_size, size",
                 "coords.unbind(-1), self.grid_size[::-1], size",
             ),
+            ("ends one off", "p * ((g - 1) / max(n - 1, 1))", "p * (g / max(n - 1, 1))"),
+            ("antialias of every preset", "antialias=self.antialias", "antialias=True"),
+            ("presets before what is given", "own if value is None else value", "own"),
         ],
     ),
     *mutants_of(

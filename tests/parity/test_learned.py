@@ -50,7 +50,7 @@ def test_real_coordinates_are_read_bilinearly():
 
 def test_wrong_number_of_prefix_tokens():
     encoding = vp.create_encoding("learned", dim=4, feat_shape=(2, 3), num_prefix_tokens=1)
-    with pytest.raises(ValueError, match="learned was built with num_prefix_tokens=1, but there are 2"):
+    with pytest.raises(ValueError, match="learned has num_prefix_tokens=1, got 2"):
         encoding(torch.zeros(1, 8, 4), vp.Positions.grid((2, 3), 2))
     with pytest.raises(ValueError, match="x has 5 channels, but learned was built with dim=4"):
         encoding(torch.zeros(1, 7, 5), vp.Positions.grid((2, 3), 1))

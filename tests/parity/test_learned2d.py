@@ -70,7 +70,49 @@ def test_timms_naflexvit(grid, keep_aspect, mode):
     assert (encoding.embed(vp.Positions.grid(grid)) - x[0]).abs().max() < 2e-6
 
 
-@pytest.mark.parametrize("mode", ["sample", "bicubic", "bilinear"])
+def test_presets():
+    tables = {"siglip2": (16, 16, 0.02), "moonvit": (64, 64, 1.0), "qwen3_vl": (48, 48, 0.02)}
+    for preset, (height, width, std) in tables.items():
+        torch.manual_seed(0)
+        encoding = vp.create_encoding("learned2d", dim=6, preset=preset)
+        assert encoding.pos_embed.shape == (1, height, width, 6)
+        assert encoding.pos_embed.std().item() == pytest.approx(std, rel=0.05)
+        own = vp.create_encoding(
+            "learned2d", dim=6, preset=preset, grid_size=(3, 5), interpolation="bilinear", init_std=3
+        )
+        assert (own.grid_size, own.interpolation, own.init_std) == ((3, 5), "bilinear", 3)
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_qwen3_vl_equals_timm_end_to_end(grid):
+    qwen3_vit = pytest.importorskip("timm.models.qwen3_vit", reason="timm before 1.0.30 has no such model")
+    for side, new in ((4, grid), (48, (3, 5))):
+        encoding = build((side, side), preset="qwen3_vl")
+        want = qwen3_vit.resample_pos_embed_grid(encoding.pos_embed.flatten(1, 2), side, new)[0]
+        assert (encoding.embed(grid64(new)) - want).abs().max() < 1e-10
+
+
+@pytest.mark.parametrize("keep_aspect", [False, True])
+def test_end_to_end_of_real_coordinates_and_the_longer_side(keep_aspect):
+    encoding, grid = build((4, 7), preset="qwen3_vl", keep_aspect=keep_aspect), (3, 5)
+    coords = torch.rand(2, 9, 2, generator=torch.Generator().manual_seed(1), dtype=F64) * torch.tensor([2.0, 4.0])
+    got = encoding.embed(vp.Positions(coords, grid))
+    height, width = (5, 5) if keep_aspect else grid
+    for token, (y, x) in zip(got.view(-1, 6), coords.view(-1, 2).tolist(), strict=True):
+        want = read(encoding.pos_embed[0], y * 3 / (height - 1), x * 6 / (width - 1))
+        assert (token - want).abs().max() < 1e-10
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_moonvit_is_bicubic_without_antialias(grid):
+    for table in ((4, 6), (9, 8)):  # larger and smaller than most grids
+        encoding = build(table, preset="moonvit")
+        image = encoding.pos_embed.permute(0, 3, 1, 2)
+        want = F.interpolate(image, size=grid, mode="bicubic", align_corners=False, antialias=False)[0].flatten(1).T
+        assert (encoding.embed(grid64(grid)) - want).abs().max() < 1e-10
+
+
+@pytest.mark.parametrize("mode", ["sample", "ends", "bicubic", "bilinear"])
 @pytest.mark.parametrize("grid", [(3, 5), (5, 2)])
 def test_exact_on_its_own_grid_and_zero_for_prefix_tokens(grid, mode):
     encoding = build(grid, interpolation=mode)
@@ -87,7 +129,7 @@ def test_errors():
         build((4, 0))
 
 
-@pytest.mark.parametrize("mode", ["sample", "bicubic"])
+@pytest.mark.parametrize("mode", ["sample", "ends", "bicubic"])
 @pytest.mark.parametrize("grid", [(2, 3), (4, 1)])
 def test_gradients(grid, mode):
     encoding, positions = build((3, 2), interpolation=mode), grid64(grid)

@@ -6,6 +6,7 @@ from timm.layers.pos_embed_sincos import RotaryEmbeddingCat, apply_rot_embed_cat
 
 import visionpos as vp
 from tests.parity.rotary_oracle import GRIDS, compare, gradcheck, relative_residual, rotation_matrix
+from tests.small import pictures, vit
 
 
 def test_golden():
@@ -65,3 +66,43 @@ def test_relative():
 def test_errors():
     with pytest.raises(ValueError, match="head_dim must be a positive multiple of 4 .* got 6"):
         vp.create_encoding("rope_eva", num_heads=1, head_dim=6)
+
+
+def registers(prefix, head_dim=64, **options):
+    encoding = vp.create_encoding("rope_eva", num_heads=2, head_dim=head_dim, register_temperature=100.0, **options)
+    cos, sin = encoding.prepare(vp.Positions.grid((3, 5), prefix)).double()
+    return torch.atan2(sin, cos)[0, :prefix]
+
+
+@pytest.mark.parametrize("prefix", [4, 5, 9, 10])
+def test_registers_stand_on_a_grid_of_their_own(prefix):
+    """ViT-5: bands 1, .749894209, .562341325 of a head of 64 channels, rows first; the class token does not turn."""
+    angles, side = registers(prefix, reference_shape=(4, 4)), 3 if prefix > 5 else 2
+    want = [[0.0] * 32] * (prefix - side**2)
+    for y in range(side):
+        for x in range(side):
+            want.append([place * 100 ** (-4 * k / 64) for place in (y, x) for k in range(16)])
+    assert (angles - torch.tensor(want, dtype=torch.float64)).abs().max() < 1e-6
+    assert angles[-1, :3].tolist() == pytest.approx([(side - 1) * b for b in (1, 0.749894209, 0.562341325)], abs=1e-6)
+
+
+def test_registers_in_a_model_see_the_patches_and_each_other_by_position():
+    spec = {"name": "rope_eva", "register_temperature": 100.0}
+    model, plain = vit(spec, reg_tokens=4), vit("rope_eva", reg_tokens=4)
+    model.load_state_dict(plain.state_dict())
+    assert (model(pictures()) - plain(pictures())).abs().max() > 1e-6
+    encoding, positions = vp.get_encoding(model)[0], vp.Positions.grid((8, 12), 5)
+    index = torch.tensor([[3, 50], [95, 0]])
+    kept = encoding.take_tokens(encoding.prepare(positions), index, 5)
+    assert torch.equal(kept, encoding.prepare(positions.keep(index)))
+    q = torch.randn(2, 3, 101, 16)
+    turned, _ = encoding(q, q, positions)
+    assert torch.equal(turned[:, :, :2], q[:, :, :2])  # the class token, and the register at (0, 0)
+    assert all((turned[:, :, i] - q[:, :, i]).abs().max() > 0.1 for i in range(2, 5))
+
+
+def test_registers_that_are_no_square():
+    with pytest.raises(ValueError, match="needs a square number of registers, .*, got 7 prefix tokens"):
+        registers(7)
+    assert registers(1).abs().max() == 0  # a class token alone
+    assert torch.equal(registers(5, zero_fraction=0.5)[:, 8:16], torch.zeros(5, 8))

@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -87,3 +88,27 @@ def test_errors():
         vp.sincos_2d((2, 3), 8, preset="moco")
     with pytest.raises(ValueError, match="dim must be a positive multiple of 4"):
         vp.sincos_2d((2, 3), 6)
+
+
+@pytest.mark.parametrize("preset", ["mae", "big_vision", "timm"])
+@pytest.mark.parametrize("grid", [(5,), (2, 3, 4)])
+def test_any_number_of_axes(grid, preset):
+    encoding, axes = vp.create_encoding("sincos2d", dim=24, temperature=50.0, preset=preset), len(grid)
+    positions = vp.Positions.grid(grid, 1).promote(F64)
+    real = vp.Positions(torch.rand(2, 6, axes, generator=torch.Generator().manual_seed(0), dtype=F64) * 3, grid)
+    for each in (positions, real):
+        for row, place in zip(encoding.embed(each).view(-1, 24), each.coords.view(-1, axes).tolist(), strict=True):
+            waves = [wave(p, 24 // (2 * axes), 50.0, preset == "big_vision") for p in place]
+            if preset == "timm":
+                parts = [s for s, _ in waves] + [c for _, c in waves]
+            else:
+                parts = [part for pair in reversed(waves) for part in pair]
+            want = list(itertools.chain.from_iterable(parts))
+            assert (row - torch.tensor(want, dtype=F64)).abs().max() < 1e-10
+
+
+def test_axes_that_cannot_be():
+    with pytest.raises(ValueError, match="^preset 'mocov3' of sincos2d needs 2 coordinates of a token, got 3$"):
+        vp.create_encoding("sincos2d", dim=24, preset="mocov3").embed(vp.Positions.grid((2, 3, 4)))
+    with pytest.raises(ValueError, match="^dim must be a positive multiple of 6 "):
+        vp.create_encoding("sincos2d", dim=16).embed(vp.Positions.grid((2, 3, 4)))

@@ -33,6 +33,8 @@ ZOO: dict[str, tuple[str, dict[str, Any], tuple[int, int]]] = {
     "BEiT": ("beit_base_patch16_224", {**SMALL, **GRID}, (16, 24)),
     "ViT, relative bias": ("vit_relpos_small_patch16_224", {**SMALL, **GRID}, (16, 24)),
     "CaiT": ("cait_xxs24_224", {**SMALL, **GRID}, (16, 24)),
+    "Qwen3-ViT": ("qwen3_vit_88m", {**SMALL, **GRID, "pos_embed_grid_size": 5}, (16, 24)),
+    "DeepSeek-ViT": ("deepseek_vit_412m", {**SMALL, **GRID}, (16, 24)),
     "Swin": (
         "swin_tiny_patch4_window7_224",
         {"num_classes": 3, "img_size": (32, 48), "window_size": 4, "embed_dim": 48, "depths": (2,), "num_heads": (3,)},
@@ -76,6 +78,70 @@ ZOO: dict[str, tuple[str, dict[str, Any], tuple[int, int]]] = {
         },
         (32, 48),
     ),
+    "PiT": (
+        "pit_ti_224",
+        {
+            "num_classes": 3,
+            "img_size": (32, 48),
+            "patch_size": 8,
+            "stride": 4,
+            "base_dims": (16,),
+            "depth": (1,),
+            "heads": (3,),
+        },
+        (32, 48),
+    ),
+    "PVT v2": (
+        "pvt_v2_b0",
+        {
+            "num_classes": 3,
+            "embed_dims": (48,),
+            "depths": (1,),
+            "num_heads": (3,),
+            "sr_ratios": (2,),
+            "mlp_ratios": (2,),
+            "pretrained_cfg_overlay": {"input_size": (3, 32, 48)},
+        },
+        (32, 48),
+    ),
+    "Twins": (
+        "twins_svt_small",
+        {
+            "num_classes": 3,
+            "img_size": (32, 48),
+            "embed_dims": (48,),
+            "depths": (1,),
+            "num_heads": (3,),
+            "wss": (4,),
+            "sr_ratios": (2,),
+            "mlp_ratios": (2,),
+        },
+        (32, 48),
+    ),
+    "DaViT": (
+        "davit_tiny",
+        {
+            "num_classes": 3,
+            "embed_dims": (48,),
+            "depths": (1,),
+            "num_heads": (3,),
+            "window_size": 4,
+            "pretrained_cfg_overlay": {"input_size": (3, 32, 48)},
+        },
+        (32, 48),
+    ),
+    "TinyViT": (
+        "tiny_vit_5m_224",
+        {
+            "num_classes": 3,
+            "embed_dims": (12, 48),
+            "depths": (1, 1),
+            "num_heads": (1, 3),
+            "window_sizes": (4, 4),
+            "pretrained_cfg_overlay": {"input_size": (3, 64, 96)},
+        },
+        (64, 96),
+    ),
     "SAM": (
         "samvit_base_patch16",
         {
@@ -89,7 +155,7 @@ ZOO: dict[str, tuple[str, dict[str, Any], tuple[int, int]]] = {
         (32, 48),
     ),
 }
-
+ZOO = {family: row for family, row in ZOO.items() if timm.is_model(row[0])}  # an older timm has fewer
 
 SWIN = (
     "## Where timm's Swin is not the authors'",

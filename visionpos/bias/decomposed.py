@@ -53,8 +53,6 @@ class Decomposed(ContextualBias):
         init_std: Spread | None = None,
     ):
         super().__init__(num_heads)
-        if preset not in ("sam", "mvit"):
-            raise ValueError(f"preset must be 'sam' or 'mvit', got {preset!r}")
         self.head_dim, self.feat_shape = head_dim, tuple(feat_shape)
         self.init_std = init_std if init_std is not None else 0.02 if preset == "mvit" else 0.0
         self.rel_pos_h = nn.Parameter(torch.empty(2 * self.feat_shape[0] - 1, head_dim))

@@ -21,7 +21,7 @@ def fire_input(distance: Tensor, reach: float, c: Tensor, threshold: Tensor) -> 
     return torch.log1p(c * distance) / torch.log1p(c * normaliser)
 
 
-def diameter(feat_shape: tuple[int, int]) -> float:
+def diameter(feat_shape: tuple[int, ...]) -> float:
     """Return the distance of opposite corner tokens; 1 where there is a single token."""
     return max(math.hypot(*(size - 1 for size in feat_shape)), 1.0)
 
@@ -57,6 +57,7 @@ class Fire(BiasEncoding):
     paper = "Li et al. 2023, arXiv 2310.04418"
     learnable = True
     translation_invariant = True
+    axes = None
     extrapolation = "formula"  # the normaliser
 
     def __init__(self, num_heads: Count, feat_shape: Size, init_c: Positive = 0.1, init_L: Positive | None = None):

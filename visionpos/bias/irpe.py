@@ -80,10 +80,6 @@ class IRPE(BucketBias):
         **grid_options,
     ):
         super().__init__(num_heads, **grid_options)
-        if method not in ("product", "euclid", "quant", "cross"):
-            raise ValueError(f"method must be 'product', 'euclid', 'quant' or 'cross', got {method!r}")
-        if mode not in ("contextual", "bias"):
-            raise ValueError(f"mode must be 'contextual' or 'bias', got {mode!r}")
         if values and mode == "bias":
             raise ValueError("values=True needs mode='contextual': in bias mode iRPE has no value side")
         if mode == "contextual" and not shared_head:

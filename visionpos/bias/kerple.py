@@ -53,12 +53,11 @@ class Kerple(BiasEncoding):
     paper = "Chi et al. 2022, arXiv 2205.09921"
     learnable = True
     translation_invariant = True
+    axes = None
     extrapolation = "run_on"  # to test on longer sequences is what it is made for
 
     def __init__(self, num_heads: Count, preset: Literal["log", "power"] = "log", **grid_options):
         super().__init__(num_heads, **grid_options)
-        if preset not in PRESETS:
-            raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
         self.preset = preset
         self.r1, self.r2 = nn.Parameter(torch.empty(num_heads)), nn.Parameter(torch.empty(num_heads))
         self.reset_parameters()

@@ -108,8 +108,6 @@ class LookHere(BiasEncoding):
         super().__init__(num_heads, **grid_options)
         if not 0 <= layer < depth:
             raise ValueError(f"layer must lie in [0, depth), got layer={layer}, depth={depth}")
-        if preset not in PRESETS:
-            raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
         self.layer, self.depth, self.preset = layer, depth, preset
         self.global_slope, self.layer_slopes = global_slope, tuple(layer_slopes)
         self.register_buffer("exponents", torch.empty(num_heads, dtype=torch.long), persistent=False)

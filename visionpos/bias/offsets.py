@@ -14,15 +14,16 @@ from ..windows import relative_position_index
 def bias_of_offsets(function: Callable[[Tensor], Tensor], queries: Positions, keys: Positions) -> Tensor:
     """Return function(delta), delta = query minus key: ([B,] heads, Nq, Nk).
 
-    A whole grid of N tokens has N^2 pairs, but fewer than 4N offsets: there the function is evaluated once for each
-    offset, and gathered.
+    A whole grid (H, W) of N tokens has N^2 pairs, but fewer than 4N offsets: there the function is evaluated once for
+    each offset, and gathered.
 
     Args:
-        function: offsets (..., 2) of (dy, dx) -> (..., heads).
+        function: offsets (..., A) on A axes, (dy, dx) on two -> (..., heads).
         queries: N_q tokens.
         keys: N_k tokens.
     """
-    if queries.is_grid and keys.is_grid and queries.feat_shape == keys.feat_shape:
+    plane = len(queries.feat_shape) == 2
+    if plane and queries.is_grid and keys.is_grid and queries.feat_shape == keys.feat_shape:
         h, w = queries.feat_shape
         offsets = Positions.grid((2 * h - 1, 2 * w - 1), device=queries.coords.device).coords.to(queries.coords.dtype)
         table = function(offsets - offsets[-1] / 2)  # from -(h - 1) to h - 1, from -(w - 1) to w - 1

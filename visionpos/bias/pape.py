@@ -68,8 +68,6 @@ class PaPE(ContextualBias):
         **grid_options,
     ):
         super().__init__(num_heads, **grid_options)
-        if preset not in ("pape", "ri"):
-            raise ValueError(f"preset must be 'pape' or 'ri', got {preset!r}")
         if preset == "ri" and num_parabolas is not None:
             raise ValueError(f"num_parabolas belongs to preset 'pape'; 'ri' has one parabola, got {num_parabolas}")
         num_parabolas = 50 if num_parabolas is None else num_parabolas

@@ -66,8 +66,6 @@ class RelativeTable(BiasEncoding):
         interpolation: Interpolation | None = None,
     ):
         super().__init__(num_heads)
-        if preset not in PRESETS:
-            raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
         self.feat_shape, self.preset = tuple(feat_shape), preset
         self.init_std = self.dialect.init_std if init_std is None else init_std
         self.interpolation = interpolation or self.dialect.interpolation

@@ -47,8 +47,6 @@ class DepthwiseMixing(ConditionalEncoding):
         super().__init__(dim)
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be a positive odd number, got {kernel_size}")
-        if padding not in ("zeros", "circular"):
-            raise ValueError(f"padding must be 'zeros' or 'circular', got {padding!r}")
         self.kernel_size, self.padding = kernel_size, padding
         self.proj = nn.Conv2d(dim, dim, kernel_size, groups=dim)
 

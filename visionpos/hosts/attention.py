@@ -17,12 +17,14 @@ from torch import Tensor, nn
 
 from ..encoding import AttentionTensors, PositionEncoding
 from ..kernels import coordinate_attention, rotate_qkv, takes_coordinates
-from ..places import RotaryEncoding
+from ..places import ContextualBias, RotaryEncoding
 from ..positions import Positions
 from ..rotary.split import split_qkv
 
 Prepared = tuple[tuple[PositionEncoding, Any], ...]  # encodings and the tables that their `prepare` returned
 Kept = tuple[Positions, Tensor]  # the positions of all patch tokens, and which of them are left, (B, K)
+
+NO_DROPOUT = nn.Dropout(0.0)  # of families whose attention has none
 
 
 class AttentionContext:
@@ -107,6 +109,42 @@ def bias_4d(tensors: AttentionTensors) -> AttentionTensors:
     if tensors.bias is not None and tensors.bias.ndim == 3:
         tensors.bias = tensors.bias.unsqueeze(0)  # (1, heads, T, T)
     return tensors
+
+
+def pair_up(tensors: AttentionTensors, encoding: PositionEncoding, queries: Positions, keys: Positions) -> None:
+    """Apply an encoding to queries and keys that stand at different places."""
+    if encoding.place == "rotary":
+        tensors.q, tensors.k = encoding(tensors.q, tensors.q, queries)[0], encoding(tensors.k, tensors.k, keys)[1]
+    elif isinstance(encoding, ContextualBias):
+        tensors.add_bias(encoding.bias(queries, keys, getattr(tensors, encoding.content_source)))
+    else:
+        tensors.add_bias(encoding.bias(queries, keys))
+
+
+def encoded_pairs(
+    x: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    encodings: Iterable[PositionEncoding],
+    queries: Positions,
+    keys: Positions,
+) -> AttentionTensors:
+    """Return the tensors of an attention layer whose queries or keys were pooled, with every encoding applied.
+
+    Args:
+        x: (B, Nq, C), what the queries are made of.
+        q: queries, (B, heads, Nq, head_dim), not scaled.
+        k: keys, (B, heads, Nk, head_dim).
+        v: values.
+        encodings: of the layer.
+        queries: where the queries stand.
+        keys: where the keys stand, on the same grid.
+    """
+    tensors = AttentionTensors(x, q, k, v)
+    for encoding in encodings:
+        pair_up(tensors, encoding, queries, keys)
+    return bias_4d(tensors)
 
 
 def math_is_faster(x: Tensor, bias: Tensor | None = None) -> bool:

@@ -5,14 +5,17 @@ Where tokens are follows from the shape of what a layer gets, so that nothing ha
 
 from __future__ import annotations
 
+import itertools
 from abc import abstractmethod
 from typing import ClassVar
 
 import torch.fx
 from torch import Tensor, nn
 
+from ..encoding import AttentionTensors, LayerFacts
 from ..positions import Positions
-from .host import Host, layer_lists
+from .attention import encoded
+from .host import FixedCoordinates, Host, adds_to_outputs, encoding_parameters, layer_lists
 from .parameters import replace_encodings
 
 
@@ -42,6 +45,45 @@ class AddPositions:
         return super().forward(add_positions(x, self.input_encodings[0]))
 
 
+class AddPositionsToMap:
+    """The same for a module that ends in a map (B, C, H, W)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the map (B, C, H, W) as timm does, with input encodings."""
+        return add_to_map(super().forward(x), self.input_encodings[0])
+
+
+def encode_grid(
+    layer: nn.Module, x: Tensor, grid: tuple[int, int], q: Tensor, k: Tensor, v: Tensor
+) -> AttentionTensors:
+    """Return the tensors of an attention layer whose tokens are a whole grid, with its encodings applied.
+
+    Args:
+        layer: has `encodings`.
+        x: (B, N, C), the layer's input.
+        grid: (H, W), N = H W.
+        q: queries, (B, heads, N, head_dim), not scaled.
+        k: keys.
+        v: values, of any number of channels.
+    """
+    positions = Positions.grid(grid, device=x.device).promote(x.dtype)
+    return encoded(x, q, k, v, [(encoding, encoding.prepare(positions)) for encoding in layer.encodings])
+
+
+class EncodedGridModel(FixedCoordinates):
+    """Mixin with the methods of converted models that name their input encodings `pos_embed_input`."""
+
+    def no_weight_decay(self) -> set[str]:
+        """Return timm's names and every parameter of an encoding."""
+        own = getattr(super(), "no_weight_decay", set)()  # not in every family
+        return {*own, *encoding_parameters(self)}
+
+    def group_matcher(self, coarse: bool = False) -> dict:
+        """Return timm's groups of layers, with input encodings in the stem."""
+        groups = super().group_matcher(coarse)
+        return {**groups, "stem": groups["stem"] + r"|^pos_embed_input"}
+
+
 class GridHost(Host):
     """A family of such blocks; each has `attn` with a list of encodings, and `mixers` behind it."""
 
@@ -62,14 +104,31 @@ class GridHost(Host):
         """Swap the classes of blocks and attention, and of what the tokens pass before the first block."""
 
     @abstractmethod
+    def stages(self, model: nn.Module) -> list[list[nn.Module]]:
+        """Return the blocks with attention of each stage, in order; a stage may have none."""
+
     def blocks(self, model: nn.Module) -> list[nn.Module]:
         """Return all blocks with attention, in order."""
+        return [block for stage in self.stages(model) for block in stage]
+
+    def mixing_layers(self, model: nn.Module) -> list[int]:
+        ends = itertools.accumulate(len(stage) for stage in self.stages(model))
+        return [end - len(stage) for end, stage in zip(ends, self.stages(model), strict=True) if stage]
 
     def encodings(self, model: nn.Module):
         layers = [[*block.attn.encodings, *block.mixers] for block in self.blocks(model)]
         return list(model.pos_embed_input), layers
 
     def install(self, model: nn.Module, inputs, layers) -> None:
+        for facts, encodings in zip(self.layer_facts(model), layers, strict=True):
+            for encoding in filter(adds_to_outputs, encodings):
+                channels = getattr(encoding, "dim", facts.num_heads * facts.head_dim)
+                if channels != facts.value_dim:
+                    raise ValueError(
+                        f"{encoding.name} mixes values of {channels} channels, but layer {facts.layer} of this "
+                        f"{type(model).__name__.removeprefix('Encoded')} has {facts.value_dim}: leave it out of "
+                        "`layers`"
+                    )
         blocks = self.blocks(model)
         lists = (place for block, new in zip(blocks, layers, strict=True) for place in layer_lists(block, new))
         replace_encodings((model.pos_embed_input, inputs), *lists)
@@ -78,3 +137,47 @@ class GridHost(Host):
     @abstractmethod
     def bind_native(self, model: nn.Module) -> None:
         """Put parameters that timm and its checkpoints have under names of their own there."""
+
+
+def trained_size(model: nn.Module) -> tuple[int, int]:
+    """Return the picture size (H, W) in the configuration of a model that has none of its own.
+
+    `pretrained_cfg_overlay={"input_size": (3, height, width)}` of `timm.create_model` changes it.
+
+    Raises:
+        ValueError: there is no configuration, since timm's factory did not build the model.
+    """
+    config = getattr(model, "pretrained_cfg", None) or {}
+    if "input_size" not in config:
+        raise ValueError(
+            f"{type(model).__name__.removeprefix('Encoded')} knows no picture size: build it with timm.create_model, "
+            "or set its pretrained_cfg to {'input_size': (3, height, width)}"
+        )
+    return tuple(config["input_size"][1:])
+
+
+class StagedHost(GridHost):
+    """Such a family whose stages have a grid each."""
+
+    @abstractmethod
+    def grids(self, model: nn.Module) -> list[tuple[int, int]]:
+        """Return the grid (H, W) of each stage."""
+
+    def seen_shape(self, block: nn.Module, grid: tuple[int, int]) -> tuple[int, int]:
+        """Return (H, W) of the tokens that see each other in a block on a grid: the grid, or a window."""
+        return grid
+
+    def layer_facts(self, model: nn.Module) -> list[LayerFacts]:
+        stages = zip(self.grids(model), self.stages(model), strict=True)
+        placed = [(grid, block) for grid, blocks in stages for block in blocks]
+        return [
+            LayerFacts(
+                dim=block.attn.proj.out_features,
+                feat_shape=self.seen_shape(block, grid),
+                num_heads=block.attn.num_heads,
+                head_dim=block.attn.proj.in_features // block.attn.num_heads,
+                layer=layer,
+                depth=len(placed),
+            )
+            for layer, (grid, block) in enumerate(placed)
+        ]

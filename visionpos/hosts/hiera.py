@@ -15,17 +15,14 @@ from timm.models.hiera import Hiera, HieraBlock, MaskUnitAttention
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..encoding import AttentionTensors, LayerFacts, PositionEncoding
+from ..encoding import LayerFacts
 from ..input.abs_win import AbsWin
 from ..input.learned import Learned
-from ..places import ContextualBias
 from ..positions import Positions
-from .attention import AttentionContext, attend, bias_4d, encoded, positions_of
-from .host import FixedCoordinates, Host, encoding_parameters, first, layer_lists, register_host
+from .attention import NO_DROPOUT, AttentionContext, attend, encoded, encoded_pairs, positions_of
+from .host import FixedCoordinates, Host, adds_to_outputs, encoding_parameters, first, layer_lists, register_host
 from .isotropic import mix
 from .parameters import adopt_parameters, bind_parameters, replace_encodings
-
-NO_DROPOUT = nn.Dropout(0.0)  # Hiera's attention has none
 
 
 def pool_max(x: Tensor, q_stride: int) -> Tensor:
@@ -51,16 +48,6 @@ def pool_grid(positions: Positions, stride: tuple[int, int]) -> Positions:
     return replace(positions, coords=coords, feat_shape=shape)
 
 
-def pair_up(tensors: AttentionTensors, encoding: PositionEncoding, queries: Positions, keys: Positions) -> None:
-    """Apply an encoding to pooled queries and keys, which stand at different places."""
-    if encoding.place == "rotary":
-        tensors.q, tensors.k = encoding(tensors.q, tensors.q, queries)[0], encoding(tensors.k, tensors.k, keys)[1]
-    elif isinstance(encoding, ContextualBias):
-        tensors.add_bias(encoding.bias(queries, keys, getattr(tensors, encoding.content_source)))
-    else:
-        tensors.add_bias(encoding.bias(queries, keys))
-
-
 class EncodedMaskUnitAttention(MaskUnitAttention):
     """Attention in mask units, or of all tokens, with encodings, on tokens x (B, T, C) in unrolled order."""
 
@@ -73,18 +60,12 @@ class EncodedMaskUnitAttention(MaskUnitAttention):
         x = x.unflatten(1, (-1, units)).transpose(1, 2).flatten(0, 1)  # (B * units, T / units, C)
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         if self.q_stride > 1:
-            tensors = self._pooled(x, q, k, v, positions)
+            x, q = pool_max(x, self.q_stride), pool_max(q, self.q_stride)
+            tensors = encoded_pairs(x, q, k, v, self.encodings, pool_middle(positions, self.q_stride), positions)
         else:
             tensors = encoded(x, q, k, v, [(encoding, encoding.prepare(positions)) for encoding in self.encodings])
         out = attend(tensors, self.scale, NO_DROPOUT, self.fused_attn).transpose(1, 2).flatten(2)
         return self.proj(out.unflatten(0, (-1, units)).transpose(1, 2).flatten(1, 2))
-
-    def _pooled(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, positions: Positions) -> AttentionTensors:
-        tensors = AttentionTensors(pool_max(x, self.q_stride), pool_max(q, self.q_stride), k, v)
-        queries = pool_middle(positions, self.q_stride)
-        for encoding in self.encodings:
-            pair_up(tensors, encoding, queries, positions)
-        return bias_4d(tensors)
 
 
 class EncodedHieraBlock(HieraBlock):
@@ -195,11 +176,6 @@ class EncodedHiera(FixedCoordinates, Hiera):
         return encoding_parameters(self)
 
 
-def pooled_outputs(encoding: PositionEncoding) -> bool:
-    """Return whether the encoding adds to the output of each token, which pooled queries have no place for."""
-    return getattr(encoding, "site", None) == "values" or getattr(encoding, "value_table", None) is not None
-
-
 class HieraHost(Host):
     """The family of Hiera on images."""
 
@@ -264,7 +240,7 @@ class HieraHost(Host):
 
     def install(self, model: Hiera, inputs, layers) -> None:
         for index, (block, encodings) in enumerate(zip(model.blocks, layers, strict=True)):
-            for encoding in filter(pooled_outputs, encodings if block.attn.q_stride > 1 else ()):
+            for encoding in filter(adds_to_outputs, encodings if block.attn.q_stride > 1 else ()):
                 raise ValueError(
                     f"{encoding.name} adds to the output of every token, but blocks.{index} of Hiera pools its queries "
                     "and has fewer outputs; leave out lepe and values=True"

@@ -18,6 +18,7 @@ class Host(ABC):
     """One timm family. An adapter is a subclass that implements these methods, added by `register_host`."""
 
     name: ClassVar[str]
+    channels_last_features: ClassVar[bool] = False  # of timm's feature extractor of the family: (B, H, W, C)
 
     @abstractmethod
     def accepts(self, model: nn.Module) -> bool:
@@ -59,6 +60,11 @@ class Host(ABC):
 def mixes_tokens(encoding: PositionEncoding | type[PositionEncoding]) -> bool:
     """Return whether an encoding acts on the tokens between blocks, not inside attention."""
     return getattr(encoding, "site", None) == "tokens"
+
+
+def adds_to_outputs(encoding: PositionEncoding) -> bool:
+    """Return whether the encoding adds to what attention returns for each token, and so works on values."""
+    return getattr(encoding, "site", None) == "values" or getattr(encoding, "value_table", None) is not None
 
 
 def layer_lists(block: nn.Module, encodings: list[PositionEncoding]):

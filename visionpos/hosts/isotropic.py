@@ -229,9 +229,7 @@ class IsotropicHost(Host):
         if getattr(model, "pos_embed", None) is None:
             model.pos_embed = None
         else:
-            facts = self.input_facts(model)
-            options = {"feat_shape": facts.feat_shape, "num_prefix_tokens": facts.num_prefix_tokens}
-            model.pos_embed_input.append(adopt_parameters(model, Learned, dim=facts.dim, **options))
+            model.pos_embed_input.append(self.adopt_table(model))
         for block in model.blocks:
             block.__class__, block.mixers = self.blocks[type(block)], nn.ModuleList()
             block.attn.__class__, block.attn.encodings = self.attentions[type(block.attn)], nn.ModuleList()
@@ -239,6 +237,12 @@ class IsotropicHost(Host):
             model.blocks.__class__ = BlockSequence
         self.adopt_native_positions(model)
         model.__class__ = self.models[type(model)]
+
+    def adopt_table(self, model: nn.Module) -> PositionEncoding:
+        """Return the encoding that the model's own `pos_embed` is."""
+        facts = self.input_facts(model)
+        options = {"feat_shape": facts.feat_shape, "num_prefix_tokens": facts.num_prefix_tokens}
+        return adopt_parameters(model, Learned, dim=facts.dim, **options)
 
     @abstractmethod
     def adopt_native_positions(self, model: nn.Module) -> None:

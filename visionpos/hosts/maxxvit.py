@@ -5,7 +5,6 @@ In a dilated grid, neighbours are neighbours of the same group, so one step is t
 
 from __future__ import annotations
 
-import itertools
 from typing import ClassVar
 
 from timm.layers import register_notrace_module, to_2tuple
@@ -22,21 +21,10 @@ from timm.models.maxxvit import (
 from torch import Tensor, nn
 
 from ..encoding import LayerFacts
-from ..positions import Positions
-from .attention import AttentionContext, attend, encoded, prepare_encodings
-from .grids import GridHost, add_positions, add_to_map
-from .host import FixedCoordinates, encoding_parameters, register_host
+from .attention import attend
+from .grids import AddPositionsToMap, EncodedGridModel, GridHost, add_positions, add_to_map, encode_grid
+from .host import register_host
 from .rel_pos import adopt_rel_pos, bind_rel_pos
-
-
-def attend_grid(layer: nn.Module, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Return what attention with encodings gives for a grid x (B, H, W, C), (B, heads, H W, head_dim).
-
-    q, k and v are (B, heads, H W, head_dim).
-    """
-    positions = Positions.grid(tuple(x.shape[1:3]), device=x.device).promote(x.dtype)
-    tensors = encoded(x.flatten(1, 2), q, k, v, prepare_encodings(layer, AttentionContext(positions)))
-    return attend(tensors, layer.scale, layer.attn_drop, layer.fused_attn)
 
 
 @register_notrace_module
@@ -52,7 +40,9 @@ class EncodedAttentionCl(AttentionCl):
             q, k, v = qkv.unflatten(-1, (self.num_heads, -1)).transpose(1, 2).chunk(3, dim=3)
         else:
             q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).transpose(1, 3).unbind(2)
-        out = attend_grid(self, x, q, k, v).transpose(1, 2).reshape(*x.shape[:-1], -1)
+        tensors = encode_grid(self, x.flatten(1, 2), tuple(x.shape[1:3]), q, k, v)
+        out = attend(tensors, self.scale, self.attn_drop, self.fused_attn)  # (B * windows, heads, h w, head_dim)
+        out = out.transpose(1, 2).reshape(*x.shape[:-1], -1)
         return self.proj_drop(self.proj(out))
 
 
@@ -70,7 +60,8 @@ class EncodedAttention2d(Attention2d):
         else:
             parts = qkv.unflatten(1, (3, self.num_heads, -1)).unbind(1)
         q, k, v = (part.transpose(-1, -2).contiguous() for part in parts)
-        out = attend_grid(self, x.permute(0, 2, 3, 1), q, k, v)  # (B, heads, H W, head_dim)
+        tensors = encode_grid(self, x.flatten(2).mT, tuple(x.shape[2:]), q, k, v)
+        out = attend(tensors, self.scale, self.attn_drop, self.fused_attn)  # (B, heads, H W, head_dim)
         out = out.transpose(-1, -2).reshape(x.shape[0], -1, *x.shape[2:])
         return self.proj_drop(self.proj(out))
 
@@ -99,15 +90,11 @@ class EncodedTransformerBlock2d(TransformerBlock2d):
         return add_to_map(super().forward(x, shared_rel_pos), self.mixers)
 
 
-class EncodedStem(Stem):
+class EncodedStem(AddPositionsToMap, Stem):
     """The convolutions before the first stage, to whose map input encodings are added."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the map (B, C, H, W) of pictures."""
-        return add_to_map(super().forward(x), self.input_encodings[0])
 
-
-class EncodedMaxxVit(FixedCoordinates, MaxxVit):
+class EncodedMaxxVit(EncodedGridModel, MaxxVit):
     """A MaxxVit whose positions are encodings of this package."""
 
     def set_input_size(self, *args, **kwargs) -> None:
@@ -118,14 +105,6 @@ class EncodedMaxxVit(FixedCoordinates, MaxxVit):
         for block, facts in zip(HOST.blocks(self), HOST.layer_facts(self), strict=True):
             for encoding in block.attn.encodings:
                 encoding.set_feat_shape(facts.feat_shape)
-
-    def no_weight_decay(self) -> set[str]:
-        """Return timm's names and every parameter of an encoding."""
-        return super().no_weight_decay() | encoding_parameters(self)
-
-    def group_matcher(self, coarse: bool = False) -> dict:
-        """Return timm's groups of layers, with input encodings in the stem."""
-        return {**super().group_matcher(coarse), "stem": r"^stem|^pos_embed"}
 
 
 class MaxxVitHost(GridHost):
@@ -146,9 +125,6 @@ class MaxxVitHost(GridHost):
         kinds = (PartitionAttentionCl, PartitionAttention2d, TransformerBlock2d)
         return [[module for module in stage.modules() if isinstance(module, kinds)] for stage in model.stages]
 
-    def blocks(self, model: MaxxVit) -> list[nn.Module]:
-        return [block for stage in self.stages(model) for block in stage]
-
     def convert_parts(self, model: MaxxVit) -> None:
         if any(isinstance(module, ParallelPartitionAttention) for module in model.modules()):
             raise ValueError("a MaxxVit with blocks that attend to windows and grids in parallel takes no encodings")
@@ -158,17 +134,6 @@ class MaxxVitHost(GridHost):
             block.__class__, block.attn.__class__ = self.parts[type(block)], self.parts[type(block.attn)]
         model.stem.input_encodings = (model.pos_embed_input,)
         model.stem.__class__ = EncodedStem
-
-    def install(self, model: MaxxVit, inputs, layers) -> None:
-        for facts, encodings in zip(self.layer_facts(model), layers, strict=True):
-            narrow = facts.num_heads * facts.head_dim != facts.dim
-            for encoding in encodings if narrow else ():
-                if getattr(encoding, "site", None) == "values":
-                    raise ValueError(
-                        f"{encoding.name} mixes values of {facts.dim} channels, but layer {facts.layer} of this "
-                        f"MaxxVit has {facts.num_heads * facts.head_dim}: leave it out of `layers`"
-                    )
-        super().install(model, inputs, layers)
 
     def bind_native(self, model: MaxxVit) -> None:
         for block, facts in zip(self.blocks(model), self.layer_facts(model), strict=True):
@@ -196,10 +161,6 @@ class MaxxVitHost(GridHost):
                     )
                 )
         return facts
-
-    def mixing_layers(self, model: MaxxVit) -> list[int]:
-        ends = list(itertools.accumulate(len(stage) for stage in self.stages(model)))
-        return [end - len(stage) for end, stage in zip(ends, self.stages(model), strict=True) if stage]
 
 
 HOST = register_host(MaxxVitHost())

@@ -6,9 +6,9 @@ A bound encoding reads its parameters from the owner: a parameter exists once, a
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ class ParameterHolder(nn.Module):
         self.window_size = tuple(window_size)
 
 
+@runtime_checkable
 class View(Protocol):
     """How an encoding sees a parameter that its owner has in another layout."""
 
@@ -55,8 +56,10 @@ class OfLayer:
         raise TypeError(f"{encoding.name} shares a parameter with the other layers, which cannot be resized for one")
 
 
-def bind_parameters(encoding: PositionEncoding, owner: nn.Module, view: View | None = None) -> None:
-    """Keep the parameters and child modules of an encoding in `owner`, under their own names.
+def bind_parameters(
+    encoding: PositionEncoding, owner: nn.Module, view: View | None = None, names: Mapping[str, str] | None = None
+) -> None:
+    """Keep the parameters and child modules of an encoding in `owner`, under their own names, or the owner's.
 
     Those that the owner has already take the place of the encoding's. An encoding that is bound stays where it is.
 
@@ -64,26 +67,27 @@ def bind_parameters(encoding: PositionEncoding, owner: nn.Module, view: View | N
         encoding: reads them from the owner from now on.
         owner: a part of the model.
         view: how the encoding sees the owner's parameters, where it is not as they are.
+        names: what the owner calls them, by the encoding's own names, where it is something else.
     """
     if "_bound" in encoding.__dict__:
         return
-    names = (*encoding._parameters, *encoding._modules)
-    for name in names:
+    names = {name: name for name in (*encoding._parameters, *encoding._modules)} | dict(names or {})
+    for name, theirs in names.items():
         part = getattr(encoding, name)
         delattr(encoding, name)
-        if getattr(owner, name, None) is None:
-            setattr(owner, name, part if view is None else nn.Parameter(view.write(part.detach(), encoding)))
+        if getattr(owner, theirs, None) is None:
+            setattr(owner, theirs, part if view is None else _written(part, view, encoding))
     encoding._bound = (owner, names, view)  # in a tuple, so that the owner is not registered as a child
 
 
 def release_parameters(encoding: PositionEncoding) -> None:
     """Give an encoding its parameters and child modules back; the owner keeps those of another layout alone."""
-    owner, names, view = encoding.__dict__.pop("_bound", (None, (), None))
-    for name in names:
-        part = getattr(owner, name)
+    owner, names, view = encoding.__dict__.pop("_bound", (None, {}, None))
+    for name, theirs in names.items():
+        part = getattr(owner, theirs)
         setattr(encoding, name, part if view is None else _seen(part, view))
         if view is None:
-            setattr(owner, name, None)
+            setattr(owner, theirs, None)
 
 
 def has_parameters(encoding: PositionEncoding) -> bool:
@@ -95,13 +99,21 @@ def _seen(parameter: nn.Parameter, view: View) -> nn.Parameter:
     return nn.Parameter(view.read(parameter).detach().clone(), requires_grad=parameter.requires_grad)
 
 
+def _written(part: nn.Parameter, view: View, encoding: PositionEncoding) -> nn.Parameter:
+    return nn.Parameter(view.write(part.detach(), encoding), requires_grad=part.requires_grad)
+
+
 def adopt_parameters(
-    owner: nn.Module, cls: type[PositionEncoding], view: View | None = None, **options
+    owner: nn.Module,
+    cls: type[PositionEncoding],
+    view: View | None = None,
+    names: Mapping[str, str] | None = None,
+    **options,
 ) -> PositionEncoding:
     """Return an encoding bound to parameters that `owner` has already; nothing is drawn at random."""
     with torch.device("meta"):
         encoding = cls(**options)
-    bind_parameters(encoding, owner, view)
+    bind_parameters(encoding, owner, view, names)
     encoding.to_empty(device=next(owner.parameters()).device)  # its buffers: nothing else is left
     encoding.reinit_buffers()
     return encoding.train(owner.training)
@@ -112,9 +124,9 @@ def copy_encoding(encoding: PositionEncoding) -> PositionEncoding:
     bound = encoding.__dict__.get("_bound")
     copied = copy.deepcopy(encoding, {} if bound is None else {id(bound): bound})  # without the owner
     copied._spec = None
-    owner, names, view = copied.__dict__.pop("_bound", (None, (), None))
-    for name in names:
-        part: Tensor | nn.Module = getattr(owner, name)
+    owner, names, view = copied.__dict__.pop("_bound", (None, {}, None))
+    for name, theirs in names.items():
+        part: Tensor | nn.Module = getattr(owner, theirs)
         setattr(copied, name, copy.deepcopy(part) if view is None else _seen(part, view))
     return copied
 

@@ -51,7 +51,9 @@ class EncodedSAM(FixedCoordinates, VisionTransformerSAM):
 
 def is_sams_table(encoding: PositionEncoding) -> bool:
     """Return whether the encoding is what timm itself does with the table `pos_embed` (1, H, W, C)."""
-    return isinstance(encoding, Learned2D) and encoding.interpolation == "bicubic" and not encoding.keep_aspect
+    if not isinstance(encoding, Learned2D) or encoding.keep_aspect:
+        return False
+    return encoding.interpolation == "bicubic" and encoding.antialias
 
 
 class SAMHost(Host):

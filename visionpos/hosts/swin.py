@@ -128,13 +128,13 @@ class SwinHost(GridHost):
     """The family of Swin v1; another version has its own class attributes and `wrap_attention`."""
 
     name = "SwinTransformer (Swin v1)"
+    channels_last_features = True
     models: ClassVar = {SwinTransformer: EncodedSwinTransformer}
     block_class: ClassVar[type] = EncodedSwinBlock
     native: ClassVar[type] = RelativeTable  # the encoding that timm's model has, under names of its own
 
-    def blocks(self, model: nn.Module) -> list[nn.Module]:
-        """Return all blocks in order."""
-        return [block for stage in model.layers for block in stage.blocks]
+    def stages(self, model: nn.Module) -> list[list[nn.Module]]:
+        return [list(stage.blocks) for stage in model.layers]
 
     def wrap_attention(self, attn: nn.Module) -> None:
         """Swap the class of timm's window attention, and give it its own bias as an encoding."""
@@ -173,10 +173,6 @@ class SwinHost(GridHost):
             )
             for index, block in enumerate(blocks)
         ]
-
-    def mixing_layers(self, model: nn.Module) -> list[int]:
-        depths = [len(stage.blocks) for stage in model.layers]
-        return [sum(depths[:stage]) for stage in range(len(depths))]
 
     def bind_native(self, model: nn.Module) -> None:
         for block in self.blocks(model):

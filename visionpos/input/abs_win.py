@@ -50,8 +50,6 @@ class AbsWin(InputEncoding):
         init_std: Spread = 0.02,
     ):
         super().__init__(dim)
-        if interpolation not in ("bicubic", "bilinear"):
-            raise ValueError(f"interpolation must be 'bicubic' or 'bilinear', got {interpolation!r}")
         self.window_size, self.global_size = tuple(window_size), tuple(global_size)
         self.interpolation, self.antialias, self.init_std = interpolation, antialias, init_std
         self.pos_embed = nn.Parameter(torch.empty(1, dim, *self.global_size))

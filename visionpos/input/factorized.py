@@ -50,10 +50,6 @@ class Factorized(InputEncoding):
         init_std: Spread = 0.02,
     ):
         super().__init__(dim)
-        if combine not in ("sum", "product"):
-            raise ValueError(f"combine must be 'sum' or 'product', got {combine!r}")
-        if coordinates not in ("fraction", "index"):
-            raise ValueError(f"coordinates must be 'fraction' or 'index', got {coordinates!r}")
         self.feat_shape, self.combine, self.coordinates = tuple(feat_shape), combine, coordinates
         self.init_std = init_std
         self.pos_embed_y = nn.Parameter(torch.empty(1, self.feat_shape[0], dim))

@@ -62,8 +62,6 @@ class Fourier(InputEncoding):
         gamma: Positive | None = None,
     ):
         super().__init__(dim)
-        if preset not in ("perceiver", "learnable"):
-            raise ValueError(f"preset must be 'perceiver' or 'learnable', got {preset!r}")
         if preset == "perceiver" and (hidden_dim, gamma) != (None, None):
             raise ValueError("hidden_dim and gamma belong to preset 'learnable'; 'perceiver' has neither")
         hidden_dim, gamma = 32 if hidden_dim is None else hidden_dim, 10.0 if gamma is None else gamma

@@ -78,7 +78,5 @@ class Learned(InputEncoding):
     def embed_prefix(self, num_prefix_tokens: int) -> Tensor | None:
         """Return the rows of the prefix tokens, (P, dim); zeros where the table was built without any."""
         if self.num_prefix_tokens not in (0, num_prefix_tokens):
-            raise ValueError(
-                f"learned was built with num_prefix_tokens={self.num_prefix_tokens}, but there are {num_prefix_tokens}"
-            )
+            raise ValueError(f"learned has num_prefix_tokens={self.num_prefix_tokens}, got {num_prefix_tokens}")
         return self.pos_embed[0, : self.num_prefix_tokens] if self.num_prefix_tokens else None

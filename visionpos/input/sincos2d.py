@@ -19,23 +19,25 @@ PRESETS = ("mae", "mocov3", "big_vision", "timm")
 
 
 def _encode(coords: Tensor, feat_shape: tuple[int, int], dim: int, temperature: float, preset: str) -> Tensor:
-    """Return the formula's value at coordinates (..., 2) of (y, x), in float64."""
+    """Return the formula's value at coordinates (..., A), (y, x) for A = 2, in float64."""
     if preset not in PRESETS:
         raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
-    require_multiple("dim", dim, 4, "a sine and a cosine for each frequency of each axis")
-    y, x = to_float64(coords).unbind(-1)
-    height, width = feat_shape
-    if preset == "mocov3" and height != width:  # column by column; see the class
-        index = flat_index(coords, feat_shape)
-        x = torch.div(index, height, rounding_mode="floor")
-        y = index - x * height
-    elif preset == "mocov3":
-        y, x = x, y
-    omega = geometric_frequencies(dim // 4, temperature, inclusive=preset == "big_vision", device=coords.device)
-    ay, ax = y[..., None] * omega, x[..., None] * omega
+    count = 2 * len(feat_shape)
+    require_multiple("dim", dim, count, "a sine and a cosine for each frequency of each axis")
+    axes = to_float64(coords).unbind(-1)
+    if preset == "mocov3":
+        if len(axes) != 2:
+            raise ValueError(f"preset 'mocov3' of sincos2d needs 2 coordinates of a token, got {len(axes)}")
+        axes, height = axes[::-1], feat_shape[0]
+        if height != feat_shape[1]:  # column by column; see the class
+            index = flat_index(coords, feat_shape)
+            column = torch.div(index, height, rounding_mode="floor")
+            axes = index - column * height, column
+    omega = geometric_frequencies(dim // count, temperature, inclusive=preset == "big_vision", device=coords.device)
+    angles = torch.stack(axes, dim=-1)[..., None] * omega  # (..., A, dim / 2A)
     if preset == "timm":
-        return torch.cat([ay.sin(), ax.sin(), ay.cos(), ax.cos()], dim=-1)
-    return torch.cat([ax.sin(), ax.cos(), ay.sin(), ay.cos()], dim=-1)
+        return torch.cat([angles.sin(), angles.cos()], dim=-2).flatten(-2)
+    return torch.cat([angles.sin(), angles.cos()], dim=-1).flip(-2).flatten(-2)
 
 
 def sincos_2d(
@@ -76,20 +78,21 @@ class SinCos2D(InputEncoding):
         big_vision: exponent i / (dim / 4 - 1), so that the slowest frequency is exactly 1 / temperature.
         timm: channel blocks sin y, sin x, cos y, cos x (`build_sincos2d_pos_embed`).
 
+    On A axes each has dim / A channels, in the same order, the last axis first; mocov3 is for two.
+
     Args:
-        dim: channels of a token, a multiple of 4.
+        dim: channels of a token, a multiple of 4, and of 2A.
         temperature: 10000 in all four.
         preset: "mae", "mocov3", "big_vision" or "timm".
     """
 
     paper = "He et al. 2021, arXiv 2111.06377"
+    axes = None
     extrapolation = "interpolate"  # the authors fine-tune on larger pictures with a table that is resized
 
     def __init__(self, dim: Count, temperature: Positive = 10000.0, preset: Preset = "mae", **grid_options):
         super().__init__(dim, **grid_options)
         require_multiple("dim", dim, 4, "a sine and a cosine for each frequency of each axis")
-        if preset not in PRESETS:
-            raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
         self.temperature, self.preset = temperature, preset
 
     def encode(self, positions: Positions) -> Tensor:

@@ -95,7 +95,7 @@ class MaskedAutoencoder(MaskedImageModel):
         Where the model normalises after pooling (timm's `fc_norm`), each token gets that norm.
         """
         tokens = self.encoder.forward_kept(images, keep)
-        return self.encoder.fc_norm(tokens) if isinstance(self.encoder.norm, nn.Identity) else tokens
+        return self.encoder.fc_norm(tokens) if isinstance(getattr(self.encoder, "norm", None), nn.Identity) else tokens
 
     def predict(self, images: Tensor, mask: Mask) -> Tensor:
         """Return the decoder's prediction for every patch, from the visible ones."""
@@ -149,7 +149,7 @@ class MaskedAutoencoder(MaskedImageModel):
 
     def _original_names(self) -> dict[str, str]:
         """Return this model's names -> those of the paper's code, which has nothing for the classifier."""
-        norm = "fc_norm." if isinstance(self.encoder.norm, nn.Identity) else "norm."  # see `encode`
+        norm = "fc_norm." if isinstance(getattr(self.encoder, "norm", None), nn.Identity) else "norm."  # see `encode`
         names = {}
         for key in self.encoder.state_dict():
             if not key.startswith("head"):

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from ..encoding import PositionEncoding, check_tokens, full_precision
+from ..encoding import PositionEncoding, check_tokens, full_precision, put_in_front
 from ..options import Count
 from ..positions import Positions
 
@@ -44,14 +42,8 @@ class InputEncoding(PositionEncoding):
 
     def prepare(self, positions: Positions) -> Tensor:
         """Return the vectors of all tokens, ([B,] prefix + N, dim)."""
-        table = self.embed(positions)  # ([B,] N, dim)
-        if positions.num_prefix_tokens:
-            prefix = self.embed_prefix(positions.num_prefix_tokens)  # (P, dim)
-            if prefix is None:
-                table = F.pad(table, (0, 0, positions.num_prefix_tokens, 0))
-            else:
-                table = torch.cat([prefix.expand(*table.shape[:-2], -1, -1), table], dim=-2)  # ([B,] P + N, dim)
-        return table
+        count = positions.num_prefix_tokens
+        return put_in_front(self.embed(positions), self.embed_prefix(count) if count else None, count)
 
     def forward(self, x: Float[Tensor, "b t dim"], positions: Positions) -> Float[Tensor, "b t dim"]:
         """Return x (B, prefix + N, dim) plus the encoding, in x's dtype.

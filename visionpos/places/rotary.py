@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from ..encoding import AttentionTensors, PositionEncoding, check_tokens, full_precision
+from ..encoding import AttentionTensors, PositionEncoding, check_tokens, full_precision, put_in_front
 from ..frequencies import require_multiple
 from ..materialize import materialize
-from ..options import Count
+from ..options import Count, Fraction
 from ..positions import Positions
 from ..rotation import AxialLayout, rotate
 
@@ -41,6 +41,11 @@ class RotaryEncoding(PositionEncoding):
         head_dim: channels of a head, even.
         layout: which channels form a pair: "interleaved" (2i, 2i + 1), "half" (i, i + head_dim / 2), or
             "half_per_axis", half in each half of the head.
+        zero_fraction: share z of the frequencies that are 0, so that their pairs never turn: of each series of n
+            frequencies the round(z n) lowest (p-RoPE, Barbero et al. 2024, arXiv 2410.06205). 1 turns nothing.
+
+    Raises:
+        ValueError: an odd `head_dim`, an unknown layout, or a `zero_fraction` for a class that has no such series.
 
     Example:
         >>> class Column(vp.RotaryEncoding):
@@ -54,11 +59,22 @@ class RotaryEncoding(PositionEncoding):
 
     place = "rotary"
     linear: ClassVar[bool] = True  # multiplies q and k by matrices, those of prefix tokens by the identity
+    num_series: int = 0  # of a head's pairs, one after the other, each from its fastest to its slowest; 0: none
 
-    def __init__(self, num_heads: Count, head_dim: Count, layout: AxialLayout = "interleaved", **grid_options):
+    def __init__(
+        self,
+        num_heads: Count,
+        head_dim: Count,
+        layout: AxialLayout = "interleaved",
+        *,
+        zero_fraction: Fraction = 0.0,
+        **grid_options,
+    ):
         super().__init__(**grid_options)
         require_multiple("head_dim", head_dim, 4 if layout == "half_per_axis" else 2, "channels are rotated in pairs")
-        self.num_heads, self.head_dim, self.layout = num_heads, head_dim, layout
+        if zero_fraction and not self.num_series:
+            raise ValueError(f"{self.name} has no series of frequencies, and takes no zero_fraction")
+        self.num_heads, self.head_dim, self.layout, self.zero_fraction = num_heads, head_dim, layout, zero_fraction
 
     @property
     def num_angles(self) -> int:
@@ -69,13 +85,27 @@ class RotaryEncoding(PositionEncoding):
         """Return the angles of the patch tokens in radians: (heads or 1, N, head_dim / 2), float32."""
         positions = self.promote(positions)
         with full_precision(positions):
-            return self.encode(self.locate(positions)).to(positions.coords.dtype)
+            return self.keep_still(self.encode(self.locate(positions))).to(positions.coords.dtype)
+
+    def keep_still(self, angles: Tensor) -> Tensor:
+        """Return angles ([B,] heads or 1, N, head_dim / 2) with 0 for the pairs that `zero_fraction` keeps still."""
+        if not (self.zero_fraction and self.num_series):
+            return angles
+        series = angles.unflatten(-1, (self.num_series, -1))
+        turning = series.shape[-1] - round(self.zero_fraction * series.shape[-1])
+        return F.pad(series[..., :turning], (0, series.shape[-1] - turning)).flatten(-2)
+
+    def encode_prefix(self, num_prefix_tokens: int, device: torch.device) -> Tensor | None:
+        """Return the angles of the prefix tokens, (heads or 1, prefix, head_dim / 2); None, as here, turns none."""
+        return None
 
     def prepare(self, positions: Positions) -> Tensor:
-        """Return cosines and sines, (2, [B,] heads or 1, prefix + N, head_dim / 2); prefix tokens get the identity."""
-        positions = self.promote(positions)
+        """Return cosines and sines, (2, [B,] heads or 1, prefix + N, head_dim / 2)."""
+        positions, count = self.promote(positions), positions.num_prefix_tokens
         with full_precision(positions):
-            angles = F.pad(self.encode(self.locate(positions)), (0, 0, positions.num_prefix_tokens, 0))
+            angles = self.encode(self.locate(positions))
+            prefix = self.encode_prefix(count, angles.device) if count else None
+            angles = self.keep_still(put_in_front(angles, prefix, count))  # ([B,] heads or 1, prefix + N, head_dim / 2)
             return torch.stack([angles.cos(), angles.sin()]).to(positions.coords.dtype)
 
     def take_tokens(self, prepared: Any, index: Tensor, num_prefix_tokens: int) -> Any:
@@ -111,7 +141,8 @@ class RotaryEncoding(PositionEncoding):
     def forward(self, q: Float[Tensor, "b heads t d"], k: Float[Tensor, "b heads t d"], positions: Positions):
         """Return q and k (B, heads, prefix + N, head_dim), rotated, in their own dtype.
 
-        Prefix tokens stay as they are, bit for bit, unless the encoding says that it is not `linear`.
+        Prefix tokens stay as they are, bit for bit, unless the encoding gives them positions (`encode_prefix`) or says
+        that it is not `linear`.
 
         Raises:
             ValueError: another number of tokens, heads or channels than the positions and the encoding have.

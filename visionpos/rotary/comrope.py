@@ -58,8 +58,6 @@ class ComRoPE(BlockRotary):
         layout: Layout = "interleaved",
     ):
         super().__init__(num_heads, head_dim, block, layout)
-        if preset not in ("ld", "ap"):
-            raise ValueError(f"preset must be 'ld' or 'ap', got {preset!r}")
         if preset == "ap":
             require_multiple("head_dim", head_dim, 2 * block, "blocks for each of two axes")
         self.preset, self.init_std = preset, init_std

@@ -59,6 +59,7 @@ class HARoPE(BasisRotary):
     learnable = True
     translation_invariant = True
     extrapolation = "run_on"  # as `rope_axial`, which it starts as
+    num_series = 2
 
     def __init__(
         self,
@@ -95,5 +96,5 @@ class HARoPE(BasisRotary):
 
     def folded(self) -> RopeAxial:
         """Return what is left of this encoding for a folded projection: axial RoPE."""
-        grid_options = {"reference_shape": self.reference_shape, "scaling": self.scaling}
-        return RopeAxial(self.num_heads, self.head_dim, self.temperature, self.layout, **grid_options)
+        kept = ("temperature", "layout", "zero_fraction", "reference_shape", "scaling")
+        return RopeAxial(self.num_heads, self.head_dim, **{key: getattr(self, key) for key in kept})

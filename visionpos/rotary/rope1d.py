@@ -31,6 +31,7 @@ class Rope1D(FrequencyRotary):
 
     paper = "Su et al. 2021, arXiv 2104.09864"
     translation_invariant = True
+    num_series = 1
     extrapolation = "run_on"  # the paper's formula of the index
     axes = None
 

@@ -88,6 +88,7 @@ class RopeAxial(FrequencyRotary):
 
     paper = "Heo et al. 2024, arXiv 2403.13298"
     translation_invariant = True
+    num_series = 2
     extrapolation = "run_on"  # raw grid steps at every size, as in the authors' code
 
     def __init__(
@@ -105,6 +106,7 @@ class RopeAxial(FrequencyRotary):
         require_multiple("head_dim", head_dim, 4, "pairs of channels for each of two axes")
         self.preset, self.sections = preset, None if sections is None else tuple(sections)
         self.temperature = self.dialect.temperature if temperature is None else temperature
+        self.num_series = 1 if self.dialect.in_turn else 2
         if sections is not None and preset != "mrope":
             raise ValueError(f"sections belong to preset 'mrope', got {sections} with {preset!r}")
         if learn_frequencies and preset == "mrope":

@@ -38,6 +38,7 @@ class RopeDinoV3(FrequencyRotary):
             and "min" a grid that is not square is not centred, and "min" leaves the box.
         layout: "half" (the paper) or "interleaved".
         scaling: of the frequencies on a larger grid, see `visionpos.rotary.scaling.FrequencyRotary`.
+        zero_fraction: share of the frequencies, the lowest, that are 0.
 
     Raises:
         ValueError: one period without the other, periods that are not 0 < min_period <= max_period, or none at all.
@@ -45,6 +46,7 @@ class RopeDinoV3(FrequencyRotary):
 
     paper = "Simeoni et al. 2025, arXiv 2508.10104"
     translation_invariant = True
+    num_series = 2
     extrapolation = "formula"  # the box
 
     def __init__(
@@ -68,8 +70,6 @@ class RopeDinoV3(FrequencyRotary):
             raise ValueError(f"temperature={temperature} and min_period, max_period exclude each other: give one")
         if min_period is None and temperature is None:
             raise ValueError("temperature must be a number where min_period and max_period are not given, got None")
-        if normalize not in ("separate", "max", "min"):
-            raise ValueError(f"normalize must be 'separate', 'max' or 'min', got {normalize!r}")
         self.temperature = temperature if min_period is None else None
         self.min_period, self.max_period, self.normalize = min_period, max_period, normalize
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ..encoding import put_in_front
 from ..frequencies import geometric_frequencies, require_multiple, to_float64
 from ..options import Count, Positive
 from ..positions import Positions
@@ -31,10 +32,17 @@ class RopeEva(FrequencyRotary):
         temperature: 10000 in the paper.
         layout: "interleaved" (the paper) or "half".
         scaling: of the frequencies on a larger grid, see `visionpos.rotary.scaling.FrequencyRotary`.
+        register_temperature: gives register tokens positions; 100 in ViT-5 (Wang et al. 2026, arXiv 2602.08071). R
+            registers turn as patches on a grid of sqrt(R) x sqrt(R) do, with this temperature. They are the last of
+            the prefix tokens; a class token in front of them does not turn. None: no prefix token turns.
+
+    Raises:
+        ValueError: a number of registers that is no square.
     """
 
     paper = "Fang et al. 2023, arXiv 2303.11331"
     translation_invariant = True
+    num_series = 2
     extrapolation = "interpolate"  # into the grid of pretraining, by `locate`
 
     def __init__(
@@ -43,11 +51,12 @@ class RopeEva(FrequencyRotary):
         head_dim: Count,
         temperature: Positive = 10000.0,
         layout: Layout = "interleaved",
+        register_temperature: Positive | None = None,
         **grid_options,
     ):
         super().__init__(num_heads, head_dim, layout, **grid_options)
         require_multiple("head_dim", head_dim, 4, "pairs of channels for each of two axes")
-        self.temperature = temperature
+        self.temperature, self.register_temperature = temperature, register_temperature
 
     def locate(self, positions: Positions) -> Positions:
         if self.reference_shape is None or self.runs_on:
@@ -57,7 +66,24 @@ class RopeEva(FrequencyRotary):
         return replace(positions, coords=coords, feat_shape=self.reference_shape, is_grid=False)
 
     def encode(self, positions: Positions) -> Tensor:
+        return self._turned(positions, self.temperature)
+
+    def encode_prefix(self, num_prefix_tokens: int, device: torch.device) -> Tensor | None:
+        if self.register_temperature is None:
+            return None
+        side = math.isqrt(num_prefix_tokens)
+        others = num_prefix_tokens - side**2  # a class token
+        if others > 1:
+            raise ValueError(
+                f"{self.name}: register_temperature needs a square number of registers, and at most a class token in "
+                f"front of them, got {num_prefix_tokens} prefix tokens"
+            )
+        return put_in_front(
+            self._turned(Positions.grid((side, side), device=device), self.register_temperature), None, others
+        )
+
+    def _turned(self, positions: Positions, temperature: float) -> Tensor:
         count = self.head_dim // 4
-        theta = geometric_frequencies(count, self.temperature, device=positions.coords.device)
-        theta = self.scale(theta, math.log(self.temperature) / count, positions.feat_shape, self.trained_shape)
+        theta = geometric_frequencies(count, temperature, device=positions.coords.device)
+        theta = self.scale(theta, math.log(temperature) / count, positions.feat_shape, self.trained_shape)
         return (to_float64(positions.coords)[..., None] * theta).flatten(-2).unsqueeze(-3)

@@ -42,6 +42,7 @@ class RopeMixed(FrequencyRotary):
     paper = "Heo et al. 2024, arXiv 2403.13298"
     learnable = True
     translation_invariant = True
+    num_series = 2
     extrapolation = "run_on"  # raw grid steps at every size, as in the authors' code
 
     def __init__(

@@ -44,6 +44,7 @@ class RopeSpiral(FrequencyRotary):
         reference_side: G; 14 in the paper, whose pictures have 14 x 14 patches.
         layout: "interleaved" (the paper) or "half".
         scaling: of the frequencies on a larger grid, see `visionpos.rotary.scaling.FrequencyRotary`.
+        zero_fraction: share of the frequencies, the lowest, that are 0.
 
     Raises:
         ValueError: an odd number of directions, or a `head_dim` that they do not divide.
@@ -58,6 +59,7 @@ class RopeSpiral(FrequencyRotary):
     paper = "Liu 2026, arXiv 2602.03227"
     translation_invariant = True
     extrapolation = "formula"  # the frame of `reference_side` steps
+    num_series = 2
 
     def __init__(
         self,

@@ -128,7 +128,7 @@ class FrequencyRotary(RotaryEncoding):
     @property
     def settings(self) -> dict[str, Any]:
         """Return the settings of the scaling, defaults included."""
-        return DEFAULTS | ({"type": self.scaling} if isinstance(self.scaling, str) else dict(self.scaling))
+        return DEFAULTS | ({"type": self.scaling} if isinstance(self.scaling, str) else dict(self.scaling or {}))
 
     @property
     def trained_shape(self) -> Sequence[int] | None:

@@ -59,6 +59,7 @@ class String(BasisRotary):
     paper = "Schenck et al. 2025, arXiv 2502.02562"
     learnable = True
     translation_invariant = True
+    num_series = 2
     extrapolation = "run_on"  # as the RoPE that it is in another basis; the paper names no other way
 
     def __init__(
@@ -74,8 +75,8 @@ class String(BasisRotary):
     ):
         super().__init__(num_heads, head_dim, layout, scaling, **grid_options)
         require_multiple("head_dim", head_dim, 4, "pairs of channels for each of two axes")
-        if preset not in ("cayley", "circulant"):
-            raise ValueError(f"preset must be 'cayley' or 'circulant', got {preset!r}")
+        if preset == "circulant" and self.zero_fraction:
+            raise ValueError("the frequencies of preset 'circulant' have no order, and it takes no zero_fraction")
         self.preset, self.temperature, self.init_std = preset, temperature, init_std
         if preset == "cayley":
             self.skew = nn.Parameter(torch.empty(num_heads, head_dim * (head_dim - 1) // 2))
@@ -124,7 +125,7 @@ class String(BasisRotary):
 
     def folded(self) -> RopeMixed:
         """Return what is left of this encoding for a folded projection: RoPE with its frequencies."""
-        grid_options = {"reference_shape": self.reference_shape, "scaling": self.scaling}
-        rope = RopeMixed(self.num_heads, self.head_dim, layout=self.layout, **grid_options)
+        kept = ("layout", "zero_fraction", "reference_shape", "scaling")
+        rope = RopeMixed(self.num_heads, self.head_dim, **{key: getattr(self, key) for key in kept})
         rope.freqs = nn.Parameter(self.frequencies().detach().to(next(self.parameters())))
         return rope

@@ -10,7 +10,8 @@ import torch
 from torchvision.datasets import CIFAR10, CIFAR100
 
 from tests.training.data.tiny_data import error_of, pack_cifar, png, write_cifar, write_folder, write_tar
-from visionpos.training.data.datasets import Pictures, holdout, load_pictures, subset
+from visionpos.training.data.datasets import Pictures, load_pictures
+from visionpos.training.data.subsets import holdout, subset
 from visionpos.training.errors import DataError
 
 

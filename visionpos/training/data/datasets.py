@@ -23,7 +23,7 @@ from visionpos.training.data.folders import Listed
 from visionpos.training.data.readers import CIFAR, SPLITS, Samples, decode, read
 from visionpos.training.errors import DataError
 
-__all__ = ["Pictures", "Shape", "holdout", "holdout_rows", "load_listed", "load_pictures", "subset", "subset_rows"]
+__all__ = ["Pictures", "Shape", "load_listed", "load_pictures"]
 
 _NUM_CLASSES = {"cifar10": 10, "cifar100": 100}
 _DOWNLOAD_TIMEOUT = 30  # seconds without an answer from a download host
@@ -74,6 +74,11 @@ class Pictures:
     def to(self, device: torch.device | str) -> "Pictures":
         """Return the same pictures on another device."""
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+
+    def take(self, index: torch.Tensor) -> "Pictures":
+        """Return the pictures of some rising indices."""
+        index = index.to(self.labels.device)
+        return replace(self, images=self.images[index], labels=self.labels[index])
 
     def mean_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Return mean and standard deviation of each of the C channels, in [0, 1], from exact sums over all pixels."""
@@ -129,61 +134,6 @@ def load_listed(listed: Listed, size: tuple[int, int] | None = None, crop_pct: f
     each = zip(listed.files, listed.labels, strict=True)
     samples = ((f"{file} (picture {n})", label, decode(str(file), file)) for n, (file, label) in enumerate(each))
     return Pictures(*_stack(samples, Shape(size, crop_pct)), listed.classes)
-
-
-def subset(pictures: Pictures, per_class: int, seed: int) -> Pictures:
-    """Return a class-balanced random subset, in the old order; for one seed, a smaller one lies within a larger one.
-
-    Raises:
-        DataError: If a class has fewer than `per_class` pictures.
-    """
-    return _take(pictures, subset_rows(pictures.labels, per_class, seed))
-
-
-def subset_rows(labels: torch.Tensor, per_class: int, seed: int) -> torch.Tensor:
-    """Return the rows of the subset of pictures with these labels (N,), as `subset` takes them."""
-    by_class = _shuffled_by_class(labels, seed)
-    smallest = min(map(len, by_class))
-    if not 1 <= per_class <= smallest:
-        raise DataError(f"per_class must be in 1 .. {smallest}, the size of the smallest class, got {per_class}")
-    return torch.cat([members[:per_class] for members in by_class]).sort().values
-
-
-def holdout(pictures: Pictures, count: int, seed: int) -> tuple[Pictures, Pictures]:
-    """Split off `count` pictures for tuning, from each class in proportion to its size, both in the old order.
-
-    Returns:
-        The rest and the held-out pictures.
-
-    Raises:
-        DataError: If there would be nothing left in one of the two parts.
-    """
-    rest, held = holdout_rows(pictures.labels, count, seed)
-    return _take(pictures, rest), _take(pictures, held)
-
-
-def holdout_rows(labels: torch.Tensor, count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the rows of both parts of pictures with these labels (N,), as `holdout` takes them."""
-    total = len(labels)
-    if not 0 < count < total:
-        raise DataError(f"cannot hold out {count} of {total} pictures")
-    by_class = torch.cat(_shuffled_by_class(labels, seed))
-    held = torch.zeros(total, dtype=torch.bool)
-    held[torch.arange(count) * total // count] = True  # evenly spaced, so every class gives its share
-    return by_class[~held].sort().values, by_class[held].sort().values
-
-
-def _shuffled_by_class(labels: torch.Tensor, seed: int) -> list[torch.Tensor]:
-    """Return the indices of each class's pictures in a random order."""
-    labels = labels.cpu()
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-    return [order[labels[order] == label] for label in range(int(labels.max()) + 1)]
-
-
-def _take(pictures: Pictures, index: torch.Tensor) -> Pictures:
-    """Return the pictures of some rising indices."""
-    index = index.to(pictures.labels.device)
-    return replace(pictures, images=pictures.images[index], labels=pictures.labels[index])
 
 
 def _stack(samples: Samples, shape: Shape) -> tuple[torch.Tensor, torch.Tensor]:

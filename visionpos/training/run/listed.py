@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 
 from visionpos.training.config.schema import Data, Recipe
-from visionpos.training.data.datasets import holdout_rows, subset_rows
 from visionpos.training.data.folders import Listed, has_class_folders, list_folder
 from visionpos.training.data.readers import CIFAR, decode
+from visionpos.training.data.subsets import holdout_rows, subset_rows
 from visionpos.training.errors import ConfigError
 
 __all__ = ["SPLIT_SEED", "keep_split", "listed_pictures", "resident_bytes", "split_record"]

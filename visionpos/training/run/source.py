@@ -15,16 +15,11 @@ from torch import Tensor
 
 from visionpos.training.config.schema import Data, Recipe
 from visionpos.training.data.augment import Augment, normalize
-from visionpos.training.data.datasets import (
-    Pictures,
-    holdout,
-    load_listed,
-    load_pictures,
-    subset,
-)
+from visionpos.training.data.datasets import Pictures, load_listed, load_pictures
 from visionpos.training.data.folders import Listed, PictureFiles, is_flat, list_folder
 from visionpos.training.data.readers import CIFAR
 from visionpos.training.data.streams import stream
+from visionpos.training.data.subsets import holdout, subset
 from visionpos.training.data.tasks import PositionTask
 from visionpos.training.errors import ConfigError
 from visionpos.training.run.listed import SPLIT_SEED, keep_split, listed_pictures, resident_bytes, split_record

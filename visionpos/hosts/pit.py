@@ -1,0 +1,131 @@
+"""timm's PiT as host: ViT's blocks in stages, with convolutions that pool the map of patches between them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import ClassVar
+
+import torch
+from timm.models._features import feature_take_indices
+from timm.models.pit import PoolingVisionTransformer, Transformer
+from torch import Tensor, nn
+
+from ..encoding import LayerFacts, PositionEncoding
+from ..input.learned import Learned
+from ..positions import Positions
+from .attention import Attention, AttentionContext
+from .grids import StagedHost, add_to_map
+from .host import FixedCoordinates, encoding_parameters, first, register_host
+from .isotropic import BlockSequence
+from .parameters import adopt_parameters, bind_parameters
+from .vit import EncodedBlock
+
+Stage = tuple[Tensor, Tensor]  # a map (B, C, H, W), and the prefix tokens (B, P, C)
+
+
+class MapLayout:
+    """PiT's layout of a learned table, (1, C, H, W), that is (1, H W, C) here."""
+
+    def read(self, parameter: Tensor) -> Tensor:
+        """Return the table, one row for each patch."""
+        return parameter.flatten(2).mT
+
+    def write(self, value: Tensor, encoding: PositionEncoding) -> Tensor:
+        """Return PiT's layout."""
+        return value.mT.unflatten(2, encoding.feat_shape).contiguous()
+
+
+class EncodedTransformer(Transformer):
+    """A stage, whose blocks are told where the patches of its map stand."""
+
+    def forward(self, x: Stage) -> Stage:
+        """Return the map (B, C, H, W) and the prefix tokens (B, P, C) after the stage."""
+        x, prefix = x if self.pool is None else self.pool(*x)
+        shape, num_prefix_tokens = tuple(x.shape[2:]), int(prefix.shape[1])
+        positions = Positions.grid(shape, num_prefix_tokens, device=x.device).promote(x.dtype)
+        tokens = self.norm(torch.cat([prefix, x.flatten(2).mT], dim=1))
+        tokens = self.blocks(tokens, AttentionContext(positions))
+        prefix, x = tokens.tensor_split([num_prefix_tokens], dim=1)
+        return x.mT.unflatten(2, shape), prefix
+
+
+class EncodedPiT(FixedCoordinates, PoolingVisionTransformer):
+    """A PiT whose positions are encodings of this package."""
+
+    def forward_stem(self, x: Tensor) -> Stage:
+        """Return the map and the prefix tokens of pictures (B, C, H, W)."""
+        x = self.pos_drop(add_to_map(self.patch_embed(x), self.pos_embed_input))
+        return x, self.cls_token.expand(x.shape[0], -1, -1)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Return the prefix tokens (B, P, C) of pictures (B, C, H, W) as timm does."""
+        return self.norm(self.transformers(self.forward_stem(x))[1])
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ):
+        """Return features and intermediates as timm does."""
+        if output_fmt != "NCHW":
+            raise ValueError(f"output_fmt must be 'NCHW', got {output_fmt!r}")
+        wanted, last = feature_take_indices(len(self.transformers), indices)
+        stages = self.transformers[: last + 1] if stop_early else self.transformers
+        stage, found = self.forward_stem(x), []
+        for index, transformer in enumerate(stages):
+            stage = transformer(stage)
+            if index in wanted:
+                found.append(stage[0])
+        if intermediates_only:
+            return found
+        return self.norm(stage[1]) if len(stages) == len(self.transformers) else stage[1], found
+
+    def no_weight_decay(self) -> set[str]:
+        """Return timm's names and every parameter of an encoding."""
+        return super().no_weight_decay() | encoding_parameters(self)
+
+
+class PiTHost(StagedHost):
+    """The family of PiT; its class and distillation tokens have no place, and every stage has a grid of its own."""
+
+    name = "PoolingVisionTransformer (PiT)"
+    models: ClassVar = {PoolingVisionTransformer: EncodedPiT}
+
+    def stages(self, model: PoolingVisionTransformer) -> list[list[nn.Module]]:
+        return [list(stage.blocks) for stage in model.transformers]
+
+    def grids(self, model: PoolingVisionTransformer) -> list[tuple[int, int]]:
+        grids = [tuple(model.patch_embed.grid_size)]
+        for _ in model.transformers[1:]:
+            grids.append(tuple((n + 1) // 2 for n in grids[-1]))
+        return grids
+
+    def convert_parts(self, model: PoolingVisionTransformer) -> None:
+        facts = self.input_facts(model)
+        table = adopt_parameters(model, Learned, MapLayout(), dim=facts.dim, feat_shape=facts.feat_shape)
+        model.pos_embed_input.append(table)
+        for block in self.blocks(model):
+            block.__class__, block.mixers = EncodedBlock, nn.ModuleList()
+            block.attn.__class__, block.attn.encodings = Attention, nn.ModuleList()
+        for stage in model.transformers:
+            stage.__class__, stage.blocks.__class__ = EncodedTransformer, BlockSequence
+
+    def bind_native(self, model: PoolingVisionTransformer) -> None:
+        own = first(model.pos_embed_input, Learned)
+        if own is None or own.owner is own:
+            model.pos_embed = None
+        if own is not None:
+            bind_parameters(own, model, MapLayout())
+
+    def input_facts(self, model: PoolingVisionTransformer) -> LayerFacts:
+        return LayerFacts(dim=model.cls_token.shape[-1], feat_shape=tuple(model.patch_embed.grid_size))
+
+    def layer_facts(self, model: PoolingVisionTransformer) -> list[LayerFacts]:
+        return [replace(facts, num_prefix_tokens=model.cls_token.shape[1]) for facts in super().layer_facts(model)]
+
+
+HOST = register_host(PiTHost())

@@ -1,0 +1,92 @@
+"""timm's TinyViT as host: attention in windows that are not shifted, with LeViT's table, between convolutions."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from timm.layers import register_notrace_module
+from timm.models.tiny_vit import Attention, PatchEmbed, TinyVit, TinyVitBlock
+from torch import Tensor, nn
+
+from ..encoding import LayerFacts
+from .attention import NO_DROPOUT, attend
+from .attention_biases import EncodedBiases, adopt_biases, bind_biases
+from .grids import AddPositionsToMap, EncodedGridModel, GridHost, add_positions, encode_grid
+from .host import register_host
+
+
+@register_notrace_module
+class EncodedAttention(EncodedBiases, Attention):
+    """Window attention of TinyViT with encodings, on tokens x (B * windows, N, C)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return tokens (B * windows, N, C)."""
+        x = self.norm(x)
+        qkv = self.qkv(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B * windows, heads, N, channels)
+        qkv = qkv.split([self.key_dim, self.key_dim, self.val_dim], dim=-1)
+        out = attend(encode_grid(self, x, self.resolution, *qkv), self.scale, NO_DROPOUT, self.fused_attn)
+        return self.proj(out.transpose(1, 2).flatten(2))
+
+
+@register_notrace_module
+class EncodedBlock(TinyVitBlock):
+    """A block on x (B, H, W, C), after which conditional encodings may mix the tokens of the whole grid."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the tokens (B, H, W, C)."""
+        return add_positions(super().forward(x), self.mixers)
+
+
+class EncodedPatchEmbed(AddPositionsToMap, PatchEmbed):
+    """The convolutions before the first stage, to whose map input encodings are added."""
+
+
+class EncodedTinyVit(EncodedGridModel, TinyVit):
+    """A TinyViT whose positions are encodings of this package."""
+
+
+class TinyVitHost(GridHost):
+    """The family of TinyViT; its layers are the blocks of all stages but the first, which has convolutions.
+
+    timm's model has no picture size of its own. The trained one is that of its configuration, which
+    `pretrained_cfg_overlay={"input_size": (3, height, width)}` of `create_model` changes.
+    """
+
+    name = "TinyVit (TinyViT)"
+    models: ClassVar = {TinyVit: EncodedTinyVit}
+
+    def stages(self, model: TinyVit) -> list[list[nn.Module]]:
+        return [[block for block in stage.blocks if isinstance(block, TinyVitBlock)] for stage in model.stages]
+
+    def convert_parts(self, model: TinyVit) -> None:
+        for block in self.blocks(model):
+            adopt_biases(block.attn, EncodedAttention, block.attn.resolution)
+            block.__class__, block.mixers = EncodedBlock, nn.ModuleList()
+        model.patch_embed.input_encodings = (model.pos_embed_input,)
+        model.patch_embed.__class__ = EncodedPatchEmbed
+
+    def bind_native(self, model: TinyVit) -> None:
+        for block in self.blocks(model):
+            bind_biases(block.attn)
+
+    def input_facts(self, model: TinyVit) -> LayerFacts:
+        size = getattr(model, "pretrained_cfg", {}).get("input_size", (3, 224, 224))[1:]
+        return LayerFacts(dim=model.patch_embed.conv2.conv.out_channels, feat_shape=tuple(-(-n // 4) for n in size))
+
+    def layer_facts(self, model: TinyVit) -> list[LayerFacts]:
+        blocks = self.blocks(model)
+        return [
+            LayerFacts(
+                dim=block.dim,
+                feat_shape=block.attn.resolution,
+                num_heads=block.num_heads,
+                head_dim=block.attn.key_dim,
+                value_dim=block.attn.out_dim,
+                layer=index,
+                depth=len(blocks),
+            )
+            for index, block in enumerate(blocks)
+        ]
+
+
+HOST = register_host(TinyVitHost())

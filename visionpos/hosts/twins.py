@@ -1,0 +1,120 @@
+"""timm's Twins as host: PCPVT and SVT, with windows or keys of a smaller map; the PEG of a stage is an encoding."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch.nn.functional as F
+from timm.layers import register_notrace_module
+from timm.models.twins import Block, GlobalSubSampleAttn, LocallyGroupedAttn, PatchEmbed, PosConv, Twins
+from torch import Tensor, nn
+
+from ..conditional.peg import PEG
+from ..encoding import LayerFacts
+from ..positions import Positions
+from ..windows import window_partition, window_reverse
+from .attention import AttentionContext, prepare_encodings, self_attention, split_heads
+from .grids import EncodedGridModel, add_positions
+from .host import first, register_host
+from .parameters import adopt_parameters, bind_parameters
+from .pvt_v2 import MixGrid, PooledKeys, PooledKeysHost
+
+NAMES = {"proj": "0"}  # of PEG's convolution in `pos_block.*.proj`
+
+
+@register_notrace_module
+class EncodedLocallyGroupedAttn(LocallyGroupedAttn):
+    """Attention in windows with encodings, on tokens x (B, H W, C); a grid that they do not divide is padded."""
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """Return tokens (B, H W, C)."""
+        if not len(self.encodings):
+            return super().forward(x, size)
+        (height, width), window = size, (self.ws, self.ws)
+        x = F.pad(x.unflatten(1, tuple(size)), (0, 0, 0, -width % self.ws, 0, -height % self.ws))  # (B, H', W', C)
+        windows = window_partition(x, window)  # (B * windows, N, C)
+        context = AttentionContext(Positions.grid(window, device=x.device).promote(x.dtype))
+        qkv = self.qkv(windows).unflatten(-1, (3, self.num_heads, -1))  # (B * windows, N, 3, heads, head_dim)
+        out = self_attention(self, windows, *split_heads(self, qkv, prepare_encodings(self, context)))
+        return window_reverse(out, window, tuple(x.shape[1:3]))[:, :height, :width].flatten(1, 2)
+
+
+@register_notrace_module
+class EncodedGlobalSubSampleAttn(PooledKeys, GlobalSubSampleAttn):
+    """Attention of all tokens to a smaller map, with encodings."""
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """Return tokens (B, H W, C)."""
+        return super().forward(x, size)
+
+
+class EncodedBlock(MixGrid, Block):
+    """A block of Twins."""
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """Return the tokens (B, H W, C)."""
+        return super().forward(x, size)
+
+
+class EncodedPatchEmbed(PatchEmbed):
+    """The patches of the first stage, to which input encodings are added."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Return the tokens (B, H W, C) of pictures and their grid (H, W)."""
+        x, size = super().forward(x)
+        return add_positions(x.unflatten(1, tuple(size)), self.input_encodings[0]).flatten(1, 2), size
+
+
+class EncodedPosConv(PosConv):
+    """The holder of a convolution that acts as an encoding behind the first block of its stage, and not here."""
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """Return x."""
+        return x
+
+
+class EncodedTwins(EncodedGridModel, Twins):
+    """A Twins whose positions are encodings of this package."""
+
+
+class TwinsHost(PooledKeysHost):
+    """The family of Twins; the PEG of a stage keeps its name, `pos_block.*.proj.0`."""
+
+    name = "Twins (PCPVT, SVT)"
+    models: ClassVar = {Twins: EncodedTwins}
+    attentions: ClassVar = {
+        LocallyGroupedAttn: EncodedLocallyGroupedAttn,
+        GlobalSubSampleAttn: EncodedGlobalSubSampleAttn,
+    }
+
+    def stages(self, model: Twins) -> list[list[nn.Module]]:
+        return [list(blocks) for blocks in model.blocks]
+
+    def grids(self, model: Twins) -> list[tuple[int, int]]:
+        return [(embed.H, embed.W) for embed in model.patch_embeds]
+
+    def seen_shape(self, block: nn.Module, grid: tuple[int, int]) -> tuple[int, int]:
+        return (block.attn.ws,) * 2 if isinstance(block.attn, LocallyGroupedAttn) else grid
+
+    def convert_parts(self, model: Twins) -> None:
+        for block in self.blocks(model):
+            block.__class__, block.mixers = EncodedBlock, nn.ModuleList()
+            block.attn.__class__, block.attn.encodings = self.attentions[type(block.attn)], nn.ModuleList()
+        for blocks, conv in zip(model.blocks, model.pos_block, strict=True):
+            conv.__class__ = EncodedPosConv
+            dim = conv.proj[0].out_channels
+            blocks[0].mixers.append(adopt_parameters(conv.proj, PEG, names=NAMES, dim=dim))
+        model.patch_embeds[0].input_encodings = (model.pos_embed_input,)
+        model.patch_embeds[0].__class__ = EncodedPatchEmbed
+
+    def bind_native(self, model: Twins) -> None:
+        for blocks, conv in zip(model.blocks, model.pos_block, strict=True):
+            own = first(blocks[0].mixers, PEG)
+            if own is not None:
+                bind_parameters(own, conv.proj, names=NAMES)
+
+    def input_facts(self, model: Twins) -> LayerFacts:
+        return LayerFacts(dim=model.embed_dims[0], feat_shape=self.grids(model)[0])
+
+
+HOST = register_host(TwinsHost())
