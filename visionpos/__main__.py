@@ -1,4 +1,4 @@
-"""The command line: python -m visionpos list | show | check | plot | compare | hosts | docs."""
+"""The command line, visionpos or python -m visionpos: list | show | check | plot | compare | explore | hosts | docs."""
 
 from __future__ import annotations
 
@@ -45,6 +45,9 @@ def make_parser() -> argparse.ArgumentParser:
         command.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="of the encoding")
     for command in (check, compare):
         command.add_argument("--test-grid", type=int, nargs=2, metavar=("H", "W"), help="twice the grid by default")
+    explore = commands.add_parser("explore", help="write a page to look at two encodings side by side, token by token")
+    explore.add_argument("names", nargs="*", metavar="name", help="of encodings; all by default")
+    explore.add_argument("--output", default="explorer.html", help="the file, explorer.html by default")
     commands.add_parser("hosts", help="try every encoding in a small model of every family, and print the table")
     docs = commands.add_parser("docs", help="write encodings.md and its pictures")
     docs.add_argument("--out", default="docs", help="folder")
@@ -68,6 +71,11 @@ def run(flags: argparse.Namespace) -> None:
         from .analysis.hosts import host_matrix
 
         print(host_matrix(), end="")
+    elif flags.command == "explore":
+        from .analysis.explorer import explorer
+
+        Path(flags.output).write_text(explorer(flags.names or None), encoding="utf-8")
+        print(f"wrote {flags.output}")
     elif flags.command == "docs":
         from .analysis.page import write_page
 

@@ -118,6 +118,25 @@ def centre_row(encoding: PositionEncoding, grid: tuple[int, int]) -> tuple[Tenso
     return row.where(row.isfinite(), math.nan), centre
 
 
+def grids(encoding: PositionEncoding, grid: tuple[int, int]) -> list[tuple[str, PositionEncoding, tuple[int, int]]]:
+    """Return what is shown of an encoding: a title, the encoding in float64, and a grid.
+
+    First the grid that was trained on, then twice that as a model does it, and, where coordinates are interpolated
+    then, twice that with coordinates that run on.
+    """
+    encoding, twice = kernels.exact(encoding), tuple(2 * size for size in grid)
+    shown = [encoding] if encoding.extrapolation != "error" else []
+    if "extrapolate" in constructor_parameters(type(encoding)) and encoding.reference_shape and not encoding.runs_on:
+        running = copy.deepcopy(encoding)
+        running.extrapolate = True
+        shown.append(running)
+    found = [(f"trained: {grid[0]} x {grid[1]}", encoding, grid)]
+    for each in shown:
+        way = TWICE["run_on" if each.runs_on else each.extrapolation]
+        found.append((f"twice, {way}: {twice[0]} x {twice[1]}", each, twice))
+    return found
+
+
 def plot_encoding(
     encoding: str | PositionEncoding | nn.Module,
     grid: tuple[int, int] | None = None,
@@ -160,14 +179,7 @@ def plot_encoding(
         grid = grid or (14, 14)
         encoding = kernels.build(encoding, grid, **options)
     grid = grid or encoding.reference_shape or getattr(encoding, "feat_shape", None) or (14, 14)
-    encoding = kernels.exact(encoding)
-    maps = [(encoding, grid)]
-    if encoding.extrapolation != "error":
-        maps.append((encoding, tuple(2 * size for size in grid)))
-    if "extrapolate" in constructor_parameters(type(encoding)) and encoding.reference_shape and not encoding.runs_on:
-        running = copy.deepcopy(encoding)
-        running.extrapolate = True
-        maps.append((running, maps[-1][1]))
+    maps = grids(encoding, grid)
     figure = figure or NotebookFigure(figsize=(2.75 * (len(maps) + 2), 2.9))
     label = ", ".join(f"{key}={value}" for key, value in options.items())
     figure.suptitle(f"{encoding.name}{f' ({label})' if label else ''}: {WHAT[encoding.place]}", fontsize=11)
@@ -206,17 +218,15 @@ def _plot_model(
 
 
 def _draw(
-    encodings: list[tuple[PositionEncoding, tuple[int, int]]], figure: Figure | SubFigure, panels: Sequence[Axes]
+    encodings: list[tuple[str, PositionEncoding, tuple[int, int]]], figure: Figure | SubFigure, panels: Sequence[Axes]
 ) -> None:
     *places, decay, last = panels
-    maps = [centre_row(encoding, grid) for encoding, grid in encodings]
+    maps = [centre_row(encoding, grid) for _, encoding, grid in encodings]
     means = [rows.nanmean(0) for rows, _ in maps]
     seen = torch.cat([mean[~mean.isnan()] for mean in means])
     low, high = seen.min().item(), seen.max().item()
     limits = (low, high if high > low else low + 1)
-    for index, ((encoding, grid), mean, (_, centre)) in enumerate(zip(encodings, means, maps, strict=True)):
-        way = "run_on" if encoding.runs_on else encoding.extrapolation
-        title = f"twice, {TWICE[way]}: {grid[0]} x {grid[1]}" if index else f"trained: {grid[0]} x {grid[1]}"
+    for index, ((title, *_), mean, (_, centre)) in enumerate(zip(encodings, means, maps, strict=True)):
         plot_map(mean, centre, places[index], title, limits).set_ylabel("" if index else "rows from the centre")
     figure.colorbar(places[0].images[0], ax=places, shrink=0.8, pad=0.02)
     plot_decay(means[0], maps[0][1], decay)
@@ -224,5 +234,5 @@ def _draw(
     if len(rows) > 1 and not torch.allclose(rows, rows[:1].expand_as(rows), equal_nan=True):
         plot_heads(bounded(rows.where(~rows.isnan(), -math.inf)), last)
     else:
-        encoding, grid = encodings[0]
+        _, encoding, grid = encodings[0]
         plot_spectrum(kernels.logit_kernel(encoding, kernels.exact_grid(grid)), last)
