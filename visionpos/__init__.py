@@ -1,6 +1,7 @@
 """visionpos: any position encoding in timm's vision transformers, exact, in one line."""
 
 from . import bias, conditional, input, layers, none, rotary, timm_models
+from .analysis.plots import plot_encoding
 from .augment import CoordinateAugmentation
 from .bias.alibi import alibi_slopes
 from .convert import create_model, get_encoding, set_encoding
@@ -54,6 +55,7 @@ __all__ = [
     "layers",
     "list_encodings",
     "load_weights",
+    "plot_encoding",
     "register_encoding",
     "relative_position_index",
     "resize_position_table",
