@@ -42,6 +42,7 @@ __all__ = [
     "layers",
     "list_encodings",
     "load_weights",
+    "plot_encoding",
     "register_encoding",
     "relative_position_index",
     "resize_position_table",

@@ -48,7 +48,11 @@ def make_parser() -> argparse.ArgumentParser:
         command.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="of the encoding")
     for command in (check, compare):
         command.add_argument("--test-grid", type=int, nargs=2, metavar=("H", "W"), help="twice the grid by default")
-    commands.add_parser("hosts", help="try every encoding in a small model of every family, and print the table")
+    hosts = commands.add_parser("hosts", help="try every encoding in a small model of every family")
+    hosts.add_argument("--coverage", action="store_true", help="what share of timm's pretrained weights converts")
+    explore = commands.add_parser("explore", help="write a page to look at two encodings side by side, token by token")
+    explore.add_argument("names", nargs="*", metavar="name", help="of encodings; all by default")
+    explore.add_argument("--output", default="explorer.html", help="the file, explorer.html by default")
     docs = commands.add_parser("docs", help="write encodings.md and its pictures")
     docs.add_argument("--out", default="docs", help="folder")
     docs.add_argument("--no-pictures", action="store_true")
@@ -70,9 +74,15 @@ def run(flags: argparse.Namespace) -> None:
     elif flags.command == "show":
         print(report.facts(flags.name))
     elif flags.command == "hosts":
+        from .analysis.census import census, coverage
         from .analysis.hosts import host_matrix
 
-        print(host_matrix(), end="")
+        print(coverage(census()) if flags.coverage else host_matrix(), end="")
+    elif flags.command == "explore":
+        from .analysis.explorer import explorer
+
+        Path(flags.output).write_text(explorer(flags.names or None), encoding="utf-8")
+        print(f"wrote {flags.output}")
     elif flags.command == "docs":
         from .analysis.page import write_page
 
@@ -92,7 +102,7 @@ def measured(flags: argparse.Namespace) -> None:
     if flags.command == "plot":
         encoding_info(flags.name)
         out = flags.out or f"{flags.name}.png"
-        plot_encoding(flags.name, grid, **options).savefig(out, dpi=150)
+        plot_encoding(flags.name, grid, **options).savefig(out)
         print(f"wrote {out}")
         return
     test_grid = tuple(flags.test_grid or (2 * size for size in grid))

@@ -1,6 +1,7 @@
 """The public names: what `visionpos` hands out, imported when the first of them is used."""
 
 from . import layers
+from .analysis.plots import plot_encoding
 from .augment import CoordinateAugmentation
 from .bias.alibi import alibi_slopes
 from .convert import create_model, get_encoding, set_encoding
@@ -50,6 +51,7 @@ __all__ = [
     "layers",
     "list_encodings",
     "load_weights",
+    "plot_encoding",
     "register_encoding",
     "relative_position_index",
     "resize_position_table",
