@@ -2,6 +2,8 @@
 
 Command   python -m benchmarks.startup [--rounds 5]
 Clock     user and system time of a fresh process with one thread; the median and the extremes of the rounds
+Measured  on a busy 2-core CPU, 3 rounds: import torch 2.3, import timm 5.0, the first public name of visionpos 6.0;
+          visionpos list 2.8, every --help and a mistake 0.1 to 0.3, sweep --dry-run 6.3
 """
 
 from __future__ import annotations
