@@ -29,6 +29,7 @@ from .hosts import (  # noqa: F401, every family is registered
     davit,
     eva,
     hiera,
+    hieradet,
     maxxvit,
     pit,
     pvt_v2,

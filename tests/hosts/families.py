@@ -3,7 +3,7 @@
 import visionpos as vp
 
 # their blocks see where tokens are by the shape of what they get
-GRIDS = ("Swin", "Swin v2", "SAM", "MaxViT", "CoAtNet", "TinyViT", "PVT v2", "Twins", "DaViT", "XCiT")
+GRIDS = ("Swin", "Swin v2", "SAM", "MaxViT", "CoAtNet", "TinyViT", "PVT v2", "Twins", "DaViT", "XCiT", "HieraDet")
 CHANNELS = ("XCiT",)  # attention over channels, which has no place for rotations and biases
 TWO_STAGES = {"embed_dims": (48, 48), "num_heads": (3, 3)}
 DEEPER = {
@@ -17,6 +17,7 @@ DEEPER = {
     "Twins": {**TWO_STAGES, "depths": (2, 1), "wss": (4, 4), "sr_ratios": (2, 1), "mlp_ratios": (2, 2)},
     "DaViT": {**TWO_STAGES, "depths": (1, 1)},
     "TinyViT": {"depths": (1, 2)},
+    "HieraDet": {"stages": (1, 2)},
 }
 
 
