@@ -31,6 +31,7 @@ from .hosts import (  # noqa: F401, every family is registered
     eva,
     gcvit,
     hiera,
+    hieradet,
     levit,
     maxxvit,
     pit,

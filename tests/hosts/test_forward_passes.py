@@ -28,6 +28,7 @@ ANY_SIZE = {
     "SAM": {},
     "MaxViT": {},
     "XCiT": {},
+    "HieraDet": {},
     "TinyViT": {},
     "PiT": {},
     "PVT v2": {},

@@ -20,12 +20,16 @@ from .parameters import replace_encodings
 
 
 @torch.fx.wrap  # one call in its graphs: the size of a picture is known when they run
-def add_positions(x: Tensor, encodings: nn.ModuleList) -> Tensor:
-    """Return x (B, H, W, C) after input or conditional encodings."""
+def _add(x: Tensor, encodings: nn.ModuleList) -> Tensor:
     for encoding in encodings:
         positions = Positions.grid(tuple(x.shape[1:3]), device=x.device)
         x = encoding(x.flatten(1, 2), positions).view(x.shape)
     return x
+
+
+def add_positions(x: Tensor, encodings: nn.ModuleList) -> Tensor:
+    """Return x (B, H, W, C) after input or conditional encodings; x itself where there are none."""
+    return _add(x, encodings) if len(encodings) else x
 
 
 def add_to_tokens(x: Tensor, encodings: nn.ModuleList, grid: tuple[int, int]) -> Tensor:
