@@ -9,6 +9,8 @@ GRIDS = (
     "CoAtNet",
     "TinyViT",
     "LeViT",
+    "EfficientFormer",
+    "EfficientViT",
     "EfficientFormerV2",
     "PVT v2",
     "Twins",
@@ -26,6 +28,8 @@ DEEPER = {
     "Twins": {**TWO_STAGES, "depths": (2, 1), "wss": (4, 4), "sr_ratios": (2, 1), "mlp_ratios": (2, 2)},
     "DaViT": {**TWO_STAGES, "depths": (1, 1)},
     "TinyViT": {"depths": (1, 2)},
+    "EfficientViT": {"depth": (2,)},
+    "EfficientFormer": {"depths": (1, 3), "num_vit": 2},
     "EfficientFormerV2": {"depths": (1, 1, 1, 1), "embed_dims": (8, 8, 12, 24)},
     "LeViT": {"embed_dim": (48, 64), "depth": (1, 1), "num_heads": (3, 4)},
 }
