@@ -31,6 +31,7 @@ from .hosts import (  # noqa: F401, every family is registered
     gcvit,
     hiera,
     maxxvit,
+    mvitv2,
     pit,
     pvt_v2,
     relpos,

@@ -53,6 +53,15 @@ class AddPositionsToMap:
         return add_to_map(super().forward(x), self.input_encodings[0])
 
 
+class AddPositionsToTokens:
+    """The same for a module that returns tokens (B, H W, C) and their grid (H, W)."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Return the tokens as timm does, with input encodings, and their grid."""
+        x, grid = super().forward(x)
+        return add_positions(x.unflatten(1, tuple(grid)), self.input_encodings[0]).flatten(1, 2), grid
+
+
 def encode_grid(
     layer: nn.Module, x: Tensor, grid: tuple[int, int], q: Tensor, k: Tensor, v: Tensor
 ) -> AttentionTensors:
