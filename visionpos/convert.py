@@ -36,6 +36,7 @@ from .hosts import (  # noqa: F401, every family is registered
     hieradet,
     levit,
     maxxvit,
+    mvitv2,
     pit,
     pvt_v2,
     relpos,
