@@ -1,4 +1,4 @@
-"""visionpos: any position encoding in any timm vision transformer, exact, in one line."""
+"""visionpos: any position encoding in timm's vision transformers, exact, in one line."""
 
 from . import bias, conditional, input, layers, none, rotary, timm_models
 from .analysis.plots import plot_encoding

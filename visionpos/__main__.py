@@ -48,7 +48,8 @@ def make_parser() -> argparse.ArgumentParser:
     explore = commands.add_parser("explore", help="write a page to look at two encodings side by side, token by token")
     explore.add_argument("names", nargs="*", metavar="name", help="of encodings; all by default")
     explore.add_argument("--output", default="explorer.html", help="the file, explorer.html by default")
-    commands.add_parser("hosts", help="try every encoding in a small model of every family, and print the table")
+    hosts = commands.add_parser("hosts", help="try every encoding in a small model of every family")
+    hosts.add_argument("--coverage", action="store_true", help="what share of timm's pretrained weights converts")
     docs = commands.add_parser("docs", help="write encodings.md and its pictures")
     docs.add_argument("--out", default="docs", help="folder")
     docs.add_argument("--no-pictures", action="store_true")
@@ -68,9 +69,10 @@ def run(flags: argparse.Namespace) -> None:
     elif flags.command == "show":
         print(report.facts(flags.name))
     elif flags.command == "hosts":
+        from .analysis.census import census, coverage
         from .analysis.hosts import host_matrix
 
-        print(host_matrix(), end="")
+        print(coverage(census()) if flags.coverage else host_matrix(), end="")
     elif flags.command == "explore":
         from .analysis.explorer import explorer
 

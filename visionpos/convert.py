@@ -27,8 +27,10 @@ from .hosts import (  # noqa: F401, every family is registered
     beit,
     cait,
     davit,
+    efficientformer_v2,
     eva,
     hiera,
+    levit,
     maxxvit,
     pit,
     pvt_v2,
@@ -39,6 +41,7 @@ from .hosts import (  # noqa: F401, every family is registered
     tiny_vit,
     twins,
     vit,
+    xcit,
 )
 from .hosts.host import Host, find_host, mixes_tokens
 from .hosts.parameters import copy_encoding, has_parameters

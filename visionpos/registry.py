@@ -143,6 +143,8 @@ def known_options(cls: type[PositionEncoding], facts: LayerFacts) -> dict[str, A
     known = {key: getattr(facts, key) for key in filled_parameters(cls)}
     if "dim" in known and getattr(cls, "content_source", None) == "x":  # it reads what attention gets
         known["dim"] = facts.dim_in
+    elif "dim" in known and getattr(cls, "site", None) == "values" and facts.value_dim is not None:
+        known["dim"] = facts.value_dim
     return {key: value for key, value in known.items() if value is not None}
 
 
