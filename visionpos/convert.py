@@ -29,6 +29,7 @@ from .hosts import (  # noqa: F401, every family is registered
     davit,
     efficientformer_v2,
     eva,
+    gcvit,
     hiera,
     levit,
     maxxvit,

@@ -16,6 +16,7 @@ GRIDS = (
     "Twins",
     "DaViT",
     "XCiT",
+    "GCViT",
 )
 CHANNELS = ("XCiT",)  # attention over channels, which has no place for rotations and biases
 TWO_STAGES = {"embed_dims": (48, 48), "num_heads": (3, 3)}
@@ -29,6 +30,7 @@ DEEPER = {
     "PVT v2": {**TWO_STAGES, "depths": (1, 1), "sr_ratios": (2, 1), "mlp_ratios": (2, 2)},
     "Twins": {**TWO_STAGES, "depths": (2, 1), "wss": (4, 4), "sr_ratios": (2, 1), "mlp_ratios": (2, 2)},
     "DaViT": {**TWO_STAGES, "depths": (1, 1)},
+    "GCViT": {},
     "TinyViT": {"depths": (1, 2)},
     "EfficientFormerV2": {"depths": (1, 1, 1, 1), "embed_dims": (8, 8, 12, 24)},
     "LeViT": {"embed_dim": (48, 64), "depth": (1, 1), "num_heads": (3, 4)},

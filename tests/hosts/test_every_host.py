@@ -77,7 +77,7 @@ def test_no_pictures_give_no_answers(family, spec):
     vp.get_encoding(model) if spec is None else vp.set_encoding(model, fitting(family, spec))
     try:
         want = plain(nothing)
-    except RuntimeError:
+    except (RuntimeError, ZeroDivisionError):
         return
     assert model(nothing).shape == want.shape == (0, 3)
 

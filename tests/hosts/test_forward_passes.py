@@ -20,7 +20,7 @@ from tests.small import randomised
 from visionpos.analysis.hosts import ZOO, build
 
 OWN, ALL_PLACES = "own", "sincos2d+rope_axial+alibi2d+peg"
-ONE_SIZE = ("BEiT", "ViT, relative bias", "CaiT", "Hiera", "CoAtNet", "LeViT", "EfficientFormerV2")
+ONE_SIZE = ("BEiT", "ViT, relative bias", "CaiT", "Hiera", "CoAtNet", "LeViT", "EfficientFormerV2", "GCViT")
 ALWAYS = ("Qwen3-ViT", "DeepSeek-ViT")  # pictures of any size, without being asked
 ANY_SIZE = {
     "Swin": {"strict_img_size": False},
@@ -184,7 +184,15 @@ def test_no_module_is_hooked_and_copies_have_their_own_input_encodings(family):
     x = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
     modules, paths = (
         dict(model.named_modules()),
-        ("patch_embed.proj.4", "patch_embed", "encoder.patch_embed", "patch_embeds.0.proj", "stem.conv", "stem.conv2"),
+        (
+            "patch_embed.proj.4",
+            "patch_embed",
+            "encoder.patch_embed",
+            "patch_embeds.0.proj",
+            "stem.conv",
+            "stem.conv2",
+            "stem.conv1",
+        ),
     )
     patches, stem = [], next(modules[path] for path in paths if path in modules)
     hook = stem.register_forward_hook(lambda module, args, out: patches.append((*args, out)))

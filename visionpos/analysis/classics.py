@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..describe import distinct_encodings
+from ..description import distinct_encodings
 from ..encoding import PositionEncoding
 from ..windows import relative_position_index
 from . import kernel as kernels

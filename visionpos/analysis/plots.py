@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..describe import describe, distinct_encodings
+from ..description import describe, distinct_encodings
 from ..encoding import PositionEncoding
 from ..registry import constructor_parameters
 from . import kernel as kernels
