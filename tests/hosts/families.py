@@ -3,7 +3,22 @@
 import visionpos as vp
 
 # their blocks see where tokens are by the shape of what they get
-GRIDS = ("Swin", "Swin v2", "SAM", "MaxViT", "CoAtNet", "TinyViT", "PVT v2", "Twins", "DaViT", "XCiT", "HieraDet")
+GRIDS = (
+    "Swin",
+    "Swin v2",
+    "SAM",
+    "MaxViT",
+    "CoAtNet",
+    "TinyViT",
+    "LeViT",
+    "EfficientFormerV2",
+    "PVT v2",
+    "Twins",
+    "DaViT",
+    "XCiT",
+    "GCViT",
+    "HieraDet",
+)
 CHANNELS = ("XCiT",)  # attention over channels, which has no place for rotations and biases
 TWO_STAGES = {"embed_dims": (48, 48), "num_heads": (3, 3)}
 DEEPER = {
@@ -16,7 +31,10 @@ DEEPER = {
     "PVT v2": {**TWO_STAGES, "depths": (1, 1), "sr_ratios": (2, 1), "mlp_ratios": (2, 2)},
     "Twins": {**TWO_STAGES, "depths": (2, 1), "wss": (4, 4), "sr_ratios": (2, 1), "mlp_ratios": (2, 2)},
     "DaViT": {**TWO_STAGES, "depths": (1, 1)},
+    "GCViT": {},
     "TinyViT": {"depths": (1, 2)},
+    "EfficientFormerV2": {"depths": (1, 1, 1, 1), "embed_dims": (8, 8, 12, 24)},
+    "LeViT": {"embed_dim": (48, 64), "depth": (1, 1), "num_heads": (3, 4)},
     "HieraDet": {"stages": (1, 2)},
 }
 

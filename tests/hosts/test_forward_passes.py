@@ -20,7 +20,7 @@ from tests.small import randomised
 from visionpos.analysis.hosts import ZOO, build
 
 OWN, ALL_PLACES = "own", "sincos2d+rope_axial+alibi2d+peg"
-ONE_SIZE = ("BEiT", "ViT, relative bias", "CaiT", "Hiera", "CoAtNet")
+ONE_SIZE = ("BEiT", "ViT, relative bias", "CaiT", "Hiera", "CoAtNet", "LeViT", "EfficientFormerV2", "GCViT")
 ALWAYS = ("Qwen3-ViT", "DeepSeek-ViT")  # pictures of any size, without being asked
 ANY_SIZE = {
     "Swin": {"strict_img_size": False},
@@ -185,7 +185,15 @@ def test_no_module_is_hooked_and_copies_have_their_own_input_encodings(family):
     x = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
     modules, paths = (
         dict(model.named_modules()),
-        ("patch_embed.proj.4", "patch_embed", "encoder.patch_embed", "patch_embeds.0.proj", "stem.conv", "stem.conv2"),
+        (
+            "patch_embed.proj.4",
+            "patch_embed",
+            "encoder.patch_embed",
+            "patch_embeds.0.proj",
+            "stem.conv",
+            "stem.conv2",
+            "stem.conv1",
+        ),
     )
     patches, stem = [], next(modules[path] for path in paths if path in modules)
     hook = stem.register_forward_hook(lambda module, args, out: patches.append((*args, out)))
@@ -236,8 +244,10 @@ def test_methods_take_what_those_of_timm_take(family):
     model = vp.set_encoding(copy.deepcopy(plain), fitting(family, "rope_axial"))
     pairs = [(getattr(plain, name), getattr(model, name)) for name in METHODS if hasattr(plain, name)]
     for name in blocks_of(model):
+        block = plain.get_submodule(name)
+        attn = next(path for path, _ in block.named_children() if path.startswith(("attn", "token_mixer")))
         pairs += [
-            (plain.get_submodule(path).forward, model.get_submodule(path).forward) for path in (name, f"{name}.attn")
+            (plain.get_submodule(path).forward, model.get_submodule(path).forward) for path in (name, f"{name}.{attn}")
         ]
     for theirs, ours in pairs:
         theirs, ours = (

@@ -89,6 +89,9 @@ def test_a_table_that_one_layer_has_is_not_shared_with_another():
     assert len(vp.get_encoding(model)) == 2
 
 
+SEVERAL_STAGES = ("Hiera", "GCViT")  # in the smallest models of these
+
+
 def learned_objects(family):
     """An input encoding and a bias as objects that fit every layer of a family's one-stage model."""
     model, size = build(family)
@@ -97,7 +100,7 @@ def learned_objects(family):
     stem, (layer, *_) = host.input_facts(model), host.layer_facts(model)
     table = vp.create_encoding("learned", dim=stem.dim, feat_shape=stem.feat_shape)
     bias = vp.create_encoding("relative_table", num_heads=layer.num_heads, feat_shape=layer.feat_shape, init_std=0.5)
-    return [table] if family in ("Hiera", *CHANNELS) else [table, bias], torch.randn(2, 3, *size)
+    return [table] if family in (*SEVERAL_STAGES, *CHANNELS) else [table, bias], torch.randn(2, 3, *size)
 
 
 @pytest.mark.parametrize("family", ZOO)
