@@ -31,6 +31,7 @@ from .hosts import (  # noqa: F401, every family is registered
     efficientformer_v2,
     efficientvit_msra,
     eva,
+    gcvit,
     hiera,
     levit,
     maxxvit,
@@ -43,6 +44,7 @@ from .hosts import (  # noqa: F401, every family is registered
     tiny_vit,
     twins,
     vit,
+    xcit,
 )
 from .hosts.host import Host, find_host, mixes_tokens
 from .hosts.parameters import copy_encoding, has_parameters

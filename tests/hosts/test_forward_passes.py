@@ -15,18 +15,29 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
 )
 
 import visionpos as vp
-from tests.hosts.families import GRIDS, deeper
+from tests.hosts.families import CHANNELS, GRIDS, deeper, fitting
 from tests.small import randomised
 from visionpos.analysis.hosts import ZOO, build
 
 OWN, ALL_PLACES = "own", "sincos2d+rope_axial+alibi2d+peg"
-ONE_SIZE = ("BEiT", "ViT, relative bias", "CaiT", "Hiera", "CoAtNet", "LeViT", "EfficientFormer", "EfficientFormerV2")
+ONE_SIZE = (
+    "BEiT",
+    "ViT, relative bias",
+    "CaiT",
+    "Hiera",
+    "CoAtNet",
+    "LeViT",
+    "EfficientFormer",
+    "EfficientFormerV2",
+    "GCViT",
+)
 ALWAYS = ("Qwen3-ViT", "DeepSeek-ViT")  # pictures of any size, without being asked
 ANY_SIZE = {
     "Swin": {"strict_img_size": False},
     "Swin v2": {"strict_img_size": False},
     "SAM": {},
     "MaxViT": {},
+    "XCiT": {},
     "TinyViT": {},
     "EfficientViT": {},
     "PiT": {},
@@ -40,7 +51,7 @@ def converted(family, spec):
     """A model of two blocks or more whose every weight matters, unlike timm's at the start."""
     any_size = {} if family in (*ONE_SIZE, *ALWAYS) else ANY_SIZE.get(family, {"dynamic_img_size": True})
     model, size = build(family, **deeper(family), **any_size)
-    vp.get_encoding(model) if spec == OWN else vp.set_encoding(model, spec)
+    vp.get_encoding(model) if spec == OWN else vp.set_encoding(model, fitting(family, spec))
     return randomised(model), size
 
 
@@ -184,7 +195,15 @@ def test_no_module_is_hooked_and_copies_have_their_own_input_encodings(family):
     x = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
     modules, paths = (
         dict(model.named_modules()),
-        ("patch_embed", "encoder.patch_embed", "patch_embeds.0.proj", "stem.conv", "stem.conv2"),
+        (
+            "patch_embed.proj.4",
+            "patch_embed",
+            "encoder.patch_embed",
+            "patch_embeds.0.proj",
+            "stem.conv",
+            "stem.conv2",
+            "stem.conv1",
+        ),
     )
     patches, stem = [], next(modules[path] for path in paths if path in modules)
     hook = stem.register_forward_hook(lambda module, args, out: patches.append((*args, out)))
@@ -193,7 +212,7 @@ def test_no_module_is_hooked_and_copies_have_their_own_input_encodings(family):
     tokens, out = patches[0]
     assert torch.equal(out, type(stem).forward(stem, tokens))  # without positions
     for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        vp.set_encoding(copied, "rope_axial")
+        vp.set_encoding(copied, "none" if family in CHANNELS else "rope_axial")
         assert not torch.equal(copied(x), want)
     assert torch.equal(model(x), want)
 
@@ -201,7 +220,7 @@ def test_no_module_is_hooked_and_copies_have_their_own_input_encodings(family):
 @pytest.mark.parametrize("family", ["ViT, class token", "DeiT, distilled", "CaiT", "SAM"])
 def test_hooks_hear_the_sequence_of_blocks_as_in_timm(family):
     plain, size = build(family)
-    model = vp.set_encoding(copy.deepcopy(plain), "rope_axial")
+    model = vp.set_encoding(copy.deepcopy(plain), fitting(family, "rope_axial"))
     heard = []
     for each in (plain, model):
         each.blocks.register_forward_hook(lambda module, args, out: heard.append((len(module), out.shape)))
@@ -232,7 +251,7 @@ METHODS = (
 def test_methods_take_what_those_of_timm_take(family):
     """In the same order, with the same defaults: timm is free to add some, and this test sees it."""
     plain, _ = build(family)
-    model = vp.set_encoding(copy.deepcopy(plain), "rope_axial")
+    model = vp.set_encoding(copy.deepcopy(plain), fitting(family, "rope_axial"))
     pairs = [(getattr(plain, name), getattr(model, name)) for name in METHODS if hasattr(plain, name)]
     for name in blocks_of(model):
         block = model.get_submodule(name)

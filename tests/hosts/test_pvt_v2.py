@@ -89,7 +89,9 @@ def test_keys_of_the_linear_variant_stand_in_the_middle_of_what_is_averaged():
 
 def test_what_has_no_place_is_one_line_and_may_go_to_layers_without_pooling():
     model = plain_model()
-    with pytest.raises(ValueError, match="lepe works on the value of every token, but layer 0 of this PVTv2 pools"):
+    with pytest.raises(
+        ValueError, match="lepe works on the value of every token, but layer 0 of this PyramidVisionTransformerV2 "
+    ):
         vp.set_encoding(model, "lepe")
     with pytest.raises(ValueError, match="irpe works on the value of every token"):
         vp.set_encoding(model, {"name": "irpe", "values": True})

@@ -31,7 +31,6 @@ OTHERS = {
     "EdgeNeXt": "Fourier features; its attention is over channels",
     "Gemma4VitClassifier": "a table for each axis, and a rotation",
     "Gemma4VitEncoder": "a table for each axis, and a rotation",
-    "GlobalContextVit": "Swin's table; half of its queries are global",
     "HieraDet": "a table that repeats in windows, as Hiera's",
     "MultiScaleVit": "one table for each axis; queries and keys are pooled",
     "NaFlexVit": "a table that is resized for each picture, or a rotation",
@@ -40,7 +39,6 @@ OTHERS = {
     "TNT": "learned tables of patches and of pixels in them",
     "Visformer": "a learned table in each stage",
     "VOLO": "a learned table; outlook attention in the first stage",
-    "Xcit": "Fourier features; its attention is over channels",
 }
 
 

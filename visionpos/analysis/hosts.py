@@ -79,6 +79,7 @@ ZOO: dict[str, tuple[str, dict[str, Any], tuple[int, int]]] = {
         },
         (32, 48),
     ),
+    "XCiT": ("xcit_nano_12_p8_224", {**SMALL, "img_size": (32, 48)}, (32, 48)),
     "PiT": (
         "pit_ti_224",
         {
@@ -131,6 +132,7 @@ ZOO: dict[str, tuple[str, dict[str, Any], tuple[int, int]]] = {
         },
         (32, 48),
     ),
+    "GCViT": ("gcvit_xxtiny", {"num_classes": 3, "img_size": (64, 96), "embed_dim": 16}, (64, 96)),
     "TinyViT": (
         "tiny_vit_5m_224",
         {

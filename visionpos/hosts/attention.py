@@ -111,16 +111,6 @@ def bias_4d(tensors: AttentionTensors) -> AttentionTensors:
     return tensors
 
 
-def pair_up(tensors: AttentionTensors, encoding: PositionEncoding, queries: Positions, keys: Positions) -> None:
-    """Apply an encoding to queries and keys that stand at different places."""
-    if encoding.place == "rotary":
-        tensors.q, tensors.k = encoding(tensors.q, tensors.q, queries)[0], encoding(tensors.k, tensors.k, keys)[1]
-    elif isinstance(encoding, ContextualBias):
-        tensors.add_bias(encoding.bias(queries, keys, getattr(tensors, encoding.content_source)))
-    else:
-        tensors.add_bias(encoding.bias(queries, keys))
-
-
 def encoded_pairs(
     x: Tensor,
     q: Tensor,
@@ -143,7 +133,12 @@ def encoded_pairs(
     """
     tensors = AttentionTensors(x, q, k, v)
     for encoding in encodings:
-        pair_up(tensors, encoding, queries, keys)
+        if encoding.place == "rotary":
+            tensors.q, tensors.k = encoding(tensors.q, tensors.q, queries)[0], encoding(tensors.k, tensors.k, keys)[1]
+        elif isinstance(encoding, ContextualBias):
+            tensors.add_bias(encoding.bias(queries, keys, getattr(tensors, encoding.content_source)))
+        else:
+            tensors.add_bias(encoding.bias(queries, keys))
     return bias_4d(tensors)
 
 

@@ -66,9 +66,6 @@ class DaVitHost(StagedHost):
         model.stages[0].downsample.input_encodings = (model.pos_embed_input,)
         model.stages[0].downsample.__class__ = EncodedIdentity
 
-    def bind_native(self, model: DaVit) -> None:
-        """Do nothing: timm's model has convolutions, and no encoding of this package."""
-
     def input_facts(self, model: DaVit) -> LayerFacts:
         return LayerFacts(dim=model.stem.out_chs, feat_shape=self.grids(model)[0])
 

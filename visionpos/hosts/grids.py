@@ -139,9 +139,8 @@ class GridHost(Host):
         replace_encodings((model.pos_embed_input, inputs), *lists)
         self.bind_native(model)
 
-    @abstractmethod
     def bind_native(self, model: nn.Module) -> None:
-        """Put parameters that timm and its checkpoints have under names of their own there."""
+        """Put parameters that timm and its checkpoints have under names of their own there; by default, none."""
 
 
 def trained_size(model: nn.Module) -> tuple[int, int]:

@@ -20,8 +20,6 @@ from .isotropic import BlockSequence
 from .parameters import adopt_parameters, bind_parameters
 from .vit import EncodedBlock
 
-Stage = tuple[Tensor, Tensor]  # a map (B, C, H, W), and the prefix tokens (B, P, C)
-
 
 class MapLayout:
     """PiT's layout of a learned table, (1, C, H, W), that is (1, H W, C) here."""
@@ -38,7 +36,7 @@ class MapLayout:
 class EncodedTransformer(Transformer):
     """A stage, whose blocks are told where the patches of its map stand."""
 
-    def forward(self, x: Stage) -> Stage:
+    def forward(self, x: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Return the map (B, C, H, W) and the prefix tokens (B, P, C) after the stage."""
         x, prefix = x if self.pool is None else self.pool(*x)
         shape, num_prefix_tokens = tuple(x.shape[2:]), int(prefix.shape[1])
@@ -52,7 +50,7 @@ class EncodedTransformer(Transformer):
 class EncodedPiT(FixedCoordinates, PoolingVisionTransformer):
     """A PiT whose positions are encodings of this package."""
 
-    def forward_stem(self, x: Tensor) -> Stage:
+    def forward_stem(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the map and the prefix tokens of pictures (B, C, H, W)."""
         x = self.pos_drop(add_to_map(self.patch_embed(x), self.pos_embed_input))
         return x, self.cls_token.expand(x.shape[0], -1, -1)
@@ -75,14 +73,13 @@ class EncodedPiT(FixedCoordinates, PoolingVisionTransformer):
             raise ValueError(f"output_fmt must be 'NCHW', got {output_fmt!r}")
         wanted, last = feature_take_indices(len(self.transformers), indices)
         stages = self.transformers[: last + 1] if stop_early else self.transformers
-        stage, found = self.forward_stem(x), []
-        for index, transformer in enumerate(stages):
-            stage = transformer(stage)
-            if index in wanted:
-                found.append(stage[0])
+        passed = [self.forward_stem(x)]
+        for stage in stages:
+            passed.append(stage(passed[-1]))
+        found, prefix = [passed[index + 1][0] for index in wanted], passed[-1][1]
         if intermediates_only:
             return found
-        return self.norm(stage[1]) if len(stages) == len(self.transformers) else stage[1], found
+        return self.norm(prefix) if len(stages) == len(self.transformers) else prefix, found
 
     def no_weight_decay(self) -> set[str]:
         """Return timm's names and every parameter of an encoding."""
@@ -99,15 +96,14 @@ class PiTHost(StagedHost):
         return [list(stage.blocks) for stage in model.transformers]
 
     def grids(self, model: PoolingVisionTransformer) -> list[tuple[int, int]]:
-        grids = [tuple(model.patch_embed.grid_size)]
-        for _ in model.transformers[1:]:
-            grids.append(tuple((n + 1) // 2 for n in grids[-1]))
-        return grids
+        grid = model.patch_embed.grid_size
+        return [tuple(-(-n // 2**stage) for n in grid) for stage in range(len(model.transformers))]
 
     def convert_parts(self, model: PoolingVisionTransformer) -> None:
-        facts = self.input_facts(model)
-        table = adopt_parameters(model, Learned, MapLayout(), dim=facts.dim, feat_shape=facts.feat_shape)
-        model.pos_embed_input.append(table)
+        grid = {"feat_shape": tuple(model.patch_embed.grid_size)}
+        model.pos_embed_input.append(
+            adopt_parameters(model, Learned, MapLayout(), dim=model.pos_embed.shape[1], **grid)
+        )
         for block in self.blocks(model):
             block.__class__, block.mixers = EncodedBlock, nn.ModuleList()
             block.attn.__class__, block.attn.encodings = Attention, nn.ModuleList()

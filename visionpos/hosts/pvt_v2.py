@@ -89,9 +89,8 @@ class PooledKeysHost(StagedHost):
             pools = getattr(block.attn, "sr", None) is not None
             for encoding in filter(adds_to_outputs, encodings if pools else ()):
                 raise ValueError(
-                    f"{encoding.name} works on the value of every token, but layer {layer} of this "
-                    f"{type(model).__name__.removeprefix('Encoded')} pools its keys and values: leave out lepe and "
-                    "values=True there"
+                    f"{encoding.name} works on the value of every token, but layer {layer} of this {self.name} pools "
+                    "its keys and values: leave out lepe and values=True there"
                 )
         super().install(model, inputs, layers)
 
@@ -115,9 +114,6 @@ class PVTv2Host(PooledKeysHost):
             block.attn.__class__, block.attn.encodings = EncodedAttention, nn.ModuleList()
         model.stages[0].input_encodings = (model.pos_embed_input,)
         model.stages[0].__class__ = EncodedStage
-
-    def bind_native(self, model: PyramidVisionTransformerV2) -> None:
-        """Do nothing: timm's model has no positions of its own."""
 
     def input_facts(self, model: PyramidVisionTransformerV2) -> LayerFacts:
         return LayerFacts(dim=model.patch_embed.proj.out_channels, feat_shape=self.grids(model)[0])

@@ -102,8 +102,8 @@ class TwinsHost(PooledKeysHost):
             block.attn.__class__, block.attn.encodings = self.attentions[type(block.attn)], nn.ModuleList()
         for blocks, conv in zip(model.blocks, model.pos_block, strict=True):
             conv.__class__ = EncodedPosConv
-            dim = conv.proj[0].out_channels
-            blocks[0].mixers.append(adopt_parameters(conv.proj, PEG, names=NAMES, dim=dim))
+            peg = adopt_parameters(conv.proj, PEG, names=NAMES, dim=conv.proj[0].out_channels)
+            blocks[0].mixers.append(peg)
         model.patch_embeds[0].input_encodings = (model.pos_embed_input,)
         model.patch_embeds[0].__class__ = EncodedPatchEmbed
 
