@@ -19,6 +19,7 @@ GRIDS = (
     "DaViT",
     "XCiT",
     "GCViT",
+    "HieraDet",
 )
 CHANNELS = ("XCiT",)  # attention over channels, which has no place for rotations and biases
 TWO_STAGES = {"embed_dims": (48, 48), "num_heads": (3, 3)}
@@ -38,6 +39,7 @@ DEEPER = {
     "EfficientFormer": {"depths": (1, 3), "num_vit": 2},
     "EfficientFormerV2": {"depths": (1, 1, 1, 1), "embed_dims": (8, 8, 12, 24)},
     "LeViT": {"embed_dim": (48, 64), "depth": (1, 1), "num_heads": (3, 4)},
+    "HieraDet": {"stages": (1, 2)},
 }
 
 

@@ -38,6 +38,7 @@ ANY_SIZE = {
     "SAM": {},
     "MaxViT": {},
     "XCiT": {},
+    "HieraDet": {},
     "TinyViT": {},
     "EfficientViT": {},
     "PiT": {},

@@ -31,8 +31,6 @@ OTHERS = {
     "EdgeNeXt": "Fourier features; its attention is over channels",
     "Gemma4VitClassifier": "a table for each axis, and a rotation",
     "Gemma4VitEncoder": "a table for each axis, and a rotation",
-    "HieraDet": "a table that repeats in windows, as Hiera's",
-    "MultiScaleVit": "one table for each axis; queries and keys are pooled",
     "NaFlexVit": "a table that is resized for each picture, or a rotation",
     "Nest": "a learned table for each block of the picture",
     "SwinTransformerV2Cr": "a network of log-spaced offsets",

@@ -79,6 +79,21 @@ ZOO: dict[str, tuple[str, dict[str, Any], tuple[int, int]]] = {
         },
         (32, 48),
     ),
+    "HieraDet": (
+        "sam2_hiera_tiny",
+        {
+            "num_classes": 3,
+            "embed_dim": 24,
+            "num_heads": 2,
+            "stages": (1, 1),
+            "q_pool": 1,
+            "window_spec": (4, 2),
+            "global_att_blocks": (0,),
+            "head_mul": 1,
+            "pretrained_cfg_overlay": {"input_size": (3, 64, 96)},
+        },
+        (64, 96),
+    ),
     "XCiT": ("xcit_nano_12_p8_224", {**SMALL, "img_size": (32, 48)}, (32, 48)),
     "PiT": (
         "pit_ti_224",
