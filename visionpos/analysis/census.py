@@ -20,6 +20,7 @@ import torch
 from timm.models import build_model_with_cfg, model_entrypoint
 from torch import nn
 
+from .. import convert  # noqa: F401, every family is registered
 from ..hosts.host import find_host
 
 # classes of timm with attention and positions that are no host: what tells their tokens apart
