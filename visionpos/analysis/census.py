@@ -20,6 +20,7 @@ import torch
 from timm.models import build_model_with_cfg, model_entrypoint
 from torch import nn
 
+from .. import convert  # noqa: F401, every family is registered
 from ..hosts.host import find_host
 
 # classes of timm with attention and positions that are no host: what tells their tokens apart
@@ -31,16 +32,12 @@ OTHERS = {
     "EdgeNeXt": "Fourier features; its attention is over channels",
     "Gemma4VitClassifier": "a table for each axis, and a rotation",
     "Gemma4VitEncoder": "a table for each axis, and a rotation",
-    "GlobalContextVit": "Swin's table; half of its queries are global",
-    "HieraDet": "a table that repeats in windows, as Hiera's",
-    "MultiScaleVit": "one table for each axis; queries and keys are pooled",
     "NaFlexVit": "a table that is resized for each picture, or a rotation",
     "Nest": "a learned table for each block of the picture",
     "SwinTransformerV2Cr": "a network of log-spaced offsets",
     "TNT": "learned tables of patches and of pixels in them",
     "Visformer": "a learned table in each stage",
     "VOLO": "a learned table; outlook attention in the first stage",
-    "Xcit": "Fourier features; its attention is over channels",
 }
 
 
