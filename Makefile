@@ -8,7 +8,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 CHECK_SHAPES := -p tests.type_checker --jaxtyping-packages=visionpos,tests.type_checker.check
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-oldest lint docs dist bench gpu clean
+.PHONY: help install demo test test-slow test-oldest lint docs dist site bench gpu clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -54,6 +54,12 @@ dist: install  ## build dist/ and try its wheel in an environment of its own
 	build/wheel/bin/python -m pip install --quiet --disable-pip-version-check "$$(ls dist/*.whl)[train]"
 	build/wheel/bin/python -I tests/try_wheel.py build/wheel/tried
 
+SITE := $(VENV)-site
+site:  ## build the documentation as a site in build/site, in an environment of its own; a dead link is an error
+	test -x $(SITE)/bin/python || $(PYTHON) -m venv $(SITE)
+	$(SITE)/bin/python -m pip install --quiet --disable-pip-version-check 'mkdocs-material>=9.6,<10' 'mkdocstrings[python]' ruff
+	$(SITE)/bin/mkdocs build --strict --site-dir build/site
+
 bench: install  ## speed against timm and against no encoding, as ratios in one run (about 4 minutes)
 	$(BIN)/python -m benchmarks.speed --quick
 
@@ -63,5 +69,5 @@ gpu:  ## what a GPU is asked for, in four parts of minutes each, into runs/gpu; 
 	for part in "check 5" "record 9" "table 9" "speed 9"; do bash train/on_gpu.sh $$part || status=1; done; exit $$status
 
 clean:  ## remove what was built and trained; data/ stays
-	rm -rf $(VENV) $(VENV)-oldest runs build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-site runs build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

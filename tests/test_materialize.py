@@ -5,7 +5,7 @@ import timm
 import torch
 
 import visionpos as vp
-from visionpos.materialize import _materialize, materialize
+from visionpos.materialize import _is_exporting, _materialize, materialize
 
 OPERATION = "visionpos.materialize.default"
 
@@ -68,3 +68,9 @@ def test_exported_programs_do_not_need_it():
     program = torch.export.export(Table(), (torch.ones(3),))
     assert "materialize" not in str(program.graph)
     assert program.module()(torch.ones(3)).tolist() == [2, 2, 2]
+
+
+def test_whether_a_graph_is_exported_is_marked_as_the_compiler_marks_a_constant():
+    marked = torch.compiler.assume_constant_result(lambda: True)
+    assert vars(marked)
+    assert vars(marked).items() <= vars(_is_exporting).items()

@@ -74,3 +74,9 @@ def test_no_field_is_lost_on_the_way():
             for key, value in vars(positions).items():
                 same = moved.coords.shape == value.shape if key == "coords" else vars(moved)[key] == value
                 assert same, key
+
+
+def test_it_shows_sizes_and_not_hundreds_of_numbers():
+    positions = vp.Positions.grid((14, 10), num_prefix_tokens=2)
+    assert repr(positions) == "Positions(feat_shape=(14, 10), num_prefix_tokens=2, is_grid=True)"
+    assert repr(positions.keep(torch.arange(3))).endswith("is_grid=False)")

@@ -30,6 +30,9 @@ def main(out: Path) -> None:
     command("plot", "alibi2d", "--grid", "5", "7", "--out", str(out / "alibi2d.png"))
     assert (out / "alibi2d.png").stat().st_size > 1000
 
+    command("explore", "alibi2d", "sincos2d", "--output", str(out / "explorer.html"))
+    assert "alibi2d" in (out / "explorer.html").read_text()
+
     model = timm.create_model("vit_tiny_patch16_224", img_size=(32, 48), depth=2, num_classes=3)
     vp.set_encoding(model, "rope_axial")
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)

@@ -1,6 +1,8 @@
 """Show why a position encoding matters: five real training runs, in about two minutes on two free cores.
 
-    python -m train.demo --output runs/demo
+    python -m train.demo
+    python -m train.demo --output runs/demo --seed 1
+    python -m train.demo --steps 100
 
 The task: two marks on a noisy grid; in which direction does one lie from the other? While training both are in the left
 half; what a model does in the right half, where it never saw a mark, tells encodings apart. Provable: without positions
@@ -10,6 +12,8 @@ trained in processes of one thread each, as many at a time as there are cores: t
 demo ten times as slow on a busy machine.
 """
 
+from __future__ import annotations
+
 import math
 import multiprocessing
 import os
@@ -17,22 +21,15 @@ import shutil
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
-
-import torch
-import torch.nn.functional as F
-from matplotlib.figure import Figure
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 import visionpos as vp
 from visionpos.training.config.command_line import make_parser, parse, parse_flags, path_given
 from visionpos.training.config.schema import Config, encoding_label
 from visionpos.training.errors import ConfigError, run_script
-from visionpos.training.run import checkpoint
-from visionpos.training.run.build import trained_model
-from visionpos.training.run.classification import train
-from visionpos.training.run.loop import duration, versions
-from visionpos.training.run.record import RunDirectory, write_json
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 __all__ = ["ENCODINGS", "demo", "position_map"]
 
@@ -44,6 +41,10 @@ ENCODINGS = ["none", "{name: learned, init_std: 0.5}", "sincos2d", "rope_axial",
 
 def demo(output: Path, steps: int, seed: int = 0) -> dict[str, Any]:
     """Train all encodings, write `demo.json` and `demo.png` into `output`, and return the content of the former."""
+    from visionpos.training.run.classification import train
+    from visionpos.training.run.loop import versions
+    from visionpos.training.run.record import write_json
+
     configs = [configure(encoding, output, steps, seed) for encoding in ENCODINGS]
     for config in configs:
         if (Path(config.output) / "config.yaml").exists():
@@ -96,8 +97,11 @@ def configure(encoding: str, output: Path, steps: int, seed: int) -> Config:
     return config
 
 
-def position_map(model: nn.Module) -> tuple[torch.Tensor | None, str]:
+def position_map(model: nn.Module) -> tuple[Tensor | None, str]:
     """Return how a model's first encoding sees each token from the centre one, (H, W), and what that number is."""
+    import torch
+    import torch.nn.functional as F
+
     encoding = next(iter(vp.get_encoding(model)), None)
     if encoding is None:
         return None, "no position: empty"
@@ -118,6 +122,12 @@ def position_map(model: nn.Module) -> tuple[torch.Tensor | None, str]:
 
 def draw(configs: Sequence[Config], rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Draw the learning curves inside and outside the training half, and under them the map of each encoding."""
+    from matplotlib.figure import Figure
+
+    from visionpos.training.run import checkpoint
+    from visionpos.training.run.build import trained_model
+    from visionpos.training.run.record import RunDirectory
+
     figure = Figure(figsize=(15, 8.5), layout="constrained")
     curves, maps = figure.subfigures(2, 1, height_ratios=(5, 4))
     axes = curves.subplots(1, 2, sharey=True)
@@ -169,16 +179,20 @@ def conclusion(report: dict[str, Any], output: Path) -> str:
 
 def command(argv: Sequence[str]) -> None:
     """Read the command line, train, and print the table and what it shows."""
-    parser = make_parser("Train five position encodings on one small task and compare them.")
-    parser.add_argument("--output", default="runs/demo", help="directory for the runs, demo.json and demo.png")
-    parser.add_argument("--steps", type=int, default=400, help="training steps of each encoding")
-    parser.add_argument("--seed", type=int, default=0, help="of all of them")
+    parser = make_parser(__doc__)
+    parser.add_argument(
+        "--output", default="runs/demo", help="directory for the runs, demo.json and demo.png; by default runs/demo"
+    )
+    parser.add_argument("--steps", type=int, default=400, help="training steps of each encoding; by default 400")
+    parser.add_argument("--seed", type=int, default=0, help="of all of them; by default 0")
     flags = parse_flags(parser, argv, {"output": str, "steps": int, "seed": int})
     output = path_given("--output", flags.output)
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--output: cannot write to {output}: {error}") from None
+    from visionpos.training.run.loop import duration
+
     print(
         f"Training {len(ENCODINGS)} encodings for {flags.steps} steps each, {processes()} at a time, one thread each: "
         f"about {duration(expected_seconds(flags.steps))} if the cores are free, longer if they are busy.",

@@ -1,6 +1,8 @@
 """Measure the accuracy of a trained run on pictures of other sizes and shapes.
 
+    python -m train.evaluate runs/vit_cifar10_small/rope_axial-seed0
     python -m train.evaluate runs/vit_cifar10_small/rope_axial-seed0 --sizes 24 32 40 48 64 --canvas 40 48 --shifts 1 4
+    python -m train.evaluate runs/vit_cifar10_small/rope_axial-seed0 --aspect 32x48 48x32 --scaling ntk
 
 `--sizes` and `--aspect` scale the test pictures (bicubic, antialiased); `--canvas` leaves them at their scale, centred
 on a larger canvas whose rest is filled by reflection; `--shifts` moves them down and right by some pixels, filled by
@@ -20,11 +22,12 @@ from typing import Any
 
 from visionpos.training.config.command_line import make_parser, parse_flags, path_given
 from visionpos.training.errors import run_script
-from visionpos.training.run.evaluation import measure, parse_size, record, size_text
 
 
 def table(report: dict[str, Any]) -> str:
     """Return the report in Markdown: one line for each size, one column for each split of the test."""
+    from visionpos.training.run.evaluation import size_text
+
     splits = list(dict.fromkeys(row["part"] for row in report["rows"]))
     lines = [f"| pictures | {' | '.join(splits)} |", f"|---|{'---|' * len(splits)}"]
     for (how, *size), found in itertools.groupby(report["rows"], lambda row: (row["how"], *row["size"])):
@@ -55,20 +58,28 @@ def by_class(report: dict[str, Any]) -> str:
 
 def command(argv: Sequence[str]) -> None:
     """Read the command line, evaluate, print the table, and record it in the run."""
-    parser = make_parser("Accuracy of a trained run on pictures of other sizes and shapes.")
+    parser = make_parser(__doc__)
     parser.add_argument("run", help="the run directory")
-    parser.add_argument("--sizes", nargs="+", default=[], help="scale the pictures to these sizes: 24 32 48 or 32x48")
-    parser.add_argument("--aspect", nargs="+", default=[], help="the same, for shapes: 32x48 48x32")
-    parser.add_argument("--canvas", nargs="+", default=[], help="put the pictures on a larger canvas: 40 48 or 32x48")
-    parser.add_argument("--shifts", nargs="+", default=[], help="move the pictures down and right: 1 4 or 0x4")
-    parser.add_argument("--extrapolate", action="store_true", help="let coordinates run on beyond the trained grid")
-    parser.add_argument("--scaling", default=None, help="scale rotary frequencies: linear, ntk, ntk_by_parts or yarn")
+    pictures = parser.add_argument_group("other pictures")
+    pictures.add_argument("--sizes", nargs="+", default=[], help="scale the pictures to these sizes: 24 32 48 or 32x48")
+    pictures.add_argument("--aspect", nargs="+", default=[], help="the same, for shapes: 32x48 48x32")
+    pictures.add_argument("--canvas", nargs="+", default=[], help="put the pictures on a larger canvas: 40 48 or 32x48")
+    pictures.add_argument("--shifts", nargs="+", default=[], help="move the pictures down and right: 1 4 or 0x4")
+    coordinates = parser.add_argument_group("coordinates on a size that was not trained")
+    coordinates.add_argument(
+        "--extrapolate", action="store_true", help="let coordinates run on beyond the trained grid"
+    )
+    coordinates.add_argument(
+        "--scaling", default=None, help="scale rotary frequencies: linear, ntk, ntk_by_parts or yarn"
+    )
     parser.add_argument("--device", default=None, help="where to compute; by default where the run did")
     flags = parse_flags(
         parser,
         argv,
         dict.fromkeys(["sizes", "aspect", "canvas", "shifts", "extrapolate", "scaling", "device"], str | None),
     )
+    from visionpos.training.run.evaluation import measure, parse_size, record
+
     sizes = [parse_size(f"--{name}", text) for name in ("sizes", "aspect") for text in flags[name]]
     canvas = [parse_size("--canvas", text) for text in flags.canvas]
     shifts = [parse_size("--shifts", text) for text in flags.shifts]

@@ -2,6 +2,7 @@
 
     python -m train.predict runs/finetune_pretrained/learned-seed0 photo.jpg other.png
     python -m train.predict runs/finetune_pretrained/learned-seed0 photos/*.jpg --format csv > answers.csv
+    python -m train.predict runs/finetune_pretrained/learned-seed0 photos/*.jpg --top 3 --device cuda
 
 A picture is read and brought to the run's size as the pictures were that it was tested on, so any size will do. The
 weights are those of the last checkpoint, averaged if the run has such. JSON has one object a file: the class, its
@@ -11,56 +12,12 @@ probability, and those of the `--top` most probable classes; CSV has one line a 
 import csv
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 from visionpos.training.config.command_line import make_parser, parse_flags
-from visionpos.training.data.augment import normalize
-from visionpos.training.data.datasets import Shape
-from visionpos.training.data.readers import decode
 from visionpos.training.errors import ConfigError, run_command
-from visionpos.training.run.build import trained_model
-from visionpos.training.run.engine import mixed_precision, pick_device
-from visionpos.training.run.record import open_run
-
-__all__ = ["predict"]
-
-BATCH_SIZE = 64
-
-
-def predict(path: Path, files: Sequence[str], device: str | None = None) -> Iterator[tuple[str, dict[str, float]]]:
-    """Yield each file with the probability of every class, by the run at `path`.
-
-    Args:
-        path: The run directory, of a run of `train.classify` on pictures.
-        files: Pictures.
-        device: Where to compute; by default where the run did.
-
-    Raises:
-        ConfigError: no such run, or one that does not classify pictures.
-        DataError: a file that is no picture; names it.
-    """
-    config, found = open_run(path)
-    metadata = found.metadata
-    if config.data.is_task or hasattr(config, "masked"):
-        raise ConfigError(f"{path}: accepted: a run of train.classify on pictures")
-    place = pick_device(device or config.device)
-    model, _ = trained_model(config, found)
-    model.to(place)
-    shape = Shape(tuple(metadata["image_size"]), config.data.crop_pct)
-    classes = metadata.get("classes") or list(map(str, range(metadata["num_classes"])))
-    for start in range(0, len(files), BATCH_SIZE):
-        some = files[start : start + BATCH_SIZE]
-        pictures = np.stack([np.asarray(shape.apply(decode(file, Path(file)))) for file in some])  # (B, H, W, C)
-        images = torch.from_numpy(pictures).permute(0, 3, 1, 2).to(place)
-        with torch.no_grad(), mixed_precision(place, config.precision):
-            logits = model(normalize(images, metadata["mean"], metadata["std"]))
-        for file, row in zip(some, logits.float().softmax(-1).tolist(), strict=True):
-            yield file, dict(zip(classes, row, strict=True))
 
 
 def as_object(file: str, probabilities: dict[str, float], top: int) -> dict[str, Any]:
@@ -72,7 +29,7 @@ def as_object(file: str, probabilities: dict[str, float], top: int) -> dict[str,
 
 def command(argv: Sequence[str]) -> None:
     """Read the command line, classify, and print."""
-    parser = make_parser("Classify pictures with a trained run.")
+    parser = make_parser(__doc__)
     parser.add_argument("run", help="the run directory")
     parser.add_argument("files", nargs="+", help="the pictures")
     parser.add_argument("--format", choices=["json", "csv"], default="json", help="of what is printed")
@@ -81,6 +38,8 @@ def command(argv: Sequence[str]) -> None:
     flags = parse_flags(parser, argv, {"format": str, "top": int, "device": str | None})
     if flags.top < 1:
         raise ConfigError(f"--top: {flags.top} given; accepted: a whole number from 1")
+    from visionpos.training.run.prediction import predict
+
     answers = predict(Path(flags.run), flags.files, flags.device)
     if flags.format == "json":
         print(json.dumps([as_object(*answer, flags.top) for answer in answers], indent=1))

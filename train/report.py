@@ -1,17 +1,17 @@
 """Compare finished runs: which encoding is better, and how sure is that?
 
     python -m train.report runs/encodings_cifar10
+    python -m train.report runs/first runs/second --vary recipe.epochs model.name --baseline sincos2d --output report
+    python -m train.report results/* --page docs/results.md
 
 The arguments are run directories, directories of them such as `train.sweep` leaves, or folders of `results/`.
 `report.html`, `report.md`, `report.csv`, `report.json` and figures are written to `--output`. Runs may differ in
 encoding and seed, in the fields that their sweep varied or tuned, and in those that `--vary` names; any other
 difference is an error.
 
-    python -m train.report runs/study_tasks --pack results/tasks --what "..." --command "..." --commit 1234567
-    python -m train.report results/* --page docs/results.md
-
-The first keeps finished runs as one small file each; the second writes what the project publishes about them. A report
-of six runs of a position task takes 9 seconds of one CPU thread, imports included.
+What the project publishes are finished runs kept as one small file each, by `--pack results/NAME --what "..." --command
+"..." --commit 1234567`, and the page that `--page` writes of them. A report of six runs of a position task takes 9
+seconds of one CPU thread, imports included.
 """
 
 from collections.abc import Sequence
@@ -20,15 +20,6 @@ from typing import Any
 
 from visionpos.training.config.command_line import make_parser, parse_flags, path_given
 from visionpos.training.errors import ConfigError, run_script
-from visionpos.training.reports.collect import find_runs, group_runs
-from visionpos.training.reports.figures import draw
-from visionpos.training.reports.html import html
-from visionpos.training.reports.markdown import markdown
-from visionpos.training.reports.packed import pack_study
-from visionpos.training.reports.page import write_page
-from visionpos.training.reports.summary import summarize
-from visionpos.training.reports.tables import csv_text
-from visionpos.training.run.record import write_json, write_whole
 
 PACKED = {
     "what": "what the runs are, in a line",
@@ -47,6 +38,14 @@ def report(paths: Sequence[Path], output: Path | None, varied: Sequence[str], ba
         varied: Fields in which the runs may differ.
         baseline: Label of the encoding that others are compared to; by default `none`, if it is there.
     """
+    from visionpos.training.reports.collect import find_runs, group_runs
+    from visionpos.training.reports.figures import draw
+    from visionpos.training.reports.html import html
+    from visionpos.training.reports.markdown import markdown
+    from visionpos.training.reports.summary import summarize
+    from visionpos.training.reports.tables import csv_text
+    from visionpos.training.run.record import write_json, write_whole
+
     if output is None:
         if len(paths) != 1 or (paths[0] / "config.yaml").exists():
             raise ConfigError("--output: not given; accepted: a directory (left out only for one directory of runs)")
@@ -72,15 +71,16 @@ def report(paths: Sequence[Path], output: Path | None, varied: Sequence[str], ba
 
 def command(argv: Sequence[str]) -> None:
     """Read the command line, write the report, and print it."""
-    parser = make_parser("Compare finished runs.")
+    parser = make_parser(__doc__)
     parser.add_argument("runs", nargs="+", help="run directories, or directories of them")
     parser.add_argument("--output", default=None, help="where to write; by default `report` in the directory of runs")
     parser.add_argument("--vary", nargs="+", default=[], help="fields in which the runs may differ: recipe.epochs ...")
-    parser.add_argument("--page", default=None, help="write docs/results.md from folders of results/, and no report")
-    parser.add_argument("--pack", default=None, help="write the runs into this folder of results/, and no report")
-    for name, text in PACKED.items():
-        parser.add_argument(f"--{name}", default=None, help=f"with --pack, if its study.json does not say: {text}")
     parser.add_argument("--baseline", default=None, help="the encoding that others are compared to; by default none")
+    published = parser.add_argument_group("what is published, in place of a report")
+    published.add_argument("--page", default=None, help="write docs/results.md from folders of results/, and no report")
+    published.add_argument("--pack", default=None, help="write the runs into this folder of results/, and no report")
+    for name, text in PACKED.items():
+        published.add_argument(f"--{name}", default=None, help=f"with --pack, if its study.json does not say: {text}")
     flags = parse_flags(
         parser, argv, dict.fromkeys(["runs", "output", "vary", "baseline", "page", "pack", *PACKED], str | None)
     )
@@ -88,6 +88,11 @@ def command(argv: Sequence[str]) -> None:
     given = {name: flags[name] for name in PACKED if flags[name] is not None}
     if given and flags.pack is None:
         raise ConfigError(f"--{next(iter(given))}: given without --pack, which alone has use for it")
+    from visionpos.training.reports.collect import find_runs, group_runs
+    from visionpos.training.reports.markdown import markdown
+    from visionpos.training.reports.packed import pack_study
+    from visionpos.training.reports.page import write_page
+
     if flags.pack is not None:
         found = find_runs(paths, flags.vary)
         group_runs(found)  # raises if the runs are no study

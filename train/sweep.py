@@ -2,6 +2,7 @@
 
     python -m train.sweep configs/sweep/direction_small.yaml --dry-run
     python -m train.sweep configs/sweep/direction_small.yaml --recipe.steps 200
+    python -m train.sweep configs/sweep/direction_small.yaml --data.grid "[6, 8]" --output runs/wide
 
 Start the same command as often as wished, once for each GPU (CUDA_VISIBLE_DEVICES=1 python -m train.sweep ...), on
 every machine that sees the output directory: each takes the next run that is free, and ends when all are finished. No
@@ -11,19 +12,19 @@ fails is recorded in its directory and left alone by all workers now at work; on
 six runs of this sweep file, with its own 400 steps, take 3.6 minutes of one CPU thread's time; other files say theirs.
 """
 
+from __future__ import annotations
+
 import argparse
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from visionpos.training.config.command_line import find_config, path_given
 from visionpos.training.errors import ConfigError, one_line, reporting, run_script
-from visionpos.training.run.classification import headline
-from visionpos.training.run.lock import hold, holder
-from visionpos.training.run.record import RESULT_KEYS, read_json, write_json
-from visionpos.training.sweeps.plan import Job, Plan, open_plan
-from visionpos.training.sweeps.worker import Worker
+
+if TYPE_CHECKING:
+    from visionpos.training.sweeps.plan import Job, Plan
 
 
 def listing(plan: Plan) -> str:
@@ -35,6 +36,10 @@ def listing(plan: Plan) -> str:
 
 def state(job: Job) -> tuple[str, str]:
     """Return how far a job is: in one word, and in more."""
+    from visionpos.training.run.classification import headline
+    from visionpos.training.run.lock import holder
+    from visionpos.training.run.record import RESULT_KEYS, read_json
+
     if job.finished:
         with reporting(f"{job.path / 'result.json'} is damaged"):
             return "finished", one_line(headline(read_json(job.path / "result.json", *RESULT_KEYS)))
@@ -57,7 +62,7 @@ class Parser(argparse.ArgumentParser):
 
 def command(argv: Sequence[str]) -> list[Job]:
     """Read the command line, list the jobs or do them, and return those that failed."""
-    parser = Parser(prog="python -m train.sweep", allow_abbrev=False, description=__doc__)
+    parser = Parser(usage=argparse.SUPPRESS, allow_abbrev=False, description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = "All other flags are those of train.classify, and hold for every run; --debug shows tracebacks."
     parser.add_argument("sweep", help="the sweep file, or the name of one in configs/sweep")
@@ -70,7 +75,13 @@ def command(argv: Sequence[str]) -> list[Job]:
     for name in ("output", "storage"):
         if getattr(flags, name) is not None:
             path_given(f"--{name}", getattr(flags, name))
-    plan = open_plan(find_config("sweep", flags.sweep, "sweep"), overrides, flags.output, flags.storage)
+    file = find_config("sweep", flags.sweep, "sweep")
+    from visionpos.training.run.lock import hold
+    from visionpos.training.run.record import write_json
+    from visionpos.training.sweeps.plan import open_plan
+    from visionpos.training.sweeps.worker import Worker
+
+    plan = open_plan(file, overrides, flags.output, flags.storage)
     if flags.dry_run:
         print(listing(plan))
         return []

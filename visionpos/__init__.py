@@ -1,33 +1,21 @@
-"""visionpos: any position encoding in any timm vision transformer, exact, in one line."""
+"""visionpos: any position encoding in any timm vision transformer, exact, in one line.
 
-from . import bias, conditional, input, layers, none, rotary, timm_models
-from .augment import CoordinateAugmentation
-from .bias.alibi import alibi_slopes
-from .convert import create_model, get_encoding, set_encoding
-from .describe import describe
-from .encoding import PositionEncoding
-from .hosts.host import supported_hosts
-from .input.sincos2d import sincos_2d
-from .input.sinusoidal import sincos_1d
-from .masked.mae import MaskedAutoencoder
-from .masked.masks import draw_mask
-from .masked.simmim import SimMIM
-from .places import BiasEncoding, ConditionalEncoding, ContextualBias, InputEncoding, RotaryEncoding
-from .positions import Positions
-from .registry import create_encoding, discover, encoding_info, list_encodings, register_encoding
-from .resize import resize_position_table, resize_relative_table
-from .rotary.rope_axial import rope_angles_axial
-from .rotation import apply_rotary, convert_qk_layout
-from .testing import check_encoding
-from .weights.load import load_weights
-from .weights.save import export_state_dict
-from .windows import relative_position_index, shifted_window_mask
+The first use of a public name imports them all, by `public.py`; until then, `--help` and mistakes on a command line can
+be told without torch and timm. timm learns the models visionpos_* once both are imported, in either order.
+"""
+# ruff: noqa: F405
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from .late import call_after_import
+
+if TYPE_CHECKING:
+    from .public import *  # noqa: F403
 
 __version__ = "0.1.0"
-
-for _folder in (input, rotary, bias, conditional):
-    discover(_folder)
-del _folder, bias, conditional, input, none, rotary, timm_models
 
 __all__ = [
     "BiasEncoding",
@@ -54,6 +42,7 @@ __all__ = [
     "layers",
     "list_encodings",
     "load_weights",
+    "plot_encoding",
     "register_encoding",
     "relative_position_index",
     "resize_position_table",
@@ -65,3 +54,25 @@ __all__ = [
     "sincos_2d",
     "supported_hosts",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Return a public name, all of which are imported when the first is asked for, or a module of this package."""
+    if name in __all__:
+        public = importlib.import_module(f"{__name__}.public")
+        globals().update((each, getattr(public, each)) for each in __all__)
+        return globals()[name]
+    try:
+        return importlib.import_module(f"{__name__}.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != f"{__name__}.{name}":
+            raise
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+
+
+def __dir__() -> list[str]:
+    """Return the public names, whether they are imported already or not."""
+    return [*__all__, "__version__"]
+
+
+call_after_import("timm", lambda: importlib.import_module(f"{__name__}.timm_models"))

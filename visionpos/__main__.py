@@ -1,4 +1,11 @@
-"""The command line: python -m visionpos list | show | check | plot | compare | hosts | docs."""
+"""Say what position encodings there are, and measure what one does.
+
+    python -m visionpos list "rope*" --place rotary
+    python -m visionpos compare rope_axial alibi2d --grid 14 10 --option temperature=10
+    python -m visionpos plot rope_axial --out rope.png
+
+Encodings of your own come along with `--import MODULE`. `python -m visionpos COMMAND --help` has the options of one.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +15,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .analysis import plot_encoding, report
-from .registry import encoding_info
-from .testing import check_encoding
-
 BASELINE = "sinusoidal"
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line, with one subcommand for each question."""
     parser = argparse.ArgumentParser(
-        prog="visionpos", description="Position encodings: what there is and what it does."
+        prog="visionpos", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
         "--import",
@@ -45,7 +48,11 @@ def make_parser() -> argparse.ArgumentParser:
         command.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="of the encoding")
     for command in (check, compare):
         command.add_argument("--test-grid", type=int, nargs=2, metavar=("H", "W"), help="twice the grid by default")
-    commands.add_parser("hosts", help="try every encoding in a small model of every family, and print the table")
+    hosts = commands.add_parser("hosts", help="try every encoding in a small model of every family")
+    hosts.add_argument("--coverage", action="store_true", help="what share of timm's pretrained weights converts")
+    explore = commands.add_parser("explore", help="write a page to look at two encodings side by side, token by token")
+    explore.add_argument("names", nargs="*", metavar="name", help="of encodings; all by default")
+    explore.add_argument("--output", default="explorer.html", help="the file, explorer.html by default")
     docs = commands.add_parser("docs", help="write encodings.md and its pictures")
     docs.add_argument("--out", default="docs", help="folder")
     docs.add_argument("--no-pictures", action="store_true")
@@ -58,6 +65,8 @@ def run(flags: argparse.Namespace) -> None:
     Raises:
         ValueError: a mistake in the command.
     """
+    from .analysis import report  # torch, which --help does without
+
     for module in flags.modules:
         importlib.import_module(module)
     if flags.command == "list":
@@ -65,9 +74,15 @@ def run(flags: argparse.Namespace) -> None:
     elif flags.command == "show":
         print(report.facts(flags.name))
     elif flags.command == "hosts":
+        from .analysis.census import census, coverage
         from .analysis.hosts import host_matrix
 
-        print(host_matrix(), end="")
+        print(coverage(census()) if flags.coverage else host_matrix(), end="")
+    elif flags.command == "explore":
+        from .analysis.explorer import explorer
+
+        Path(flags.output).write_text(explorer(flags.names or None), encoding="utf-8")
+        print(f"wrote {flags.output}")
     elif flags.command == "docs":
         from .analysis.page import write_page
 
@@ -78,19 +93,24 @@ def run(flags: argparse.Namespace) -> None:
 
 def measured(flags: argparse.Namespace) -> None:
     """Answer one of the commands that build encodings: check, plot or compare."""
+    from .analysis import plot_encoding, report
+    from .registry import encoding_info
+
     grid, options = tuple(flags.grid), report.parse_options(flags.option)
     if min(grid) < 1:
         raise ValueError(f"--grid must be two positive numbers, got {grid}")
     if flags.command == "plot":
         encoding_info(flags.name)
         out = flags.out or f"{flags.name}.png"
-        plot_encoding(flags.name, grid, **options).savefig(out, dpi=150)
+        plot_encoding(flags.name, grid, **options).savefig(out)
         print(f"wrote {out}")
         return
     test_grid = tuple(flags.test_grid or (2 * size for size in grid))
     if flags.command == "compare":
         print(report.comparison([(name, shared(name, options, flags.names)) for name in flags.names], grid, test_grid))
         return
+    from .testing import check_encoding  # timm, which the other commands do without
+
     specs = [(flags.name, options), (BASELINE, {})]
     table = report.comparison(specs if specs[0] != specs[1] else specs[:1], grid, test_grid)
     print(f"{flags.name}: {report.claims(flags.name)}")
@@ -103,6 +123,8 @@ def shared(name: str, options: dict, names: Sequence[str]) -> dict:
     Raises:
         ValueError: an option that none of `names` has.
     """
+    from .registry import encoding_info
+
     accepted = {each: {*encoding_info(each)["options"], *encoding_info(each)["required"]} for each in names}
     for key in options:
         if not any(key in keys for keys in accepted.values()):

@@ -27,9 +27,11 @@ from .hosts import (  # noqa: F401, every family is registered
     beit,
     cait,
     davit,
+    efficientformer_v2,
     eva,
     gcvit,
     hiera,
+    levit,
     maxxvit,
     mvitv2,
     pit,
@@ -41,6 +43,7 @@ from .hosts import (  # noqa: F401, every family is registered
     tiny_vit,
     twins,
     vit,
+    xcit,
 )
 from .hosts.host import Host, find_host, mixes_tokens
 from .hosts.parameters import copy_encoding, has_parameters

@@ -52,9 +52,11 @@ def _(info, in_dims: tuple[int], x: Tensor) -> tuple[Tensor, int]:
 _materialize.register_autograd(lambda ctx, grad: grad)
 
 
-@torch.compiler.assume_constant_result  # asked while a graph is traced: torch 2.8 takes every graph for an exported one
-def _is_exporting() -> bool:
+def _is_exporting() -> bool:  # asked while a graph is traced: torch 2.8 takes every graph for an exported one
     return torch.compiler.is_exporting()
+
+
+_is_exporting._dynamo_marked_constant = True  # torch.compiler.assume_constant_result without importing the compiler
 
 
 def materialize(x: Tensor) -> Tensor:

@@ -2,7 +2,9 @@
 
 from typing import Literal
 
-InputName = Literal["abs_win", "factorized", "fourier", "learned", "learned2d", "sincos2d", "sinusoidal"]
+InputName = Literal[
+    "abs_win", "binary", "factorized", "fourier", "learned", "learned2d", "scalar", "sincos2d", "sinusoidal"
+]
 RotaryName = Literal[
     "comrope",
     "harope",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Int, Num
@@ -34,7 +34,7 @@ class Positions:
         [[1.0, 2.0], [0.0, 0.0]]
     """
 
-    coords: Num[Tensor, "*batch n axes"]
+    coords: Num[Tensor, "*batch n axes"] = field(repr=False)
     feat_shape: tuple[int, ...]
     num_prefix_tokens: int = 0
     is_grid: bool = False  # every cell of `feat_shape` once, in row-major order

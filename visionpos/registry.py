@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import functools
 import importlib
 import inspect
 import pkgutil
 import re
-import types
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from typing import Any, overload
@@ -18,7 +18,8 @@ from .names import BiasName, ConditionalName, InputName, RotaryName
 from .options import check_values, shown
 from .places import BiasEncoding, ConditionalEncoding, InputEncoding, RotaryEncoding
 
-PLACES = ("input", "rotary", "bias", "conditional", "none")
+FOLDERS = ("input", "rotary", "bias", "conditional")
+PLACES = (*FOLDERS, "none")
 CLAIMS = ("learnable", "translation_invariant", "content_dependent", "continuous", "extrapolation")
 FACTS = tuple(field.name for field in fields(LayerFacts))
 FIXED = ("dim", "num_heads", "head_dim", "num_prefix_tokens", "layer", "depth")  # facts that no option can change
@@ -46,6 +47,8 @@ def register_encoding(name: str) -> Callable[[type[PositionEncoding]], type[Posi
     """
 
     def register(cls: type[PositionEncoding]) -> type[PositionEncoding]:
+        if not cls.__module__.startswith(f"{__package__}."):  # else this may be the import by `discover`
+            discover()
         known = _REGISTRY.get(name, cls)
         if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
             raise ValueError(f"the encoding name {name!r} is taken by {known.__module__}.{known.__qualname__}")
@@ -67,10 +70,14 @@ def register_native(cls: type[PositionEncoding]) -> type[PositionEncoding]:
     return cls
 
 
-def discover(package: types.ModuleType) -> None:
-    """Import every module of a folder of encodings, so that adding a file is all it takes."""
-    for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"{package.__name__}.{module.name}")
+@functools.cache
+def discover() -> None:
+    """Import every file in the folders of encodings, so that adding a file is all it takes."""
+    importlib.import_module(f"{__package__}.none")
+    for folder in FOLDERS:
+        package = importlib.import_module(f"{__package__}.{folder}")
+        for module in pkgutil.iter_modules(package.__path__):
+            importlib.import_module(f"{package.__name__}.{module.name}")
 
 
 def closest(word: str, valid: Iterable[str]) -> str:
@@ -94,6 +101,7 @@ def list_encodings(pattern: str = "*", *, place: str | None = None) -> list[str]
     """
     if place is not None and place not in PLACES:
         raise ValueError(f"place must be one of {', '.join(PLACES)}, got {place!r}{closest(place, PLACES)}")
+    discover()
     found = [n for n, c in _REGISTRY.items() if fnmatch.fnmatch(n, pattern) and place in (None, c.place)]
     return sorted(found, key=lambda name: (PLACES.index(_REGISTRY[name].place), name))
 
@@ -104,6 +112,7 @@ def get_encoding_class(name: str) -> type[PositionEncoding]:
     Raises:
         ValueError: no encoding has it; lists the valid names.
     """
+    discover()
     if name in _NATIVE:
         return _NATIVE[name]
     if name not in _REGISTRY:
@@ -113,6 +122,7 @@ def get_encoding_class(name: str) -> type[PositionEncoding]:
 
 def is_registered(cls: type[PositionEncoding]) -> bool:
     """Return whether a class is the one of its name."""
+    discover()
     return _REGISTRY.get(cls.name) is cls
 
 
@@ -143,6 +153,8 @@ def known_options(cls: type[PositionEncoding], facts: LayerFacts) -> dict[str, A
     known = {key: getattr(facts, key) for key in filled_parameters(cls)}
     if "dim" in known and getattr(cls, "content_source", None) == "x":  # it reads what attention gets
         known["dim"] = facts.dim_in
+    elif "dim" in known and getattr(cls, "site", None) == "values" and facts.value_dim is not None:
+        known["dim"] = facts.value_dim
     return {key: value for key, value in known.items() if value is not None}
 
 

@@ -2,6 +2,9 @@
 
 `encoding` is any spec; without it a model keeps its host's own positions. All other arguments are timm's. Weights load
 after the conversion, so that a model saved by `timm.models.save_for_hf` comes back with its encoding.
+
+This file is imported as soon as visionpos and timm are. It asks for the rest of visionpos when a model is built: the
+import of timm that it follows may be that of `convert`, which is then not ready.
 """
 
 from __future__ import annotations
@@ -14,9 +17,7 @@ from timm.layers import to_2tuple
 from timm.models import build_model_with_cfg, generate_default_cfgs, get_pretrained_cfg, register_model
 from torch import nn
 
-from .convert import ARCHITECTURE, FeatureExtractor, create_model
 from .registry import Spec
-from .weights.load import fit_pretrained
 
 CIFAR = {
     "num_classes": 10,
@@ -50,6 +51,7 @@ def _build(
 
     If the host is asked for features, `levels` gets which ones and in which layout.
     """
+    from .convert import create_model
 
     def note(model: nn.Module, out_indices, output_fmt: str = "NCHW", **_: Any) -> nn.Module:
         levels.update(out_indices=out_indices, output_fmt=output_fmt)
@@ -75,6 +77,9 @@ def _create(
     encoded_size: Sequence[int] | None = None,
     **kwargs: Any,
 ) -> nn.Module:
+    from .convert import FeatureExtractor
+    from .weights.load import fit_pretrained
+
     levels = {"feature_cls": FeatureExtractor, "flatten_sequential": True}  # timm reads it after the host was built
     asked = {
         key: kwargs[key] for key in ("features_only", "out_indices") if kwargs.get("features_only") and key in kwargs
@@ -96,6 +101,8 @@ def visionpos(pretrained: bool = False, *, host: str, pretrained_cfg: Any = None
     Raises:
         ValueError: the model is no host, or an unknown encoding.
     """
+    from .convert import ARCHITECTURE
+
     known, given = get_pretrained_cfg(host), pretrained_cfg or {}
     has_weights = not isinstance(given, dict) or any(map(given.get, ("file", "url", "hf_hub_id", "state_dict")))
     if known is not None and not has_weights:

@@ -1,7 +1,24 @@
 """What makes the small models of `visionpos.analysis.hosts.ZOO` deeper: two attention layers or more."""
 
+import visionpos as vp
+
 # their blocks see where tokens are by the shape of what they get
-GRIDS = ("Swin", "Swin v2", "SAM", "MaxViT", "CoAtNet", "TinyViT", "PVT v2", "Twins", "DaViT", "GCViT")
+GRIDS = (
+    "Swin",
+    "Swin v2",
+    "SAM",
+    "MaxViT",
+    "CoAtNet",
+    "TinyViT",
+    "LeViT",
+    "EfficientFormerV2",
+    "PVT v2",
+    "Twins",
+    "DaViT",
+    "XCiT",
+    "GCViT",
+)
+CHANNELS = ("XCiT",)  # attention over channels, which has no place for rotations and biases
 TWO_STAGES = {"embed_dims": (48, 48), "num_heads": (3, 3)}
 DEEPER = {
     "Swin": {"depths": (1, 2), "num_heads": (3, 6)},
@@ -15,7 +32,21 @@ DEEPER = {
     "DaViT": {**TWO_STAGES, "depths": (1, 1)},
     "GCViT": {},
     "TinyViT": {"depths": (1, 2)},
+    "EfficientFormerV2": {"depths": (1, 1, 1, 1), "embed_dims": (8, 8, 12, 24)},
+    "LeViT": {"embed_dim": (48, 64), "depth": (1, 1), "num_heads": (3, 4)},
 }
+
+
+def fitting(family, spec):
+    """What of a spec the family has a place for, or something else where that is nothing."""
+    if family not in CHANNELS or spec is None:
+        return spec
+    if isinstance(spec, list):
+        return [fitting(family, item) for item in spec]
+    if isinstance(spec, dict):
+        return {**spec, "name": "peg"}
+    names = [name for name in spec.split("+") if vp.encoding_info(name)["place"] in ("input", "conditional")]
+    return "+".join(names) or "sincos2d"
 
 
 def deeper(family):

@@ -12,13 +12,14 @@ from tests.small import pictures, randomised
 from visionpos.analysis.hosts import build
 
 # timm's rounding of the same sums: a bias of three axes does not reach torch's fused attention there
-FAMILIES = {"TinyViT": 1e-6}
+FAMILIES = {"TinyViT": 1e-6, "LeViT": 0, "LeViT of convolutions": 1e-5, "EfficientFormerV2": 1e-5}
 ANY_SIZE = {"TinyViT": (40, 72)}  # whose grids are no whole number of windows
 
 
 def plain_model(family):
     torch.manual_seed(0)
-    model, size = build(family, **deeper(family))
+    family, _, kind = family.partition(" of ")
+    model, size = build(family, **deeper(family), **({"use_conv": True} if kind else {}))
     return randomised(model, scale=0.2), pictures(size)
 
 

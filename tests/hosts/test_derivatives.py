@@ -8,6 +8,7 @@ from timm.layers import RmsNormFp32
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import visionpos as vp
+from tests.hosts.families import fitting
 from visionpos.analysis.hosts import ZOO, build
 
 OWN = None
@@ -39,7 +40,7 @@ def drawn(model):
 
 def converted(family, spec, **options):
     model, size = build(family, **options)
-    vp.get_encoding(model) if spec is OWN else vp.set_encoding(model, spec)
+    vp.get_encoding(model) if spec is OWN else vp.set_encoding(model, fitting(family, spec))
     x = torch.randn(2, 3, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     return drawn(model), x
 

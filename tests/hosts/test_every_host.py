@@ -1,13 +1,17 @@
 """What people do to a model, on a small model of every family, with an encoding that is not its own."""
 
 import copy
+import re
 
 import pytest
 import timm
 import torch
+from timm.models._features_fx import create_feature_extractor, get_notrace_functions, get_notrace_modules
 from timm.optim import param_groups_layer_decay
+from torchvision.models.feature_extraction import get_graph_node_names
 
 import visionpos as vp
+from tests.hosts.families import CHANNELS, GRIDS, fitting
 from visionpos.analysis.hosts import ZOO, build, host_matrix, own_encoding
 
 SPEC = "rope_axial"
@@ -16,7 +20,7 @@ SPEC = "rope_axial"
 def converted(family, spec=SPEC, **options):
     model, (height, width) = build(family, **options)
     x = torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(1))
-    return vp.set_encoding(model, spec).eval(), x
+    return vp.set_encoding(model, fitting(family, spec)).eval(), x
 
 
 def close(a, b, tolerance=1e-5):
@@ -61,9 +65,33 @@ def test_asking_for_what_it_has_changes_nothing(family):
 def test_traced_by_torchscript(family, spec):
     """Sizes are tensors in such a trace. Some families take them from the picture, others from the model."""
     model, size = build(family, **({"dynamic_img_size": True} if family.startswith(("ViT, c", "EVA")) else {}))
-    vp.get_encoding(model) if spec is None else vp.set_encoding(model, spec)
+    vp.get_encoding(model) if spec is None else vp.set_encoding(model, fitting(family, spec))
     x = torch.randn(2, 3, *size)
     close(torch.jit.trace(model.eval(), x, check_trace=False)(x), model(x), 1e-6)
+
+
+@pytest.mark.unhooked
+@pytest.mark.parametrize("spec", [None, "learned+rope_axial+relative_table+peg"])
+@pytest.mark.parametrize("family", [*GRIDS, "PiT"])
+def test_traced_by_torch_fx_where_timm_is(family, spec):
+    """Down to the last node, with every parameter of the model, its head apart, among those of the graph."""
+
+    def traced(model):
+        last = get_graph_node_names(model, tracer)[1][-1]
+        return create_feature_extractor(model, {last: "out"}).eval()
+
+    tracer = {"leaf_modules": get_notrace_modules(), "autowrap_functions": get_notrace_functions()}
+    plain, size = build(family)
+    try:
+        want = traced(plain)
+    except torch.fx.proxy.TraceError:
+        pytest.skip("timm's model cannot be traced either")
+    model, x = copy.deepcopy(plain).eval(), torch.randn(2, 3, *size)
+    vp.get_encoding(model) if spec is None else vp.set_encoding(model, fitting(family, spec))
+    extractor = traced(model)
+    close(extractor(x)["out"], model(x))
+    lost = len(list(plain.parameters())) - len(list(want.parameters()))
+    assert len(list(model.parameters())) - len(list(extractor.parameters())) == lost
 
 
 @pytest.mark.parametrize("spec", [None, "sincos2d+rope_axial+alibi2d"])
@@ -72,7 +100,7 @@ def test_no_pictures_give_no_answers(family, spec):
     """An empty batch, the last of a data set or one of a worker without data, passes where it passes in timm."""
     plain, (height, width) = build(family)
     model, nothing = copy.deepcopy(plain), torch.zeros(0, 3, height, width)
-    vp.get_encoding(model) if spec is None else vp.set_encoding(model, spec)
+    vp.get_encoding(model) if spec is None else vp.set_encoding(model, fitting(family, spec))
     try:
         want = plain(nothing)
     except (RuntimeError, ZeroDivisionError):
@@ -111,7 +139,7 @@ def test_meta_device_then_weights_then_buffers(family, spec):
     close(model.eval()(x), source(x), 1e-6)
 
 
-@pytest.mark.parametrize("family", ZOO)
+@pytest.mark.parametrize("family", [family for family in ZOO if family not in CHANNELS])
 def test_layer_decay_puts_encodings_into_their_own_layer(family):
     model, _ = converted(family, "relative_table")
     groups = param_groups_layer_decay(
@@ -123,8 +151,8 @@ def test_layer_decay_puts_encodings_into_their_own_layer(family):
     tables = [name for name in named if "relative_position" in name or "attention_biases" in name]
     assert tables
     for name in tables:
-        block = name.split(".attn")[0]
-        peer = next(n for n in named if n.startswith(block) and ("qkv." in n or "q.weight" in n))
+        block = re.split(r"\.attn|\.token_mixer", name)[0]
+        peer = next(n for n in named if n.startswith(block) and re.search(r"qkv\.|q\.weight|\.q\.", n))
         assert scale[id(named[name])] == scale[id(named[peer])], (name, peer)
         assert decay[id(named[name])] == 0
 
@@ -153,3 +181,5 @@ def test_the_page_of_hosts_is_up_to_date():
 
     page = Path(__file__).parents[2] / "docs" / "hosts.md"
     assert host_matrix() == page.read_text(), "run `make docs`"
+    quoted = page.read_text().splitlines()[2].split(" (")[0]  # "... of the ... pretrained weights"
+    assert quoted in (page.parents[1] / "README.md").read_text(), "the README says another share than docs/hosts.md"

@@ -15,18 +15,19 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
 )
 
 import visionpos as vp
-from tests.hosts.families import GRIDS, deeper
+from tests.hosts.families import CHANNELS, GRIDS, deeper, fitting
 from tests.small import randomised
 from visionpos.analysis.hosts import ZOO, build
 
 OWN, ALL_PLACES = "own", "sincos2d+rope_axial+alibi2d+peg"
-ONE_SIZE = ("BEiT", "ViT, relative bias", "CaiT", "Hiera", "CoAtNet", "GCViT")
+ONE_SIZE = ("BEiT", "ViT, relative bias", "CaiT", "Hiera", "CoAtNet", "LeViT", "EfficientFormerV2", "GCViT")
 ALWAYS = ("Qwen3-ViT", "DeepSeek-ViT")  # pictures of any size, without being asked
 ANY_SIZE = {
     "Swin": {"strict_img_size": False},
     "Swin v2": {"strict_img_size": False},
     "SAM": {},
     "MaxViT": {},
+    "XCiT": {},
     "TinyViT": {},
     "PiT": {},
     "PVT v2": {},
@@ -39,7 +40,7 @@ def converted(family, spec):
     """A model of two blocks or more whose every weight matters, unlike timm's at the start."""
     any_size = {} if family in (*ONE_SIZE, *ALWAYS) else ANY_SIZE.get(family, {"dynamic_img_size": True})
     model, size = build(family, **deeper(family), **any_size)
-    vp.get_encoding(model) if spec == OWN else vp.set_encoding(model, spec)
+    vp.get_encoding(model) if spec == OWN else vp.set_encoding(model, fitting(family, spec))
     return randomised(model), size
 
 
@@ -183,7 +184,15 @@ def test_no_module_is_hooked_and_copies_have_their_own_input_encodings(family):
     x = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
     modules, paths = (
         dict(model.named_modules()),
-        ("patch_embed", "encoder.patch_embed", "patch_embeds.0.proj", "stem.conv", "stem.conv2", "stem.conv1"),
+        (
+            "patch_embed.proj.4",
+            "patch_embed",
+            "encoder.patch_embed",
+            "patch_embeds.0.proj",
+            "stem.conv",
+            "stem.conv2",
+            "stem.conv1",
+        ),
     )
     patches, stem = [], next(modules[path] for path in paths if path in modules)
     hook = stem.register_forward_hook(lambda module, args, out: patches.append((*args, out)))
@@ -192,7 +201,7 @@ def test_no_module_is_hooked_and_copies_have_their_own_input_encodings(family):
     tokens, out = patches[0]
     assert torch.equal(out, type(stem).forward(stem, tokens))  # without positions
     for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        vp.set_encoding(copied, "rope_axial")
+        vp.set_encoding(copied, "none" if family in CHANNELS else "rope_axial")
         assert not torch.equal(copied(x), want)
     assert torch.equal(model(x), want)
 
@@ -200,7 +209,7 @@ def test_no_module_is_hooked_and_copies_have_their_own_input_encodings(family):
 @pytest.mark.parametrize("family", ["ViT, class token", "DeiT, distilled", "CaiT", "SAM"])
 def test_hooks_hear_the_sequence_of_blocks_as_in_timm(family):
     plain, size = build(family)
-    model = vp.set_encoding(copy.deepcopy(plain), "rope_axial")
+    model = vp.set_encoding(copy.deepcopy(plain), fitting(family, "rope_axial"))
     heard = []
     for each in (plain, model):
         each.blocks.register_forward_hook(lambda module, args, out: heard.append((len(module), out.shape)))
@@ -231,11 +240,13 @@ METHODS = (
 def test_methods_take_what_those_of_timm_take(family):
     """In the same order, with the same defaults: timm is free to add some, and this test sees it."""
     plain, _ = build(family)
-    model = vp.set_encoding(copy.deepcopy(plain), "rope_axial")
+    model = vp.set_encoding(copy.deepcopy(plain), fitting(family, "rope_axial"))
     pairs = [(getattr(plain, name), getattr(model, name)) for name in METHODS if hasattr(plain, name)]
     for name in blocks_of(model):
+        block = plain.get_submodule(name)
+        attn = next(path for path, _ in block.named_children() if path.startswith(("attn", "token_mixer")))
         pairs += [
-            (plain.get_submodule(path).forward, model.get_submodule(path).forward) for path in (name, f"{name}.attn")
+            (plain.get_submodule(path).forward, model.get_submodule(path).forward) for path in (name, f"{name}.{attn}")
         ]
     for theirs, ours in pairs:
         theirs, ours = (

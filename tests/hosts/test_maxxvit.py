@@ -107,14 +107,25 @@ def test_a_dilated_grid_has_steps_of_its_own():
     assert (bias[0, 0, 1] / bias[0, 0, 2]).item() == pytest.approx(0.5)
 
 
+def test_a_layer_with_fewer_channels_inside_mixes_its_values():
+    """The first attention of a CoAtNet widens its tokens by a projection, behind its values."""
+    name, options, *_ = KINDS["CoAtNet's network"]
+    model = vp.set_encoding(timm.create_model(name, img_size=SIZE, **options), "lepe").eval()
+    assert [encoding.dim for encoding in vp.get_encoding(model)] == [12, 24]
+    x = pictures(SIZE)
+    before = model(x)
+    with torch.no_grad():
+        vp.get_encoding(model)[0].proj.weight.add_(1)
+    assert (model(x) - before).abs().max() > 1e-4
+
+
 def test_what_it_has_no_place_for_is_one_line():
     name, options, *_ = KINDS["CoAtNet's network"]
     model = timm.create_model(name, img_size=SIZE, **options)
     before = vp.get_encoding(model)
-    with pytest.raises(ValueError, match="lepe mixes values of 24 channels, but layer 0 of this MaxxVit has 12"):
-        vp.set_encoding(model, "lepe")
+    with pytest.raises(ValueError, match="^lepe was built with dim=24, but the model has 12$"):
+        vp.set_encoding(model, {"name": "lepe", "dim": 24})
     assert vp.get_encoding(model) == before
-    vp.set_encoding(model, {"name": "lepe", "layers": [1]})
     parallel = timm.create_model("maxvit_tiny_pm_256", img_size=64, **{**MAXVIT, "block_type": ("PM", "PM")})
     with pytest.raises(ValueError, match="windows and grids in parallel takes no encodings"):
         vp.set_encoding(parallel, "none")

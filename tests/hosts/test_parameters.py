@@ -9,7 +9,7 @@ from timm.layers import create_feature_extractor
 from timm.models import save_for_hf
 
 import visionpos as vp
-from tests.hosts.families import deeper
+from tests.hosts.families import CHANNELS, deeper, fitting
 from tests.small import pictures, randomised
 from visionpos.analysis.hosts import ZOO, build
 from visionpos.convert import find_host
@@ -28,7 +28,7 @@ TRACED = ["ViT, class token", "DeiT, distilled", "EVA-02", "RoPE-ViT, mixed", "B
 def model_of(family, spec=None, seed=0):
     """A small converted model whose every weight matters, and pictures for it; without a spec it keeps its own."""
     model, size = build(family, **deeper(family))
-    vp.get_encoding(model) if spec is None else vp.set_encoding(model, spec)
+    vp.get_encoding(model) if spec is None else vp.set_encoding(model, fitting(family, spec))
     return randomised(model, scale=0.2, seed=seed), pictures(size)
 
 
@@ -59,10 +59,10 @@ def test_what_stays_while_something_is_added_or_left_out_keeps_names_and_values(
     model, x = model_of(family)
     found = vp.get_encoding(model)
     before, want = state(model), model(x)
-    vp.set_encoding(model, [*found, "alibi2d"])
+    vp.set_encoding(model, [*found, fitting(family, "alibi2d")])
     assert same(state(model), before)
     assert not torch.equal(model(x), want)
-    vp.set_encoding(model, [encoding for encoding in vp.get_encoding(model) if encoding.name != "alibi2d"])
+    vp.set_encoding(model, [encoding for encoding in vp.get_encoding(model) if encoding in found])
     assert vp.get_encoding(model) == found
     assert same(state(model), before)
     assert torch.equal(model(x), want)
@@ -100,7 +100,7 @@ def learned_objects(family):
     stem, (layer, *_) = host.input_facts(model), host.layer_facts(model)
     table = vp.create_encoding("learned", dim=stem.dim, feat_shape=stem.feat_shape)
     bias = vp.create_encoding("relative_table", num_heads=layer.num_heads, feat_shape=layer.feat_shape, init_std=0.5)
-    return [table, bias] if family not in SEVERAL_STAGES else [table], torch.randn(2, 3, *size)
+    return [table] if family in (*SEVERAL_STAGES, *CHANNELS) else [table, bias], torch.randn(2, 3, *size)
 
 
 @pytest.mark.parametrize("family", ZOO)
@@ -195,7 +195,7 @@ def test_saved_and_loaded_it_is_the_same_function(family, specs, tmp_path):
     options = {"pretrained_window_sizes": (2, 2)} if family == "Swin v2" else {}
     model, size = build(family, **{**deeper(family), **options})
     for spec in specs:
-        vp.set_encoding(model, spec)
+        vp.set_encoding(model, fitting(family, spec))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2)))

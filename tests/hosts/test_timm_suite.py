@@ -175,6 +175,7 @@ def graph(model):
     return create_feature_extractor(model, nodes[-1:])
 
 
+@pytest.mark.unhooked
 @encoded
 @everywhere
 def test_forward_fx(family, spec):
@@ -187,6 +188,7 @@ def test_forward_fx(family, spec):
         assert torch.equal(got, want)
 
 
+@pytest.mark.unhooked
 @encoded
 @everywhere
 def test_backward_fx(family, spec):

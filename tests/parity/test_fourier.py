@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from timm.layers.pos_embed_sincos import build_fourier_pos_embed
+from timm.models.xcit import PositionalEncodingFourier
 
 import visionpos as vp
 
@@ -107,3 +108,25 @@ def test_gradients(grid, preset):
         return torch.func.functional_call(encoding, dict(zip(named, values, strict=True)), (x, positions))
 
     assert torch.autograd.gradcheck(forward, list(named.values()))
+
+
+@pytest.mark.parametrize("bands", [1, 4])
+@pytest.mark.parametrize("grid", GRIDS)
+def test_xcits(grid, bands):
+    """A plain loop in float64, at any coordinates, and timm's module, which computes in float32."""
+    encoding = build(preset="xcit", num_bands=bands)
+    layer = encoding.token_projection
+    coords = torch.rand(2, 4, 2, generator=torch.Generator().manual_seed(1), dtype=F64) * (torch.tensor(grid) - 1)
+    for positions in (grid64(grid), vp.Positions(coords, grid)):
+        for token, place in zip(encoding.embed(positions).view(-1, 10), positions.coords.view(-1, 2), strict=True):
+            f = []
+            for p, n in zip(place.tolist(), grid, strict=True):
+                u = 2 * math.pi * (p + 1) / (n + 1e-6)
+                phases = [u / 10000 ** (band / bands) for band in range(bands)]
+                f += [value for phase in phases for value in (math.sin(phase), math.cos(phase))]
+            want = layer.weight.flatten(1) @ torch.tensor(f, dtype=F64) + layer.bias
+            assert (token - want).abs().max() < 1e-10
+    timms = PositionalEncodingFourier(hidden_dim=2 * bands, dim=10).double()
+    timms.load_state_dict(encoding.state_dict())
+    assert (encoding.embed(grid64(grid)) - timms(1, *grid)[0].flatten(1).T).abs().max() < 2e-6
+    assert vp.create_encoding("fourier", dim=8, feat_shape=grid, preset="xcit").num_bands == 16

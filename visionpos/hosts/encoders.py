@@ -55,7 +55,8 @@ class EncoderHost(IsotropicHost):
         return model.encoder if isinstance(model, tuple(self.classifiers)) else model
 
     def accepts(self, model: nn.Module) -> bool:
-        return super().accepts(self.encoder(model))
+        kinds = {**self.models, **self.classifiers}
+        return type(model) in kinds or isinstance(model, tuple(kinds.values()))
 
     def convert(self, model: nn.Module) -> None:
         super().convert(self.encoder(model))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..encoding import AttentionTensors, LayerFacts, PositionEncoding
 from ..positions import Positions
 from .attention import encoded
-from .host import FixedCoordinates, Host, adds_to_outputs, encoding_parameters, layer_lists
+from .host import FixedCoordinates, Host, encoding_parameters, layer_lists
 from .parameters import replace_encodings
 
 
@@ -32,10 +32,15 @@ def add_positions(x: Tensor, encodings: nn.ModuleList) -> Tensor:
     if not len(encodings):
         return x
     tables = []  # what encodings read from elsewhere, for graphs to have it among their own parameters
-    if isinstance(x, torch.fx.Proxy):
-        away = [encoding for encoding in encodings if encoding.owner is not encoding]
-        tables = [each.owner.get_parameter(name) for each in away for name in PositionEncoding.no_weight_decay(each)]
+    for encoding in encodings if isinstance(x, torch.fx.Proxy) else ():
+        names = () if encoding.owner is encoding else PositionEncoding.no_weight_decay(encoding)
+        tables += [parameter for name, parameter in encoding.owner.named_parameters() if name in names]
     return _add_on_grid(x, encodings, tables)  # torch.fx wraps no function that was imported
+
+
+def add_to_tokens(x: Tensor, encodings: nn.ModuleList, grid: tuple[int, int]) -> Tensor:
+    """Return x (B, H W, C), the tokens of a grid (H, W), after encodings; x itself where there are none."""
+    return add_positions(x.unflatten(1, grid), encodings).flatten(1, 2) if len(encodings) else x
 
 
 def add_to_map(x: Tensor, encodings: nn.ModuleList) -> Tensor:
@@ -69,7 +74,7 @@ class AddPositionsToTokens:
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Return the tokens as timm does, with input encodings, and their grid."""
         x, grid = super().forward(x)
-        return add_positions(x.unflatten(1, tuple(grid)), self.input_encodings[0]).flatten(1, 2), grid
+        return add_to_tokens(x, self.input_encodings[0], tuple(grid)), grid
 
 
 def encode_grid(
@@ -140,13 +145,13 @@ class GridHost(Host):
 
     def install(self, model: nn.Module, inputs, layers) -> None:
         for facts, encodings in zip(self.layer_facts(model), layers, strict=True):
-            for encoding in filter(adds_to_outputs, encodings):
-                channels = getattr(encoding, "dim", facts.num_heads * facts.head_dim)
-                if channels != facts.value_dim:
-                    family = type(model).__name__.removeprefix("Encoded")
+            channels = facts.num_heads * facts.head_dim
+            for encoding in encodings:
+                if getattr(encoding, "value_table", None) is not None and channels != facts.value_dim:
+                    timms = type(model).__name__.removeprefix("Encoded")
                     raise ValueError(
-                        f"{encoding.name} mixes values of {channels} channels, but layer {facts.layer} of this "
-                        f"{family} has {facts.value_dim}: leave it out of `layers`"
+                        f"{encoding.name} has value vectors of {channels} channels, but layer {facts.layer} of this "
+                        f"{timms} has values of {facts.value_dim}: leave out values=True"
                     )
         blocks = self.blocks(model)
         lists = (place for block, new in zip(blocks, layers, strict=True) for place in layer_lists(block, new))
@@ -158,14 +163,16 @@ class GridHost(Host):
 
 
 def trained_size(model: nn.Module) -> tuple[int, int]:
-    """Return the picture size (H, W) in the configuration of a model that has none of its own.
+    """Return the picture size (H, W) that timm built a model for, or that of its configuration if it has none.
 
-    `pretrained_cfg_overlay={"input_size": (3, height, width)}` of `timm.create_model` changes it.
+    `pretrained_cfg_overlay={"input_size": (3, height, width)}` of `timm.create_model` changes the latter.
 
     Raises:
         ValueError: there is no configuration, since timm's factory did not build the model.
     """
-    config = getattr(model, "pretrained_cfg", None) or {}
+    built, config = getattr(model, "_traits", {}).get("img_size"), getattr(model, "pretrained_cfg", None) or {}
+    if built is not None:
+        return tuple(built)
     if "input_size" not in config:
         raise ValueError(
             f"{type(model).__name__.removeprefix('Encoded')} knows no picture size: build it with timm.create_model, "

@@ -22,7 +22,7 @@ class Host(ABC):
 
     @abstractmethod
     def accepts(self, model: nn.Module) -> bool:
-        """Return whether this adapter is for the model, converted or not."""
+        """Return whether this adapter is for the model, converted or not, by its class alone."""
 
     @abstractmethod
     def convert(self, model: nn.Module) -> None:

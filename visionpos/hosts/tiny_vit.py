@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from ..encoding import LayerFacts
 from .attention import NO_DROPOUT, attend
-from .attention_biases import EncodedBiases, adopt_biases, bind_biases
-from .grids import AddPositionsToMap, EncodedGridModel, GridHost, add_positions, encode_grid
+from .attention_biases import BiasesHost, EncodedBiases, adopt_biases
+from .grids import AddPositionsToMap, EncodedGridModel, add_positions, encode_grid, trained_size
 from .host import register_host
 
 
@@ -45,12 +45,8 @@ class EncodedTinyVit(EncodedGridModel, TinyVit):
     """A TinyViT whose positions are encodings of this package."""
 
 
-class TinyVitHost(GridHost):
-    """The family of TinyViT; its layers are the blocks of all stages but the first, which has convolutions.
-
-    timm's model has no picture size of its own. The trained one is that of its configuration, which
-    `pretrained_cfg_overlay={"input_size": (3, height, width)}` of `create_model` changes.
-    """
+class TinyVitHost(BiasesHost):
+    """The family of TinyViT; its layers are the blocks of all stages but the first, which has convolutions."""
 
     name = "TinyVit (TinyViT)"
     models: ClassVar = {TinyVit: EncodedTinyVit}
@@ -60,33 +56,17 @@ class TinyVitHost(GridHost):
 
     def convert_parts(self, model: TinyVit) -> None:
         for block in self.blocks(model):
-            adopt_biases(block.attn, EncodedAttention, block.attn.resolution)
+            adopt_biases(block.attn, EncodedAttention)
             block.__class__, block.mixers = EncodedBlock, nn.ModuleList()
         model.patch_embed.input_encodings = (model.pos_embed_input,)
         model.patch_embed.__class__ = EncodedPatchEmbed
 
-    def bind_native(self, model: TinyVit) -> None:
-        for block in self.blocks(model):
-            bind_biases(block.attn)
-
     def input_facts(self, model: TinyVit) -> LayerFacts:
-        size = getattr(model, "pretrained_cfg", {}).get("input_size", (3, 224, 224))[1:]
-        return LayerFacts(dim=model.patch_embed.conv2.conv.out_channels, feat_shape=tuple(-(-n // 4) for n in size))
+        shape = tuple(-(-n // 4) for n in trained_size(model))
+        return LayerFacts(dim=model.patch_embed.conv2.conv.out_channels, feat_shape=shape)
 
-    def layer_facts(self, model: TinyVit) -> list[LayerFacts]:
-        blocks = self.blocks(model)
-        return [
-            LayerFacts(
-                dim=block.dim,
-                feat_shape=block.attn.resolution,
-                num_heads=block.num_heads,
-                head_dim=block.attn.key_dim,
-                value_dim=block.attn.out_dim,
-                layer=index,
-                depth=len(blocks),
-            )
-            for index, block in enumerate(blocks)
-        ]
+    def widths(self, block: nn.Module) -> dict[str, int]:
+        return {"dim": block.dim, "value_dim": block.attn.out_dim}
 
 
 HOST = register_host(TinyVitHost())

@@ -236,7 +236,7 @@ def _source_shapes(weights: Weights, model: nn.Module, size: tuple[int, int]) ->
     names = model.state_dict()
     patches, kernel = getattr(model, "patch_embed", None), weights.get(PATCHES)
     patch = getattr(patches, "patch_size", size) if kernel is None or kernel.ndim != 4 else kernel.shape[-2:]
-    grid = tuple(pixels // side for pixels, side in zip(size, patch, strict=True))
+    grid = tuple(pixels // side for pixels, side in zip(size, to_2tuple(patch), strict=True))
     shapes: dict[str, Resize] = {}
     for encoding, key in _tables(model):
         if key in weights:

@@ -9,13 +9,14 @@ import torch.nn.functional as F
 import visionpos as vp
 from tests.training.scripts.test_classify import contents, interrupt
 from tests.training.tiny_run import picture_config, task_config, write_pictures
-from train.probe import command, fit_linear, nearest_neighbours, probe
+from train.probe import command
 from visionpos.training.config.command_line import parse
 from visionpos.training.config.schema import PretrainConfig
 from visionpos.training.errors import ConfigError, run_command
 from visionpos.training.run import classification
 from visionpos.training.run.build import build_model, pretrained_encoder
 from visionpos.training.run.pretraining import train
+from visionpos.training.run.probing import fit_linear, nearest_neighbours, probe
 
 MAE = """
 model:

@@ -7,6 +7,7 @@ files of this project, which an installed package brings with it, have names as 
 """
 
 import re
+from argparse import SUPPRESS, HelpFormatter, RawDescriptionHelpFormatter
 from collections.abc import Hashable, Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from types import NoneType, UnionType
 from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_loader
+from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace, set_loader
 
 from visionpos.training.config.schema import Config, PretrainConfig, encoding_label, file_name
 from visionpos.training.errors import ConfigError, did_you_mean, one_line, reporting
@@ -35,9 +36,15 @@ __all__ = [
 AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 
-def parse(argv: Sequence[str], kind: type[AnyConfig] = Config) -> AnyConfig:
-    """Return the configuration that the files and flags of a command line describe; ConfigError on any mistake."""
-    parser = make_parser(description="Train a timm model with the position encoding of your choice.")
+def parse(argv: Sequence[str], kind: type[AnyConfig] = Config, description: str = "") -> AnyConfig:
+    """Return the configuration that the files and flags of a command line describe; ConfigError on any mistake.
+
+    Args:
+        argv: The command line without the name of the command.
+        kind: Config or PretrainConfig.
+        description: What --help prints above the fields.
+    """
+    parser = make_parser(description, formatter_class=_FieldHelp)
     parser.add_argument("--config", action="config", help="a YAML file of the fields below; of several, the last wins")
     parser.add_class_arguments(kind)
     flags = parse_flags(parser, _names_to_paths(argv), field_types(kind))
@@ -185,11 +192,26 @@ def read_fields(path: Path) -> dict[str, Any]:
     return content
 
 
-def make_parser(description: str) -> ArgumentParser:
-    """Return a parser that reads YAML by the rules above and raises where argparse would print its usage."""
+class _FieldHelp(RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Print the description as it is, and type and default of each field."""
+
+
+def make_parser(description: str, formatter_class: type[HelpFormatter] = RawDescriptionHelpFormatter) -> ArgumentParser:
+    """Return a parser that reads YAML by the rules above and raises where argparse would print its usage.
+
+    Args:
+        description: What --help begins with, as it is: that of a script is its docstring, with three examples on top.
+        formatter_class: Of the help that follows.
+    """
     debug = "--debug, anywhere among the flags, shows the traceback of an error."
     return ArgumentParser(
-        description=description, epilog=debug, exit_on_error=False, allow_abbrev=False, parser_mode="strict"
+        description=description,
+        formatter_class=formatter_class,
+        usage=SUPPRESS,
+        epilog=debug,
+        exit_on_error=False,
+        allow_abbrev=False,
+        parser_mode="strict",
     )
 
 

@@ -7,9 +7,8 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from visionpos.training.data.augment import Augmentation
-from visionpos.training.data.readers import CIFAR
-from visionpos.training.data.tasks import TASKS
+from visionpos.training.data.augmentation import Augmentation
+from visionpos.training.data.names import CIFAR_NAMES, TASKS
 from visionpos.training.errors import ConfigError, did_you_mean
 
 __all__ = ["Config", "Data", "Masked", "Model", "PretrainConfig", "Recipe", "encoding_label", "file_name"]
@@ -238,8 +237,8 @@ class Config:
         """Raise ConfigError for values outside their range, or that contradict each other."""
         check_ranges(self)
         recipe, data = self.recipe, self.data
-        if data.name not in (*TASKS, *CIFAR) and not data.is_named and not Path(data.name).exists():
-            hint = did_you_mean(data.name, [*CIFAR, *TASKS])
+        if data.name not in (*TASKS, *CIFAR_NAMES) and not data.is_named and not Path(data.name).exists():
+            hint = did_you_mean(data.name, [*CIFAR_NAMES, *TASKS])
             raise ConfigError(
                 f"data.name: {data.name!r} given; {hint}, or an existing folder or .tar.xz of class folders, or a timm "
                 f"name ({', '.join(f'{prefix}/...' for prefix in TIMM_PREFIXES)})"

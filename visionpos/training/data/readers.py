@@ -19,9 +19,10 @@ from torchvision.datasets import CIFAR10, CIFAR100
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.datasets.utils import check_integrity, extract_archive
 
+from visionpos.training.data.names import CIFAR_NAMES
 from visionpos.training.errors import DataError
 
-CIFAR = {"cifar10": CIFAR10, "cifar100": CIFAR100}
+CIFAR = dict(zip(CIFAR_NAMES, (CIFAR10, CIFAR100), strict=True))
 SPLITS = {"train": ("train",), "test": ("test", "val")}  # the names of a split's folder, in order of preference
 
 _OPENERS = {".tar": open, ".xz": lzma.open, ".gz": gzip.open, ".tgz": gzip.open}

@@ -13,13 +13,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 
-TASKS = {
-    "locate": "in which quadrant is the mark",
-    "direction": "in which direction does the green mark lie from the red one",
-    "leftmost": "what colour is the leftmost of three marks",
-    "jigsaw": "is the smooth picture intact, or are its patches shuffled",
-    "count": "how many marks are there (a control: needs no position)",
-}
+from visionpos.training.data.names import TASKS
 
 SPLITS = ("train", "outside", "whole")
 

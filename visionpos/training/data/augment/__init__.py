@@ -7,7 +7,6 @@ and CUDA, and can be compiled or captured.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -17,7 +16,8 @@ from torch import Tensor
 from visionpos.training.data.augment.crop import CropFlip, Crops, draw_crop_flip, normalize
 from visionpos.training.data.augment.erase import Erasing, draw_erasing, erase
 from visionpos.training.data.augment.mix import Mixing, draw_mixing, mix
-from visionpos.training.data.augment.policy import Operations, Policy, parse_policy
+from visionpos.training.data.augment.policy import Operations, Policy
+from visionpos.training.data.augmentation import Augmentation
 
 __all__ = [
     "Augment",
@@ -29,49 +29,6 @@ __all__ = [
     "draw_crop_flip",
     "normalize",
 ]
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """Set what may happen to a training picture; by default nothing. Names are timm's where timm has one.
-
-    Args:
-        crop_padding: Pad by this many reflected pixels and crop at random, per picture; 0 for none.
-        flip: Mirror every picture with probability one half.
-        auto_augment: trivial (TrivialAugment), rand(n, m) (RandAugment, n operations of magnitude m, 0 to 30), or null.
-        re_prob: Share of the pictures in which a box is erased.
-        mixup_alpha: Of mixup's Beta distribution; 0 for none.
-        cutmix_alpha: Of CutMix's Beta distribution; 0 for none.
-        mix_prob: Share of the batches with mixup or CutMix.
-        switch_prob: Share of CutMix among these, if both have an alpha.
-        label_smoothing: Share of the target spread evenly over the classes.
-
-    Raises:
-        ValueError: A value outside its range.
-    """
-
-    crop_padding: int = 0
-    flip: bool = False
-    auto_augment: str | None = None
-    re_prob: float = 0.0
-    mixup_alpha: float = 0.0
-    cutmix_alpha: float = 0.0
-    mix_prob: float = 1.0
-    switch_prob: float = 0.5
-    label_smoothing: float = 0.0
-
-    def __post_init__(self):
-        """Raise ValueError for a value outside its range."""
-        if self.auto_augment is not None:
-            parse_policy(self.auto_augment)
-        for name in ("crop_padding", "mixup_alpha", "cutmix_alpha"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name}: {getattr(self, name)} given; accepted: a number from 0")
-        for name in ("re_prob", "mix_prob", "switch_prob"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}: {getattr(self, name)} given; accepted: a number from 0 to 1")
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"label_smoothing: {self.label_smoothing} given; accepted: a number from 0 to below 1")
 
 
 class Drawn(NamedTuple):

@@ -9,7 +9,6 @@ batch cannot be divided. So the operation of a picture is exactly uniform, and n
 """
 
 import math
-import re
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,13 +17,11 @@ import torch.nn.functional as F
 import torchvision.transforms.v2.functional as TF
 from torch import Tensor
 
+from visionpos.training.data.augmentation import NUM_MAGNITUDES, parse_policy
+
 MOVES = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
 BLENDS = ("Brightness", "Color", "Contrast", "Sharpness")
 OPERATIONS = (*MOVES, *BLENDS, "Posterize", "Solarize", "AutoContrast", "Equalize", "Identity")
-NUM_MAGNITUDES = 31
-ACCEPTED_POLICIES = (
-    f"null, 'trivial', or 'rand(n, m)' with n operations from 1 and a magnitude m from 0 to {NUM_MAGNITUDES - 1}"
-)
 
 
 class Operations(NamedTuple):
@@ -154,16 +151,6 @@ class Policy:
         blended[:3].mul_(keep[:3]).addcmul_(other, rest[:3])
         blended[3].addcmul_(_blur(pictures[3]) - pictures[3], rest[3])
         return blended.clamp_(0, 255).to(torch.uint8).flatten(0, 1)
-
-
-def parse_policy(name: str) -> tuple[int, int | None]:
-    """Return how many operations a policy has, and their magnitude, None if drawn; ValueError for an unknown one."""
-    if name == "trivial":
-        return 1, None
-    match = re.fullmatch(r"rand\((\d+), *(\d+)\)", str(name))
-    if match is None or int(match[1]) < 1 or int(match[2]) >= NUM_MAGNITUDES:
-        raise ValueError(f"auto_augment: {name!r} given; accepted: {ACCEPTED_POLICIES}")
-    return int(match[1]), int(match[2])
 
 
 def _signed(largest: float) -> Tensor:

@@ -67,24 +67,37 @@ def describe(model: nn.Module) -> Description:
         0               no position at all
         1, 3    rotary  rope_axial                   14 x 14  coordinates run on
     """
+    found, blind = distinct_encodings(model)
+    rows = [(_numbers(range(blind)), "", NOTHING, "", "", "")] if blind else []
+    rows += [(layers, *_cells(encoding, facts)) for layers, encoding, facts in found]
+    timms = (cls for cls in type(model).__mro__ if cls.__module__.startswith("timm."))
+    name = next(timms, type(model)).__name__
+    return Description(name, tuple(rows))
+
+
+def distinct_encodings(model: nn.Module) -> tuple[list[tuple[str, PositionEncoding, LayerFacts]], int]:
+    """Return the encodings of a model that differ, and the number of layers that come before any position.
+
+    Each with its layers as text ("stem", "0 - 11") and what the first of these knows. They are those of a copy that
+    shares all tensors with the model, which is not changed, also if it was never converted.
+
+    Raises:
+        ValueError: the model is no host.
+    """
     host = find_host(model)
     tensors = (*model.parameters(), *model.buffers())
     model = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})  # of the structure, not of the tensors
     host.convert(model)
     inputs, layers = host.encodings(model)
-    stem, facts = host.input_facts(model), host.layer_facts(model)
-    rows = [("stem", *_cells(encoding, stem)) for encoding in inputs]
-    blind = next((index for index, layer in enumerate(layers) if layer), len(layers))
-    if blind and not inputs:
-        rows.append((_numbers(range(blind)), "", NOTHING, "", "", ""))
-    alike: dict[tuple[str, ...], list[int]] = {}
-    for index, (layer, fact) in enumerate(zip(layers, facts, strict=True)):
+    stem = host.input_facts(model)
+    blind = 0 if inputs else next((index for index, layer in enumerate(layers) if layer), len(layers))
+    alike: dict[tuple[str, ...], list[tuple[int, PositionEncoding, LayerFacts]]] = {}
+    for index, (layer, facts) in enumerate(zip(layers, host.layer_facts(model), strict=True)):
         for encoding in layer:
-            alike.setdefault(_cells(encoding, fact), []).append(index)
-    rows += [(_numbers(indices), *cells) for cells, indices in alike.items()]
-    timms = (cls for cls in type(model).__mro__ if cls.__module__.startswith("timm."))
-    name = next(timms, type(model)).__name__
-    return Description(name, tuple(rows))
+            alike.setdefault(_cells(encoding, facts), []).append((index, encoding, facts))
+    found = [("stem", encoding, stem) for encoding in inputs]
+    found += [(_numbers(index for index, *_ in group), *group[0][1:]) for group in alike.values()]
+    return found, blind
 
 
 def _cells(encoding: PositionEncoding, facts: LayerFacts) -> tuple[str, ...]:

@@ -1,0 +1,68 @@
+"""What a project tells its visitors: versions that agree, workflows that call what there is, tables that are tables."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+import visionpos as vp
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+TARGETS = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M)
+
+
+def test_the_version_is_the_same_everywhere():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    newest = re.search(r"^## (\S+)$", (ROOT / "CHANGELOG.md").read_text(), re.M)[1]
+    assert (cited["version"], newest) == (vp.__version__, vp.__version__)
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / ".github" / "workflows").glob("*.yml")), ids=lambda file: file.name)
+def test_workflows_call_targets_of_the_makefile(file):
+    jobs = yaml.safe_load(file.read_text())["jobs"]
+    commands = [step["run"] for job in jobs.values() for step in job["steps"] if "run" in step]
+    assert commands
+    assert [command for command in commands if command.split()[0] != "make" or command.split()[1] not in TARGETS] == []
+    assert {job for job in jobs if jobs[job].get("needs", job) not in jobs} == set()
+
+
+@pytest.mark.parametrize(
+    "file", sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml")), ids=lambda file: file.name
+)
+def test_issue_templates_are_forms(file):
+    form = yaml.safe_load(file.read_text())
+    if file.name != "config.yml":
+        assert form["name"]
+        assert all(field["attributes"]["label"] for field in form["body"])
+
+
+def broken_rows(text: str) -> list[str]:
+    """Return the lines of pipes that belong to no table, or to one whose head has another number of cells."""
+    broken: list[str] = []
+    text = re.sub(r"^```.*?^```", "", text, flags=re.S | re.M)
+    for block in re.split(r"\n\s*\n", text):
+        lines = block.strip("\n").splitlines()
+        first = next((i for i, line in enumerate(lines) if line.lstrip().startswith("|")), None)
+        if first is None:
+            continue
+        rows = [line for line in lines[first:] if line.lstrip().startswith("|")]
+        counts = [len(re.findall(r"(?<!\\)\|", re.sub(r"`[^`]*`", "", row))) for row in rows]
+        is_table = len(rows) > 1 and re.fullmatch(r"[\s|:-]+", rows[1])
+        broken += [row for row, count in zip(rows, counts, strict=True) if not is_table or count != counts[0]]
+    return broken
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_row_of_pipes_is_in_a_table(page):
+    assert broken_rows(page.read_text()) == []
+
+
+def test_a_table_that_a_blank_line_cuts_is_found():
+    table = "| a | b |\n| --- | --- |\n| 1 | 2 |\n"
+    assert broken_rows(table) == []
+    assert broken_rows(table + "\n| 3 | 4 |\n") == ["| 3 | 4 |"]
+    assert broken_rows(table + "| 3 | 4 | 5 |\n") == ["| 3 | 4 | 5 |"]
