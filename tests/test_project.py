@@ -66,3 +66,30 @@ def test_a_table_that_a_blank_line_cuts_is_found():
     assert broken_rows(table) == []
     assert broken_rows(table + "\n| 3 | 4 |\n") == ["| 3 | 4 |"]
     assert broken_rows(table + "| 3 | 4 | 5 |\n") == ["| 3 | 4 | 5 |"]
+
+
+def test_the_answer_of_the_readme_is_that_of_the_results():
+    answer = re.search(r"\*\*Which one\?\*\*.*?\n\n", (ROOT / "README.md").read_text(), re.S)[0]
+    rows = re.findall(r"^\| \S+ \| (\d+\.\d+) \|", (ROOT / "docs" / "results.md").read_text(), re.M)
+    quoted = re.findall(r"(\d+\.\d) %", answer)
+    assert quoted
+    assert set(quoted) <= {f"{float(mean):.1f}" for mean in rows}, (
+        "the README quotes another number than docs/results.md"
+    )
+
+
+def test_every_page_is_in_the_site():
+    pages = re.findall(r"(\w+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.M)
+    assert sorted(pages) == sorted(file.name for file in (ROOT / "docs").glob("*.md"))
+
+
+def test_the_page_of_names_has_every_public_name():
+    named = re.findall(r"^::: visionpos\.(\w+)", (ROOT / "docs" / "api.md").read_text(), re.M)
+    assert set(named) == set(vp.__all__)
+
+
+def test_the_page_on_looking_runs():
+    script = "\n".join(re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "see.md").read_text(), re.S))
+    names: dict = {}
+    exec(script, names)
+    assert names["vp"].describe(names["model"]).rows[1][0] == "1, 3"
