@@ -6,10 +6,12 @@ import re
 import pytest
 import timm
 import torch
+from timm.models._features_fx import create_feature_extractor, get_notrace_functions, get_notrace_modules
 from timm.optim import param_groups_layer_decay
+from torchvision.models.feature_extraction import get_graph_node_names
 
 import visionpos as vp
-from tests.hosts.families import CHANNELS, fitting
+from tests.hosts.families import CHANNELS, GRIDS, fitting
 from visionpos.analysis.hosts import ZOO, build, host_matrix, own_encoding
 
 SPEC = "rope_axial"
@@ -66,6 +68,30 @@ def test_traced_by_torchscript(family, spec):
     vp.get_encoding(model) if spec is None else vp.set_encoding(model, fitting(family, spec))
     x = torch.randn(2, 3, *size)
     close(torch.jit.trace(model.eval(), x, check_trace=False)(x), model(x), 1e-6)
+
+
+@pytest.mark.unhooked
+@pytest.mark.parametrize("spec", [None, "learned+rope_axial+relative_table+peg"])
+@pytest.mark.parametrize("family", [*GRIDS, "PiT"])
+def test_traced_by_torch_fx_where_timm_is(family, spec):
+    """Down to the last node, with every parameter of the model, its head apart, among those of the graph."""
+
+    def traced(model):
+        last = get_graph_node_names(model, tracer)[1][-1]
+        return create_feature_extractor(model, {last: "out"}).eval()
+
+    tracer = {"leaf_modules": get_notrace_modules(), "autowrap_functions": get_notrace_functions()}
+    plain, size = build(family)
+    try:
+        want = traced(plain)
+    except torch.fx.proxy.TraceError:
+        pytest.skip("timm's model cannot be traced either")
+    model, x = copy.deepcopy(plain).eval(), torch.randn(2, 3, *size)
+    vp.get_encoding(model) if spec is None else vp.set_encoding(model, fitting(family, spec))
+    extractor = traced(model)
+    close(extractor(x)["out"], model(x))
+    lost = len(list(plain.parameters())) - len(list(want.parameters()))
+    assert len(list(model.parameters())) - len(list(extractor.parameters())) == lost
 
 
 @pytest.mark.parametrize("spec", [None, "sincos2d+rope_axial+alibi2d"])

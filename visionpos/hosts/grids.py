@@ -32,14 +32,14 @@ def add_positions(x: Tensor, encodings: nn.ModuleList) -> Tensor:
     if not len(encodings):
         return x
     tables = []  # what encodings read from elsewhere, for graphs to have it among their own parameters
-    if isinstance(x, torch.fx.Proxy):
-        away = [encoding for encoding in encodings if encoding.owner is not encoding]
-        tables = [each.owner.get_parameter(name) for each in away for name in PositionEncoding.no_weight_decay(each)]
+    for encoding in encodings if isinstance(x, torch.fx.Proxy) else ():
+        names = () if encoding.owner is encoding else PositionEncoding.no_weight_decay(encoding)
+        tables += [parameter for name, parameter in encoding.owner.named_parameters() if name in names]
     return _add_on_grid(x, encodings, tables)  # torch.fx wraps no function that was imported
 
 
 def add_to_tokens(x: Tensor, encodings: nn.ModuleList, grid: tuple[int, int]) -> Tensor:
-    """Return x (B, H W, C), the tokens of a grid (H, W), after conditional encodings; x itself where there are none."""
+    """Return x (B, H W, C), the tokens of a grid (H, W), after encodings; x itself where there are none."""
     return add_positions(x.unflatten(1, grid), encodings).flatten(1, 2) if len(encodings) else x
 
 
@@ -74,7 +74,7 @@ class AddPositionsToTokens:
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Return the tokens as timm does, with input encodings, and their grid."""
         x, grid = super().forward(x)
-        return add_positions(x.unflatten(1, tuple(grid)), self.input_encodings[0]).flatten(1, 2), grid
+        return add_to_tokens(x, self.input_encodings[0], tuple(grid)), grid
 
 
 def encode_grid(

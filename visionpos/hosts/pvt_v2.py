@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..encoding import LayerFacts
 from ..positions import Positions
 from .attention import attend, encoded, encoded_pairs
-from .grids import AddPositions, EncodedGridModel, StagedHost, add_positions, trained_size
+from .grids import AddPositions, EncodedGridModel, StagedHost, add_to_tokens, trained_size
 from .host import adds_to_outputs, register_host
 
 
@@ -65,8 +65,7 @@ class MixGrid:
 
     def forward(self, x: Tensor, feat_size: tuple[int, int]) -> Tensor:
         """Return the tokens (B, H W, C)."""
-        x = super().forward(x, feat_size)
-        return add_positions(x.unflatten(1, tuple(feat_size)), self.mixers).flatten(1, 2) if len(self.mixers) else x
+        return add_to_tokens(super().forward(x, feat_size), self.mixers, tuple(feat_size))
 
 
 class EncodedBlock(MixGrid, Block):
