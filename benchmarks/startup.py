@@ -1,7 +1,9 @@
-"""Measure the CPU seconds until a command has said something: help, a list, and a mistake in a configuration.
+"""Measure the CPU seconds until a command has said something: help, a list, or that there is a mistake.
 
 Command   python -m benchmarks.startup [--rounds 5]
 Clock     user and system time of a fresh process with one thread; the median and the extremes of the rounds
+Measured  on a busy 2-core CPU, 3 rounds: import torch 2.3, import timm 5.0, the first public name of visionpos 6.0;
+          visionpos list 2.8, every --help and a mistake 0.1 to 0.3, sweep --dry-run 6.3
 """
 
 from __future__ import annotations
@@ -14,10 +16,15 @@ import subprocess
 import sys
 
 MISTAKE = ["--config", "configs/run/vit_cifar10_small.yaml", "--recipe.lr", "-1"]
+SCRIPTS = ("classify", "pretrain_mae", "evaluate", "probe", "predict", "sweep", "report", "demo")
 COMMANDS = {
+    "import torch": ["-c", "import torch"],
+    "import timm": ["-c", "import timm"],
     "import visionpos": ["-c", "import visionpos"],
+    "its first public name": ["-c", "import visionpos; visionpos.Positions"],
+    "visionpos --help": ["-m", "visionpos", "--help"],
     "visionpos list": ["-m", "visionpos", "list"],
-    "classify --help": ["-m", "train.classify", "--help"],
+    **{f"{script} --help": ["-m", f"train.{script}", "--help"] for script in SCRIPTS},
     "classify with a mistake": ["-m", "train.classify", *MISTAKE],
     "sweep --dry-run": ["-m", "train.sweep", "configs/sweep/direction_small.yaml", "--dry-run"],
 }

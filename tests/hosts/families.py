@@ -11,12 +11,15 @@ GRIDS = (
     "CoAtNet",
     "TinyViT",
     "LeViT",
+    "EfficientFormer",
+    "EfficientViT",
     "EfficientFormerV2",
     "PVT v2",
     "Twins",
     "DaViT",
     "XCiT",
     "GCViT",
+    "HieraDet",
 )
 CHANNELS = ("XCiT",)  # attention over channels, which has no place for rotations and biases
 TWO_STAGES = {"embed_dims": (48, 48), "num_heads": (3, 3)}
@@ -32,8 +35,11 @@ DEEPER = {
     "DaViT": {**TWO_STAGES, "depths": (1, 1)},
     "GCViT": {},
     "TinyViT": {"depths": (1, 2)},
+    "EfficientViT": {"depth": (2,)},
+    "EfficientFormer": {"depths": (1, 3), "num_vit": 2},
     "EfficientFormerV2": {"depths": (1, 1, 1, 1), "embed_dims": (8, 8, 12, 24)},
     "LeViT": {"embed_dim": (48, 64), "depth": (1, 1), "num_heads": (3, 4)},
+    "HieraDet": {"stages": (1, 2)},
 }
 
 

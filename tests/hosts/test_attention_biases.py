@@ -12,8 +12,15 @@ from tests.small import pictures, randomised
 from visionpos.analysis.hosts import build
 
 # timm's rounding of the same sums: a bias of three axes does not reach torch's fused attention there
-FAMILIES = {"TinyViT": 1e-6, "LeViT": 0, "LeViT of convolutions": 1e-5, "EfficientFormerV2": 1e-5}
-ANY_SIZE = {"TinyViT": (40, 72)}  # whose grids are no whole number of windows
+FAMILIES = {
+    "TinyViT": 1e-6,
+    "LeViT": 0,
+    "LeViT of convolutions": 1e-5,
+    "EfficientFormer": 0,
+    "EfficientFormerV2": 0,
+    "EfficientViT": 1e-5,
+}
+ANY_SIZE = {"TinyViT": (40, 72), "EfficientViT": (64, 112)}  # whose grids are no whole number of windows
 
 
 def plain_model(family):
@@ -92,3 +99,34 @@ def test_the_trained_grid_of_a_tiny_vit_is_that_of_its_configuration():
     size = {"pretrained_cfg_overlay": {"input_size": (3, 96, 160)}, "depths": (1, 1), "embed_dims": (12, 48)}
     model = timm.create_model("tiny_vit_5m_224", num_heads=(1, 3), window_sizes=(4, 4), **size)
     assert vp.set_encoding(model, "learned").pos_embed_input[0].feat_shape == (24, 40)
+
+
+@torch.no_grad()
+def test_the_input_size_of_an_efficient_vit_changes_as_in_timm():
+    """Smaller pictures have smaller windows, for which tables are resized; bicubically too, with mirror images here."""
+    plain, _ = plain_model("EfficientViT")
+    model, small = copy.deepcopy(plain), (32, 80)
+    vp.set_encoding(model, "relative_table+learned")
+    for each in (model, plain):
+        each.set_input_size(small)
+    assert [block.attn.encodings[0].feat_shape for block in model.stages[0].blocks] == [(2, 2)] * 2
+    assert model.pos_embed_input[0].feat_shape == (2, 5)
+    assert {key: tensor.shape for key, tensor in plain.state_dict().items()}.items() <= {
+        key: tensor.shape for key, tensor in model.state_dict().items()
+    }.items()
+    vp.set_encoding(model, "relative_table").load_state_dict(plain.state_dict())
+    close(model(pictures(small)), plain(pictures(small)), 1e-5)
+
+
+def test_each_head_of_an_efficient_vit_has_its_own_part_of_an_encoding():
+    """The last head's slope changes its own output alone, in the layer that has it; the first head's those after it."""
+    plain, x = plain_model("EfficientViT")
+    model = vp.set_encoding(plain, {"name": "kerple", "layers": [0]})
+    attn, heard = model.stages[0].blocks[0].attn, []
+    attn.proj.register_forward_pre_hook(lambda module, args: heard.append(args[0].chunk(3, dim=1)))
+    model(x)
+    for head, changed in ((2, [False, False, True]), (0, [True, True, True])):
+        with torch.no_grad():
+            attn.encodings[0].r1[head] += 1
+        model(x)
+        assert [not torch.equal(a, b) for a, b in zip(heard[-1], heard[-2], strict=True)] == changed

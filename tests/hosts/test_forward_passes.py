@@ -20,7 +20,17 @@ from tests.small import randomised
 from visionpos.analysis.hosts import ZOO, build
 
 OWN, ALL_PLACES = "own", "sincos2d+rope_axial+alibi2d+peg"
-ONE_SIZE = ("BEiT", "ViT, relative bias", "CaiT", "Hiera", "CoAtNet", "LeViT", "EfficientFormerV2", "GCViT")
+ONE_SIZE = (
+    "BEiT",
+    "ViT, relative bias",
+    "CaiT",
+    "Hiera",
+    "CoAtNet",
+    "LeViT",
+    "EfficientFormer",
+    "EfficientFormerV2",
+    "GCViT",
+)
 ALWAYS = ("Qwen3-ViT", "DeepSeek-ViT")  # pictures of any size, without being asked
 ANY_SIZE = {
     "Swin": {"strict_img_size": False},
@@ -28,7 +38,9 @@ ANY_SIZE = {
     "SAM": {},
     "MaxViT": {},
     "XCiT": {},
+    "HieraDet": {},
     "TinyViT": {},
+    "EfficientViT": {},
     "PiT": {},
     "PVT v2": {},
     "Twins": {},
@@ -165,7 +177,7 @@ def test_a_pass_that_fails_in_the_middle_leaves_nothing_behind(family, where):
     with torch.no_grad():
         want = model(*second)
         before = state_of(model)
-        broken = getattr(blocks[-1], where).register_forward_pre_hook(lambda *_: 1 / 0)
+        broken = getattr(blocks[-1], where, blocks[-1]).register_forward_pre_hook(lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             model(*first)
         broken.remove()
@@ -243,8 +255,8 @@ def test_methods_take_what_those_of_timm_take(family):
     model = vp.set_encoding(copy.deepcopy(plain), fitting(family, "rope_axial"))
     pairs = [(getattr(plain, name), getattr(model, name)) for name in METHODS if hasattr(plain, name)]
     for name in blocks_of(model):
-        block = plain.get_submodule(name)
-        attn = next(path for path, _ in block.named_children() if path.startswith(("attn", "token_mixer")))
+        block = model.get_submodule(name)
+        attn = next(path for path, module in block.named_modules() if module is block.attn)
         pairs += [
             (plain.get_submodule(path).forward, model.get_submodule(path).forward) for path in (name, f"{name}.{attn}")
         ]

@@ -91,3 +91,10 @@ def test_windows_know_no_other_windows():
     assert apart[5:10, 20:].all()
     apart[5:10, 20:] = False
     assert not apart.any()
+
+
+def test_weight_decay_spares_the_bias_of_a_peg_by_the_name_it_has():
+    model = plain_model()
+    for peg, conv in zip(vp.get_encoding(model), model.pos_block, strict=True):
+        assert [peg.owner.get_parameter(name) is conv.proj[0].bias for name in peg.no_weight_decay()] == [True]
+    assert model.no_weight_decay() <= set(dict(model.named_parameters()))

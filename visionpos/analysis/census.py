@@ -29,8 +29,6 @@ OTHERS = {
     "CrossVit": "a learned table for each of two grids, which exchange class tokens",
     "CSATv2": "convolutions, and attention in the last stage",
     "EdgeNeXt": "Fourier features; its attention is over channels",
-    "EfficientFormer": "LeViT's table on a fixed grid of 7 x 7 tokens",
-    "EfficientVitMsra": "LeViT's table; its heads work one after the other",
     "Gemma4VitClassifier": "a table for each axis, and a rotation",
     "Gemma4VitEncoder": "a table for each axis, and a rotation",
     "GlobalContextVit": "Swin's table; half of its queries are global",

@@ -79,6 +79,21 @@ ZOO: dict[str, tuple[str, dict[str, Any], tuple[int, int]]] = {
         },
         (32, 48),
     ),
+    "HieraDet": (
+        "sam2_hiera_tiny",
+        {
+            "num_classes": 3,
+            "embed_dim": 24,
+            "num_heads": 2,
+            "stages": (1, 1),
+            "q_pool": 1,
+            "window_spec": (4, 2),
+            "global_att_blocks": (0,),
+            "head_mul": 1,
+            "pretrained_cfg_overlay": {"input_size": (3, 64, 96)},
+        },
+        (64, 96),
+    ),
     "XCiT": ("xcit_nano_12_p8_224", {**SMALL, "img_size": (32, 48)}, (32, 48)),
     "PiT": (
         "pit_ti_224",
@@ -145,6 +160,11 @@ ZOO: dict[str, tuple[str, dict[str, Any], tuple[int, int]]] = {
         },
         (64, 96),
     ),
+    "EfficientFormer": (  # whose grid is fixed
+        "efficientformer_l1",
+        {"num_classes": 3, "depths": (1, 1), "embed_dims": (12, 24), "num_vit": 1},
+        (56, 56),
+    ),
     "EfficientFormerV2": (
         "efficientformerv2_s0",
         {
@@ -156,6 +176,21 @@ ZOO: dict[str, tuple[str, dict[str, Any], tuple[int, int]]] = {
             "num_vit": 1,
         },
         (128, 192),
+    ),
+    "EfficientViT": (
+        "efficientvit_m0",
+        {
+            "num_classes": 3,
+            "img_size": (64, 96),
+            "embed_dim": (48,),
+            "key_dim": (16,),
+            "depth": (1,),
+            "num_heads": (3,),
+            "window_size": (3,),
+            "kernels": (5, 3, 3),
+            "down_ops": (("", 1),),
+        },
+        (64, 96),
     ),
     "LeViT": (
         "levit_128s",

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..description import describe, distinct_encodings
 from ..encoding import PositionEncoding
 from ..registry import constructor_parameters
 from . import kernel as kernels
@@ -200,6 +199,7 @@ def _plot_model(
     model: nn.Module, grid: tuple[int, int] | None, figure: Figure | SubFigure | None
 ) -> Figure | SubFigure:
     """Draw one row of panels for each encoding of a model that differs from the others."""
+    from ..description import describe, distinct_encodings  # timm, which the plot of a name does without
     from .notebook import NotebookFigure
 
     found, _ = distinct_encodings(model)

@@ -56,7 +56,7 @@ class DepthwiseMixing(ConditionalEncoding):
 
     def no_weight_decay(self) -> set[str]:
         """Return the name of the bias; the kernel is a convolution's like any other."""
-        return {"proj.bias"}
+        return {name for name in super().no_weight_decay() if name.endswith("bias")}
 
     def encode(self, x: Float[Tensor, "b n dim"], positions: Positions) -> Float[Tensor, "b n dim"]:
         height, width = positions.feat_shape

@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch.fx
 from torch import Tensor, nn
 
-from ..encoding import AttentionTensors, LayerFacts
+from ..encoding import AttentionTensors, LayerFacts, PositionEncoding
 from ..positions import Positions
 from .attention import encoded
 from .host import FixedCoordinates, Host, encoding_parameters, layer_lists
@@ -20,12 +20,22 @@ from .parameters import replace_encodings
 
 
 @torch.fx.wrap  # one call in its graphs: the size of a picture is known when they run
-def add_positions(x: Tensor, encodings: nn.ModuleList) -> Tensor:
-    """Return x (B, H, W, C) after input or conditional encodings."""
+def _add_on_grid(x: Tensor, encodings: nn.ModuleList, tables: list[Tensor]) -> Tensor:
     for encoding in encodings:
         positions = Positions.grid(tuple(x.shape[1:3]), device=x.device)
         x = encoding(x.flatten(1, 2), positions).view(x.shape)
     return x
+
+
+def add_positions(x: Tensor, encodings: nn.ModuleList) -> Tensor:
+    """Return x (B, H, W, C) after input or conditional encodings; x itself where there are none."""
+    if not len(encodings):
+        return x
+    tables = []  # what encodings read from elsewhere, for graphs to have it among their own parameters
+    if isinstance(x, torch.fx.Proxy):
+        away = [encoding for encoding in encodings if encoding.owner is not encoding]
+        tables = [each.owner.get_parameter(name) for each in away for name in PositionEncoding.no_weight_decay(each)]
+    return _add_on_grid(x, encodings, tables)  # torch.fx wraps no function that was imported
 
 
 def add_to_tokens(x: Tensor, encodings: nn.ModuleList, grid: tuple[int, int]) -> Tensor:
@@ -56,6 +66,15 @@ class AddPositionsToMap:
     def forward(self, x: Tensor) -> Tensor:
         """Return the map (B, C, H, W) as timm does, with input encodings."""
         return add_to_map(super().forward(x), self.input_encodings[0])
+
+
+class AddPositionsToTokens:
+    """The same for a module that returns tokens (B, H W, C) and their grid (H, W)."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Return the tokens as timm does, with input encodings, and their grid."""
+        x, grid = super().forward(x)
+        return add_positions(x.unflatten(1, tuple(grid)), self.input_encodings[0]).flatten(1, 2), grid
 
 
 def encode_grid(

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import ClassVar
 
 import torch
+import torch.fx
 from timm.models._features import feature_take_indices
 from timm.models.pit import PoolingVisionTransformer, Transformer
 from torch import Tensor, nn
@@ -33,18 +34,21 @@ class MapLayout:
         return value.mT.unflatten(2, encoding.feat_shape).contiguous()
 
 
+@torch.fx.wrap  # one call in its graphs: the size of a picture is known when they run
+def locate_map(x: Tensor, prefix: Tensor) -> Positions:
+    """Return the positions of a map x (B, C, H, W), behind prefix tokens (B, P, C)."""
+    return Positions.grid(tuple(x.shape[2:]), int(prefix.shape[1]), device=x.device).promote(x.dtype)
+
+
 class EncodedTransformer(Transformer):
     """A stage, whose blocks are told where the patches of its map stand."""
 
     def forward(self, x: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Return the map (B, C, H, W) and the prefix tokens (B, P, C) after the stage."""
-        x, prefix = x if self.pool is None else self.pool(*x)
-        shape, num_prefix_tokens = tuple(x.shape[2:]), int(prefix.shape[1])
-        positions = Positions.grid(shape, num_prefix_tokens, device=x.device).promote(x.dtype)
-        tokens = self.norm(torch.cat([prefix, x.flatten(2).mT], dim=1))
-        tokens = self.blocks(tokens, AttentionContext(positions))
-        prefix, x = tokens.tensor_split([num_prefix_tokens], dim=1)
-        return x.mT.unflatten(2, shape), prefix
+        x, prefix = (x[0], x[1]) if self.pool is None else self.pool(x[0], x[1])
+        context = AttentionContext(locate_map(x, prefix))
+        tokens = self.blocks(self.norm(torch.cat([prefix, x.flatten(2).mT], dim=1)), context)
+        return tokens[:, prefix.shape[1] :].mT.reshape(x.shape), tokens[:, : prefix.shape[1]]
 
 
 class EncodedPiT(FixedCoordinates, PoolingVisionTransformer):

@@ -82,15 +82,18 @@ class EncodedPVTv2(EncodedGridModel, PyramidVisionTransformerV2):
 
 
 class PooledKeysHost(StagedHost):
-    """Such a family; what convolves or weighs values has no place in a layer with fewer of them than tokens."""
+    """Such a family; what convolves or weighs values has no place in a layer with fewer of them than queries."""
+
+    def pools(self, block: nn.Module) -> bool:
+        """Return whether the attention of a block has other numbers of queries and of keys."""
+        return getattr(block.attn, "sr", None) is not None
 
     def install(self, model: nn.Module, inputs, layers) -> None:
         for layer, (block, encodings) in enumerate(zip(self.blocks(model), layers, strict=True)):
-            pools = getattr(block.attn, "sr", None) is not None
-            for encoding in filter(adds_to_outputs, encodings if pools else ()):
+            for encoding in filter(adds_to_outputs, encodings if self.pools(block) else ()):
                 raise ValueError(
                     f"{encoding.name} works on the value of every token, but layer {layer} of this {self.name} pools "
-                    "its keys and values: leave out lepe and values=True there"
+                    "its tokens: leave out lepe and values=True there"
                 )
         super().install(model, inputs, layers)
 

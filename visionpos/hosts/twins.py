@@ -14,7 +14,7 @@ from ..encoding import LayerFacts
 from ..positions import Positions
 from ..windows import window_partition, window_reverse
 from .attention import AttentionContext, prepare_encodings, self_attention, split_heads
-from .grids import EncodedGridModel, add_positions
+from .grids import AddPositionsToTokens, EncodedGridModel
 from .host import first, register_host
 from .parameters import adopt_parameters, bind_parameters
 from .pvt_v2 import MixGrid, PooledKeys, PooledKeysHost
@@ -56,13 +56,8 @@ class EncodedBlock(MixGrid, Block):
         return super().forward(x, size)
 
 
-class EncodedPatchEmbed(PatchEmbed):
+class EncodedPatchEmbed(AddPositionsToTokens, PatchEmbed):
     """The patches of the first stage, to which input encodings are added."""
-
-    def forward(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """Return the tokens (B, H W, C) of pictures and their grid (H, W)."""
-        x, size = super().forward(x)
-        return add_positions(x.unflatten(1, tuple(size)), self.input_encodings[0]).flatten(1, 2), size
 
 
 class EncodedPosConv(PosConv):

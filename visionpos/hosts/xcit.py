@@ -50,9 +50,8 @@ class EncodedPatchEmbed(ConvPatchEmbed):
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Return the patches (B, N, C) of pictures, and their grid."""
         x, feat_shape = super().forward(x)
-        return add_to_map(x.transpose(1, 2).unflatten(2, feat_shape), self.input_encodings[0]).flatten(2).transpose(
-            1, 2
-        ), feat_shape
+        x = add_to_map(x.transpose(1, 2).unflatten(2, feat_shape), self.input_encodings[0])
+        return x.flatten(2).transpose(1, 2), feat_shape
 
 
 class EncodedXcit(EncodedGridModel, Xcit):

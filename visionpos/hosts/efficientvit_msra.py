@@ -1,0 +1,117 @@
+"""timm's EfficientViT of MSRA as host: LeViT's table in windows, and heads that work one after the other."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import ClassVar
+
+import torch
+from timm.layers import register_notrace_module
+from timm.models.efficientvit_msra import CascadedGroupAttention, EfficientVitBlock, EfficientVitMsra, PatchEmbedding
+from torch import Tensor, nn
+
+from ..encoding import AttentionTensors, LayerFacts
+from ..positions import Positions
+from .attention import NO_DROPOUT, attend_logits, encoded
+from .attention_biases import BiasesHost, EncodedBiases, adopt_biases
+from .grids import AddPositionsToMap, EncodedGridModel, add_to_map, trained_size
+from .host import register_host
+
+
+def take_head(tensors: AttentionTensors, head: int) -> AttentionTensors:
+    """Return the tensors of one head, with a single one on their second axis, after all encodings."""
+
+    def value_term(term, probabilities: Tensor) -> Tensor:
+        return term(probabilities.expand(-1, heads, -1, -1))[:, head : head + 1]
+
+    heads = tensors.q.shape[1]
+    tensors.value_terms = [partial(value_term, term) for term in tensors.value_terms]
+    for name in ("q", "k", "v", "bias", "output"):
+        tensor = getattr(tensors, name)
+        setattr(tensors, name, tensor if tensor is None or tensor.shape[1] == 1 else tensor[:, head : head + 1])
+    return tensors
+
+
+@register_notrace_module
+class EncodedAttention(EncodedBiases, CascadedGroupAttention):
+    """Attention of windows x (B * windows, C, h, w) with encodings; a head gets what the one before it returned.
+
+    Encodings act as if all heads had the queries, keys and values of the head at hand, of which its own are kept.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return windows (B * windows, C, h, w)."""
+        positions = Positions.grid(tuple(x.shape[2:]), device=x.device).promote(x.dtype)
+        prepared = [(encoding, encoding.prepare(positions)) for encoding in self.encodings]
+        parts, feat, out = x.chunk(self.num_heads, dim=1), 0, []
+        for head, part in enumerate(parts):
+            q, k, v = self.qkvs[head](feat + part).split([self.key_dim, self.key_dim, self.val_dim], dim=1)
+            qkv = (
+                each.flatten(2).mT.unsqueeze(1).expand(-1, self.num_heads, -1, -1) for each in (self.dws[head](q), k, v)
+            )
+            tensors = take_head(encoded(x.flatten(2).mT, *qkv, prepared), head)  # (B * windows, 1, h w, channels) each
+            feat = attend_logits(tensors, (tensors.q * self.scale) @ tensors.k.mT, NO_DROPOUT)
+            feat = feat.squeeze(1).mT.unflatten(2, x.shape[2:])
+            out.append(feat)
+        return self.proj(torch.cat(out, dim=1))
+
+    def set_resolution(self, resolution: int) -> None:
+        """Work on windows of another size from now on; tables are resized as their encodings do it."""
+        self.resolution = resolution
+        for encoding in self.encodings:
+            encoding.set_feat_shape((resolution, resolution))
+
+
+class EncodedBlock(EfficientVitBlock):
+    """A block after which conditional encodings may mix the tokens of the map."""
+
+    @property
+    def attn(self) -> nn.Module:
+        """The attention, under the name that it has in other families."""
+        return self.mixer.m.attn
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the map (B, C, H, W)."""
+        return add_to_map(super().forward(x), self.mixers)
+
+
+class EncodedPatchEmbedding(AddPositionsToMap, PatchEmbedding):
+    """The convolutions before the first stage, to whose map input encodings are added."""
+
+
+class EncodedEfficientVitMsra(EncodedGridModel, EfficientVitMsra):
+    """An EfficientViT whose positions are encodings of this package."""
+
+    def set_input_size(self, img_size: int | tuple[int, int] | None = None) -> None:
+        """Change the input size as timm does; encodings resize their own tables."""
+        super().set_input_size(img_size)
+        for encoding in self.pos_embed_input:
+            encoding.set_feat_shape(HOST.input_facts(self).feat_shape)
+
+
+class EfficientVitMsraHost(BiasesHost):
+    """The family of EfficientViT by MSRA."""
+
+    name = "EfficientVitMsra (EfficientViT)"
+    models: ClassVar = {EfficientVitMsra: EncodedEfficientVitMsra}
+
+    def stages(self, model: EfficientVitMsra) -> list[list[nn.Module]]:
+        return [list(stage.blocks) for stage in model.stages]
+
+    def convert_parts(self, model: EfficientVitMsra) -> None:
+        for block in self.blocks(model):
+            block.__class__, block.mixers = EncodedBlock, nn.ModuleList()
+            adopt_biases(block.attn, EncodedAttention)
+        model.patch_embed.input_encodings = (model.pos_embed_input,)
+        model.patch_embed.__class__ = EncodedPatchEmbedding
+
+    def input_facts(self, model: EfficientVitMsra) -> LayerFacts:
+        shape = tuple(-(-n // 16) for n in trained_size(model))
+        return LayerFacts(dim=model.patch_embed.conv4.conv.out_channels, feat_shape=shape)
+
+    def widths(self, block: nn.Module) -> dict[str, int]:
+        attn, last = block.attn, block.ffn1.m.pw2
+        return {"dim": last.bn.num_features, "value_dim": attn.val_dim * attn.num_heads}
+
+
+HOST = register_host(EfficientVitMsraHost())

@@ -1,0 +1,119 @@
+"""timm's HieraDet as host: SAM 2's encoder. A pooled query stands in the middle of the tokens that it was made of."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from typing import ClassVar
+
+import torch.nn.functional as F
+from timm.layers import register_notrace_module
+from timm.models.hieradet_sam2 import HieraDet, MultiScaleAttention, MultiScaleBlock
+from torch import Tensor, nn
+
+from ..encoding import LayerFacts
+from ..input.abs_win import AbsWin
+from ..positions import Positions
+from .attention import NO_DROPOUT, attend, encoded_pairs
+from .grids import EncodedGridModel, StagedHost, add_positions, encode_grid, trained_size
+from .host import adds_to_outputs, register_host
+from .parameters import adopt_parameters, bind_parameters
+
+NAMES = {"pos_embed_win": "pos_embed_window"}
+
+
+@register_notrace_module
+class EncodedMultiScaleAttention(MultiScaleAttention):
+    """Self-attention of HieraDet with encodings, on x (B, H, W, C): the grid, or a window of it."""
+
+    def pool(self, x: Tensor) -> Tensor:
+        """Return the maxima (B, C, h w) of maps x (B, C, H, W)."""
+        return self.q_pool(x).flatten(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return tokens (B, h, w, dim_out); h and w are H and W, or smaller where queries are pooled."""
+        if not len(self.encodings):
+            return super().forward(x)
+        grid, tokens = tuple(x.shape[1:3]), x.flatten(1, 2)
+        q, k, v = self.qkv(tokens).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        if self.q_pool is None:
+            tensors = encode_grid(self, tokens, grid, q, k, v)
+        else:
+            keys = Positions.grid(grid, device=x.device).promote(x.dtype)
+            stride = self.q_pool.stride
+            coords = F.avg_pool2d(keys.coords.mT.unflatten(1, grid), stride).flatten(1).mT.contiguous()  # (h w, 2)
+            q = self.pool(q.mT.flatten(1, 2).unflatten(2, grid)).unflatten(1, (self.num_heads, -1)).mT
+            tokens = self.pool(x.permute(0, 3, 1, 2)).mT  # (B, h w, C)
+            queries = replace(keys, coords=coords, is_grid=False)
+            tensors = encoded_pairs(tokens, q, k, v, self.encodings, queries, keys)
+            grid = tuple(n // s for n, s in zip(grid, stride, strict=True))
+        out = attend(tensors, self.scale, NO_DROPOUT, self.fused_attn).transpose(1, 2)  # (B, h w, heads, head_dim)
+        return self.proj(out.flatten(2).unflatten(1, grid))
+
+
+class EncodedMultiScaleBlock(MultiScaleBlock):
+    """A block on x (B, H, W, C), after which conditional encodings may mix the whole map."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the tokens (B, h, w, dim_out)."""
+        return add_positions(super().forward(x), self.mixers)
+
+
+class EncodedHieraDet(EncodedGridModel, HieraDet):
+    """A HieraDet whose positions are encodings of this package."""
+
+    def _pos_embed(self, x: Tensor) -> Tensor:
+        return add_positions(x, self.pos_embed_input)
+
+
+class HieraDetHost(StagedHost):
+    """The family of HieraDet. Its tables keep their names; timm resizes them in float32, which differs by rounding."""
+
+    name = "HieraDet (SAM 2)"
+    models: ClassVar = {HieraDet: EncodedHieraDet}
+
+    def stages(self, model: HieraDet) -> list[list[nn.Module]]:
+        bounds = itertools.pairwise((0, *(end + 1 for end in model.stage_ends)))
+        return [list(model.blocks[a:b]) for a, b in bounds if a < len(model.blocks)]  # pruned, it has not all of them
+
+    def grids(self, model: HieraDet) -> list[tuple[int, int]]:
+        shape, grids = self.input_facts(model).feat_shape, []
+        for first, *_ in self.stages(model):
+            shape = tuple(n // s for n, s in zip(shape, first.q_stride or (1, 1), strict=True))
+            grids.append(shape)
+        return grids
+
+    def seen_shape(self, block: nn.Module, grid: tuple[int, int]) -> tuple[int, int]:
+        return tuple(block.window_size) if block.is_windowed else grid  # where queries are pooled, there are windows
+
+    def convert_parts(self, model: HieraDet) -> None:
+        facts = self.input_facts(model)
+        options = {"window_size": facts.window_size, "global_size": model.global_pos_size, "antialias": False}
+        model.pos_embed_input.append(adopt_parameters(model, AbsWin, None, NAMES, dim=facts.dim, **options))
+        for block in self.blocks(model):
+            block.__class__, block.mixers = EncodedMultiScaleBlock, nn.ModuleList()
+            block.attn.__class__, block.attn.encodings = EncodedMultiScaleAttention, nn.ModuleList()
+
+    def install(self, model: HieraDet, inputs, layers) -> None:
+        for layer, (block, encodings) in enumerate(zip(self.blocks(model), layers, strict=True)):
+            for encoding in filter(adds_to_outputs, encodings if block.q_stride else ()):
+                raise ValueError(f"{encoding.name} adds to every token, but blocks.{layer} of HieraDet pools queries")
+        super().install(model, inputs, layers)
+
+    def bind_native(self, model: HieraDet) -> None:
+        tables = [each for each in model.pos_embed_input if isinstance(each, AbsWin) and not each.antialias]
+        model.pos_embed, model.pos_embed_window = None, None
+        for own in [table for table in tables if table.interpolation == "bicubic"][:1]:
+            bind_parameters(own, model, names=NAMES)
+
+    def input_facts(self, model: HieraDet) -> LayerFacts:
+        strides = zip(trained_size(model), model.patch_embed.proj.stride, strict=True)
+        shape, window = tuple(-(-n // s) for n, s in strides), (model.window_spec[0],) * 2
+        return LayerFacts(dim=model.patch_embed.proj.out_channels, feat_shape=shape, window_size=window)
+
+    def layer_facts(self, model: HieraDet) -> list[LayerFacts]:
+        pairs = zip(super().layer_facts(model), self.blocks(model), strict=True)
+        return [replace(facts, dim_in=block.dim) for facts, block in pairs]
+
+
+HOST = register_host(HieraDetHost())
