@@ -46,6 +46,7 @@ from .hosts import (  # noqa: F401, every family is registered
     tiny_vit,
     twins,
     vit,
+    volo,
     xcit,
 )
 from .hosts.host import Host, find_host, mixes_tokens
