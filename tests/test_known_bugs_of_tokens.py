@@ -195,7 +195,7 @@ def behaviour(name, options):
     given = {key: value for key, value in {**facts, **drawn}.items() if key in accepted}
     encoding = vp.create_encoding(name, **{**given, **options})
     grids = GRID, (2, 3), (2, 60)
-    return {**encoding.state_dict(), **{grid: output(encoding, vp.Positions.grid(grid, 1)) for grid in grids}}
+    return {**encoding.state_dict(), **{grid: output(encoding, vp.Positions.grid(grid, 4)) for grid in grids}}
 
 
 def test_bug_26_options_without_effect():

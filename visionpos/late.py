@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.abc
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
@@ -27,7 +27,7 @@ class _AfterImport(importlib.abc.MetaPathFinder):
     def __init__(self, name: str, function: Callable[[], object]):
         self.name, self.function = name, function
 
-    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+    def find_spec(self, name: str, path: Iterable[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         if name != self.name:
             return None
         others = [finder for finder in sys.meta_path if finder is not self]

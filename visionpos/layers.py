@@ -276,8 +276,8 @@ class Rope2d(PositionLayer):
 
     def forward(
         self, q: Float[Tensor, "b heads t d"], k: Float[Tensor, "b heads t d"], positions: Positions | None = None
-    ) -> tuple[Float[Tensor, "b heads t d"], Float[Tensor, "b heads t d"]]:
-        """Return q and k (B, heads, prefix + N, head_dim), rotated, in their own dtype.
+    ) -> tuple[Float[Tensor, "b heads t e"], Float[Tensor, "b heads t e"]]:
+        """Return q and k (B, heads, prefix + N, head_dim), rotated, in their own dtype; by `pope` twice as wide.
 
         Raises:
             ValueError: another number of tokens, heads or channels.

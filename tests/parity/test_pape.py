@@ -72,7 +72,7 @@ def test_real_and_batched_coordinates():
 @pytest.mark.parametrize("kept", [False, True])
 def test_prefix_tokens_at_the_corner(preset, kept):
     """As the reference code counts: the class token at (0, 0), patches from (1, 1); here with two prefix tokens."""
-    encoding = build(preset=preset, prefix="corner", reference_shape=(3, 4))
+    encoding = build(preset=preset, prefix="corner", reference_shape=(3, 4), extrapolate=False)
     positions = grid64((6, 2), 2)
     if kept:
         positions = positions.keep(torch.tensor([[7, 0, 3], [2, 11, 5]]))

@@ -190,7 +190,7 @@ BAD = [
     ("rope_axial", {"scaling": "run_on", "extrapolate": False}, "scaling='run_on' and extrapolate=False contradict"),
     ("rope_eva", {"scaling": "yarn", "extrapolate": True, "reference_shape": (3, 4)}, "contradict each other"),
     ("rope_axial", {"scaling": "dynamic"}, "scaling must be 'interpolate', 'run_on', 'linear'.* got 'dynamic'"),
-    ("rope_axial", {"scaling": {"type": "ntk", "factor": 2}}, "scaling must be .* got {'type': 'ntk', 'factor': 2}"),
+    ("rope_axial", {"scaling": {"type": "ntk", "factor": 2}}, "scaling must be .* got {'factor': 2, 'type': 'ntk'}"),
     ("rope_axial", {"scaling": {"type": "ntk", "beta_fast": 2.0}}, "scaling must be .* of yarn also .*beta_fast"),
     ("rope_axial", {"scaling": {"type": "yarn", "beta_fast": 1.0, "beta_slow": 2.0}}, "scaling must be"),
     ("rope_axial", {"scaling": {"trained": (3, 4)}}, "scaling must be"),

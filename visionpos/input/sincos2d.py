@@ -18,7 +18,7 @@ Preset = Literal["mae", "mocov3", "big_vision", "timm"]
 PRESETS = ("mae", "mocov3", "big_vision", "timm")
 
 
-def _encode(coords: Tensor, feat_shape: tuple[int, int], dim: int, temperature: float, preset: str) -> Tensor:
+def _encode(coords: Tensor, feat_shape: tuple[int, ...], dim: int, temperature: float, preset: str) -> Tensor:
     """Return the formula's value at coordinates (..., A), (y, x) for A = 2, in float64."""
     if preset not in PRESETS:
         raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")

@@ -85,7 +85,7 @@ def rename_foreign(weights: Mapping[str, Any], names: Container[str] = ()) -> We
     if origin is None:
         return weights
     weights = {key: value for key, value in weights.items() if not RECOMPUTED.search(key)}
-    _check_values(weights, names)
+    _check_values(weights, names if isinstance(names, Mapping) else {})
     return ORIGINS[origin].read(weights)
 
 

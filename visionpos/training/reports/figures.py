@@ -115,7 +115,7 @@ def varied_figure(content: dict[str, Any], name: str) -> Figure:
     return figure
 
 
-def colors_of(content: dict[str, Any], accuracies: Iterable[tuple[str, dict[str, Any]]]) -> dict[str, str]:
+def colors_of(content: dict[str, Any], accuracies: Iterable[tuple[str, dict[str, Any]]]) -> dict[str | None, str]:
     """Return a colour for the baseline and for the encodings that are best on average over all (encoding, accuracy).
 
     An encoding has the same colour in all figures.

@@ -90,7 +90,7 @@ def interval(values: NDArray, added: tuple[int, ...], ends: tuple[int, int], lev
     return Interval(mean, min(low, mean), max(high, mean))
 
 
-def margin(values: NDArray, level: float = CONFIDENCE_LEVEL) -> NDArray:
+def margin(values: NDArray, level: float = CONFIDENCE_LEVEL) -> NDArray | np.floating:
     """Return half the width of the interval of the mean of values (..., S, N): q sqrt(V), as the module says."""
     seeds, pictures = values.shape[-2:]
     within = values.var(-1, ddof=1).mean(-1) / pictures  # of one seed's mean, by its pictures

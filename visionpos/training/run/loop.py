@@ -81,10 +81,10 @@ def execute(task: TrainingTask, config: Config) -> dict[str, Any]:
         return run.result
     with distributed.answering():
         trainer = open_trainer(task, config, distributed)
-        distributed.print0(f"{run.path}: {start_line(config, trainer)}")
         with run.locked(distributed), trainer.stop.listening():
             found = checkpoint.load(run.checkpoints, warn=distributed.is_main)
             resume(trainer, run, found)
+            distributed.print0(f"{run.path}: {start_line(config, trainer)}")
             result = RunLoop(task, trainer, run, config, found).run_to_end()
     distributed.print0(one_line(f"{run.path}: {task.headline(result)}"))
     return result
