@@ -62,7 +62,8 @@ def test_a_full_disk_is_one_line_and_costs_nothing(sizes, fresh, tmp_path):
     for size, (code, text, step, different) in zip(sizes, fresh(fill_the_disk, tmp_path, list(sizes)), strict=True):
         assert code in (2, 3), size
         start, *warnings, error = text.splitlines()  # what it trains, then why no more
-        assert start.startswith(f"{tmp_path}") and error.startswith("error: "), text
+        assert start.startswith(f"{tmp_path}"), text
+        assert error.startswith("error: "), text
         assert "File too large" in error, size
         assert not warnings, text
         assert step >= 3
