@@ -12,7 +12,10 @@ from torchvision.models.feature_extraction import get_graph_node_names
 
 import visionpos as vp
 from tests.hosts.families import CHANNELS, GRIDS, fitting
+from tests.small import randomised
 from visionpos.analysis.hosts import ZOO, build, host_matrix, own_encoding
+from visionpos.hosts import attention
+from visionpos.kernels.coordinates import has_formula
 
 SPEC = "rope_axial"
 
@@ -106,6 +109,15 @@ def test_no_pictures_give_no_answers(family, spec):
     except (RuntimeError, ZeroDivisionError):
         return
     assert model(nothing).shape == want.shape == (0, 3)
+
+
+@pytest.mark.parametrize("family", ZOO)
+def test_a_bias_left_to_a_kernel_acts_where_attention_is_none_of_its_own(family, monkeypatch):
+    """From some hundred tokens on, on a GPU, attention gets positions in place of a bias that is a formula."""
+    model, x = converted(family, "alibi2d")
+    want = randomised(model)(x)
+    monkeypatch.setattr(attention, "takes_coordinates", has_formula)
+    close(model(x), want, 1e-5 * want.abs().max())
 
 
 @pytest.mark.parametrize("spec", [SPEC, "alibi2d"])  # biases are float32 tables

@@ -142,6 +142,15 @@ def encoded_pairs(
     return bias_4d(tensors)
 
 
+def bias_of_formula(tensors: AttentionTensors) -> AttentionTensors:
+    """Return the tensors with the bias computed that was left to a kernel, where no kernel takes attention over."""
+    if tensors.formula is not None:
+        encoding, positions = tensors.formula
+        tensors.formula = None
+        tensors.add_bias(encoding.bias(positions))
+    return bias_4d(tensors)
+
+
 def math_is_faster(x: Tensor, bias: Tensor | None = None) -> bool:
     """Return whether plain operations train faster than torch's fused attention, whatever `fused_attn` says.
 
@@ -162,8 +171,7 @@ def attend(tensors: AttentionTensors, scale: float, dropout: nn.Dropout, fused: 
         if tensors.bias is None and not tensors.value_terms and not p:
             out = coordinate_attention(q, k, v, encoding, positions, scale)  # (B, heads, T, head_dim)
             return out if tensors.output is None else out + tensors.output
-        tensors.add_bias(encoding.bias(positions))
-        bias_4d(tensors)
+        bias_of_formula(tensors)
     tensors.bias = bias = None if tensors.bias is None else tensors.bias.to(q.dtype)  # as torch's fused attention wants
     if not fused or tensors.value_terms or math_is_faster(q, bias):
         return attend_logits(tensors, (q * scale) @ k.transpose(-2, -1), dropout)
@@ -187,7 +195,8 @@ def attend_logits(tensors: AttentionTensors, logits: Tensor, dropout: Callable[[
 
     `dropout` acts on the probabilities.
     """
-    logits = logits if tensors.bias is None else logits + tensors.bias  # (B, heads, T, T)
+    bias = bias_of_formula(tensors).bias
+    logits = logits if bias is None else logits + bias  # (B, heads, T, T)
     probabilities = dropout(softmax_over_keys(logits, tensors.fully_masked)).to(tensors.v.dtype)
     del logits  # their memory is as large as any, and the product can have it
     out = probabilities @ tensors.v  # (B, heads, T, head_dim)
