@@ -37,7 +37,6 @@ OTHERS = {
     "SwinTransformerV2Cr": "a network of log-spaced offsets",
     "TNT": "learned tables of patches and of pixels in them",
     "Visformer": "a learned table in each stage",
-    "VOLO": "a learned table; outlook attention in the first stage",
 }
 
 
