@@ -13,7 +13,8 @@ from .registry import constructor_parameters, create_encoding, required_options
 
 GRID = (3, 5)
 DIM, HEADS, HEAD_DIM, BATCH = 48, 4, 16, 2
-SMALL = LayerFacts(dim=DIM, num_heads=HEADS, head_dim=HEAD_DIM, feat_shape=GRID, layer=1, depth=3)
+FACTS = {"num_heads": HEADS, "head_dim": HEAD_DIM, "value_dim": DIM, "layer": 1, "depth": 3}
+SMALL = LayerFacts(dim=DIM, feat_shape=GRID, **FACTS)
 
 
 def small_encoding(

@@ -119,6 +119,7 @@ def test_every_encoding_trains_at_two_sizes(name):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
+@pytest.mark.unhooked
 @pytest.mark.parametrize("spec", ["abs_win", "learned+alibi2d+peg"])
 def test_graphs_and_features(spec):
     model = vp.set_encoding(hieradet(), spec)

@@ -91,6 +91,7 @@ def test_every_encoding_trains(name):
     assert {encoding.name for encoding in vp.get_encoding(model)} == {name}
 
 
+@pytest.mark.unhooked
 @pytest.mark.parametrize("spec", ["learned", "sincos2d+relative_table+lepe+peg"])
 def test_copies_checkpointing_and_graphs(spec):
     model, x = vp.set_encoding(volo(), spec), pictures(SIZE)

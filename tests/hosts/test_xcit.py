@@ -108,6 +108,7 @@ def test_what_acts_on_pairs_of_patches_is_one_line(name):
     assert list(model.state_dict()) == keys
 
 
+@pytest.mark.unhooked
 @pytest.mark.parametrize("spec", ["fourier", "learned+peg+lepe"])
 def test_copies_checkpointing_and_graphs(spec):
     model = vp.set_encoding(xcit(), spec)

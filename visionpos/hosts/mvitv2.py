@@ -6,6 +6,7 @@ steps of the finer grid of the two, queries' or keys'.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -68,7 +69,7 @@ class EncodedMultiScaleAttention(MultiScaleAttention):
             x, grid = reshape_post_pool(pool(x), self.num_heads, prefix)
         return x if norm is None else norm(x), grid  # (B, heads, prefix + N', head_dim)
 
-    def forward(self, x: Tensor, feat_size: list[int]) -> tuple[Tensor, list[int]]:
+    def forward(self, x: Tensor, feat_size: Sequence[int]) -> tuple[Tensor, Sequence[int]]:
         """Return tokens (B, prefix + N', C') and their grid."""
         if all(encoding.owner is self for encoding in self.encodings):  # timm's own alone, or none
             return super().forward(x, feat_size)
@@ -98,7 +99,7 @@ class EncodedMultiScaleAttention(MultiScaleAttention):
 class EncodedBlock(MultiScaleBlock):
     """A block after which conditional encodings may mix the tokens."""
 
-    def forward(self, x: Tensor, feat_size: list[int]) -> tuple[Tensor, list[int]]:
+    def forward(self, x: Tensor, feat_size: Sequence[int]) -> tuple[Tensor, Sequence[int]]:
         """Return the tokens (B, prefix + N', C') and their grid."""
         x, grid = super().forward(x, feat_size)
         return mix(x, self.mixers, AttentionContext(grid_of(self, x, grid))), grid
