@@ -19,7 +19,7 @@ def geometric_frequencies(count: int, temperature: float, inclusive: bool = Fals
     if not 0 < temperature < float("inf"):
         raise ValueError(f"temperature must be positive, finite and a number, got {temperature}")
     steps = max(count - 1, 1) if inclusive else count
-    return temperature ** -(to_float64(torch.arange(count, device=device)) / steps)
+    return float(temperature) ** -(to_float64(torch.arange(count, device=device)) / steps)
 
 
 def flat_index(coords: Tensor, feat_shape: tuple[int, ...]) -> Tensor:

@@ -43,7 +43,7 @@ class Positions:
         coords = self.coords
         if not isinstance(coords, Tensor) or coords.is_complex() or coords.dtype == torch.bool:
             raise ValueError(f"coords must be a tensor of real numbers, got {getattr(coords, 'dtype', repr(coords))}")
-        if coords.ndim not in (2, 3):
+        if coords.ndim not in (2, 3) or not coords.shape[-1]:
             raise ValueError(f"coords must have shape (N, axes) or (B, N, axes), got {tuple(coords.shape)}")
         coords = coords if coords.dtype == torch.float64 else coords.float()
         prefix = self.num_prefix_tokens

@@ -167,7 +167,7 @@ def check_shift(shift: tuple[int, int], window_size: tuple[int, int]) -> tuple[i
     """
     pair = isinstance(shift, (tuple, list)) and len(shift) == 2 and all(type(each) is int for each in shift)
     if not pair or not all(0 <= each < window for each, window in zip(shift, window_size, strict=True)):
-        raise ValueError(f"shift must be two integers in [0, window) for window_size {window_size}, got {shift}")
+        raise ValueError(f"shift must be two integers in [0, window) for window_size {window_size}, got {shift!r}")
     return tuple(shift)
 
 

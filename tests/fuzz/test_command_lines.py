@@ -145,7 +145,7 @@ def in_a_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-@counts(fast=400, slow=9_000)
+@counts(fast=60, slow=9_000)
 def test_run_files(count, record_property, tmp_path):
     def attempt(content):
         (tmp_path / "given.yaml").write_bytes(content)
@@ -155,7 +155,7 @@ def test_run_files(count, record_property, tmp_path):
     fuzz(attempt, count, record_property, fields=NAMES, errors=ConfigError, content=changed_files(TASK, more))
 
 
-@counts(fast=160, slow=2_000)
+@counts(fast=20, slow=2_000)
 def test_sweep_files(count, record_property, tmp_path):
     def attempt(content):
         (tmp_path / "sweep.yaml").write_bytes(content)
@@ -199,7 +199,7 @@ def command_lines(draw) -> tuple[str, list[str]]:
     return script, argv
 
 
-@counts(fast=400, slow=8_000)
+@counts(fast=60, slow=8_000)
 def test_command_lines(count, record_property):
     def attempt(line):
         script, argv = line
@@ -230,7 +230,7 @@ CONTENTS = st.one_of(
 )
 
 
-@counts(fast=40, slow=1_000)
+@counts(fast=10, slow=1_000)
 def test_damaged_runs(count, record_property, finished, tmp_path):
     commands = {
         "classify": lambda run: classify(task_config(finished.parent, "--encoding", "alibi2d", "--output", str(run))),

@@ -73,7 +73,7 @@ def load(kind, weights, strict, resize):
     return model, result
 
 
-@counts(fast=400, slow=8_000)
+@counts(fast=100, slow=8_000)
 def test_damaged_state_dicts(count, record_property):
     def attempt(kind, changes, wrapped, strict, resize):
         weights = damaged({key: torch.full_like(v, 0.5) for key, v in MODELS[kind].state_dict().items()}, changes)
@@ -95,7 +95,7 @@ def test_damaged_state_dicts(count, record_property):
     )
 
 
-@counts(fast=100, slow=2_000)
+@counts(fast=50, slow=2_000)
 def test_damaged_files(count, record_property, tmp_path):
     files = {kind: save(model.state_dict()) for kind, model in MODELS.items()}
     path = tmp_path / "weights.safetensors"

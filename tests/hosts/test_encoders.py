@@ -138,6 +138,7 @@ def test_a_classifier_hands_the_augmentation_of_coordinates_to_its_encoder(kind)
     assert torch.equal(model.eval()(pictures()), model(pictures()))
 
 
+@pytest.mark.slow
 @pytest.mark.unhooked
 @pytest.mark.parametrize("spec", [None, "learned+rope_axial+relative_table"])
 @pytest.mark.parametrize("kind", ["Qwen, classes", "DeepSeek, classes"])

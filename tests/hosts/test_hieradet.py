@@ -133,6 +133,7 @@ def test_graphs_and_features(spec):
     assert [feature.shape for feature in features(pictures(SIZE))] == [(2, 16, 16, 24), (2, 32, 8, 12)]
 
 
+@pytest.mark.slow
 @pytest.mark.unhooked
 def test_torch_compile_makes_one_graph():
     model = vp.set_encoding(hieradet(), "abs_win+rope_axial+peg")

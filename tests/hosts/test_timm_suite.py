@@ -13,6 +13,7 @@ from timm.layers import create_feature_extractor, get_graph_node_names
 from torch import Tensor
 
 import visionpos as vp
+from tests.hosts.families import deeper, fitting
 from visionpos.analysis.hosts import ZOO, build
 
 OWN = None
@@ -23,10 +24,10 @@ encoded = pytest.mark.parametrize("spec", SPECS, ids=str)
 
 def pair(family, spec):
     """A plain model, the same one converted, and pictures for both."""
-    plain, size = build(family, **({"depth": 2} if "depth" in ZOO[family][1] else {}))
+    plain, size = build(family, **deeper(family))
     plain.eval()
     model = copy.deepcopy(plain)
-    vp.get_encoding(model) if spec is OWN else vp.set_encoding(model, spec)
+    vp.get_encoding(model) if spec is OWN else vp.set_encoding(model, fitting(family, spec))
     return plain, model, torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
 
 
@@ -166,7 +167,7 @@ def test_features(family, spec, form):
         want = answers(timm.create_model)
     except Exception as error:
         pytest.skip(f"neither does timm's: {error}")
-    assert answers(lambda *args, **kwargs: vp.create_model(*args, encoding=spec, **kwargs)) == want
+    assert answers(lambda *args, **kwargs: vp.create_model(*args, encoding=fitting(family, spec), **kwargs)) == want
 
 
 def graph(model):
@@ -175,6 +176,7 @@ def graph(model):
     return create_feature_extractor(model, nodes[-1:])
 
 
+@pytest.mark.slow
 @pytest.mark.unhooked
 @encoded
 @everywhere
@@ -188,6 +190,7 @@ def test_forward_fx(family, spec):
         assert torch.equal(got, want)
 
 
+@pytest.mark.slow
 @pytest.mark.unhooked
 @encoded
 @everywhere

@@ -118,6 +118,7 @@ def test_copies_checkpointing_and_graphs(spec):
     assert torch.equal(extractor(pictures())["blocks.1"], want)
 
 
+@pytest.mark.slow
 @pytest.mark.unhooked
 def test_torch_compile_makes_one_graph():
     model = vp.set_encoding(xcit(), "fourier+peg+lepe")
