@@ -44,6 +44,7 @@ NAMES = {
     "Key",
     "keys",
     "Option",
+    "nested key",
     ".yaml",
     "YAML",
     "not enough memory",

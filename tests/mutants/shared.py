@@ -250,7 +250,7 @@ ATTENTION = mutants_of(
     "hosts/test_swin.py hosts/test_vit.py",
     [
         ("logits not scaled", "(q * scale) @ k", "q @ k"),
-        ("bias twice", "else logits + tensors.bias  #", "else logits + 2 * tensors.bias  #"),
+        ("bias twice", "else logits + bias  #", "else logits + 2 * bias  #"),
         ("NaN for a query that sees no key", "logits.masked_fill(fully_masked, 0).softmax", "logits.softmax"),
         ("fused logits not scaled", "dropout_p=p, scale=scale)", "dropout_p=p, scale=1.0)"),
         ("mask of the caller dropped", "tensors.add_bias(_additive(attn_mask, q.dtype))", "pass"),

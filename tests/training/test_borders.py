@@ -262,8 +262,12 @@ def test_signed_weights_that_are_not_finite_are_passed_over(tmp_path, capsys):
         checkpoint.save(tmp_path, 2, bad, {})
     assert checkpoint.load(tmp_path).step == 1
     assert "step-00000002 holds weights that are not finite (a)" in capsys.readouterr().err
+
+
+@pytest.mark.unhooked
+def test_a_state_that_is_none_is_no_checkpoint(tmp_path):
     with pytest.raises(checkpoint.CheckpointError, match="holds no state"):
-        checkpoint.save(tmp_path, 3, good, [])
+        checkpoint.save(tmp_path, 3, {"model": {"a": torch.ones(2)}}, [])
 
 
 def test_nothing_is_written_through_a_link_of_somebody_else(tmp_path):

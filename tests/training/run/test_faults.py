@@ -54,18 +54,18 @@ def fill_the_disk(folder: Path, sizes: list[int]) -> list[tuple[int, str, int, l
     return found
 
 
-SIZES = [300, 1500, 2500, 9_000, 20_000, 40_000]
+SIZES = [700, 1500, 2500, 9_000, 20_000, 40_000]
 
 
-@pytest.mark.parametrize("sizes", [SIZES, pytest.param(range(400, 50_000, 1000), marks=pytest.mark.slow)])
+@pytest.mark.parametrize("sizes", [SIZES, pytest.param(range(700, 50_000, 1000), marks=pytest.mark.slow)])
 def test_a_full_disk_is_one_line_and_costs_nothing(sizes, fresh, tmp_path):
     for size, (code, text, step, different) in zip(sizes, fresh(fill_the_disk, tmp_path, list(sizes)), strict=True):
         assert code in (2, 3), size
-        start, *warnings, error = text.splitlines()  # what it trains, then why no more
+        start, *progress, error = text.splitlines()  # what it trains, then why no more
         assert start.startswith(f"{tmp_path}"), text
         assert error.startswith("error: "), text
         assert "File too large" in error, size
-        assert not warnings, text
+        assert all(line.startswith("step ") for line in progress), text
         assert step >= 3
         assert different == [], size
 

@@ -130,7 +130,7 @@ def colors_of(content: dict[str, Any], accuracies: Iterable[tuple[str, dict[str,
     return {baseline: "black"} | {name: COLORS[order.index(name) % len(COLORS)] for name in others[:FEW]}
 
 
-def curves(axis: Axes, points: Iterable[tuple[float, str, dict[str, Any]]], colors: dict[str, str]) -> None:
+def curves(axis: Axes, points: Iterable[tuple[float, str, dict[str, Any]]], colors: dict[str | None, str]) -> None:
     """Draw a line for each encoding; those that have a colour with a band and a name.
 
     Args:
