@@ -68,7 +68,10 @@ def test_one_export_serves_other_sizes(name):
         assert (exported(x) - model(x)).abs().max() < 1e-5, size
 
 
-@pytest.mark.parametrize("name", ["learned", "rope_axial", "alibi2d", "relative_table"])
+SLOW_ONNX = [pytest.param(name, marks=pytest.mark.slow) for name in ("learned", "alibi2d")]
+
+
+@pytest.mark.parametrize("name", ["rope_axial", "relative_table", *SLOW_ONNX])
 def test_onnx_runtime_at_sizes_that_were_not_traced(name, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     model = vp.set_encoding(vit(dynamic_img_size=True).eval(), name).requires_grad_(False)

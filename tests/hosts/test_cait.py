@@ -220,7 +220,7 @@ def test_fx_extraction(spec):
 
 
 @pytest.mark.unhooked
-@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("spec", [SPECS[-1], *(pytest.param(spec, marks=pytest.mark.slow) for spec in SPECS[:-1])])
 def test_torch_compile_makes_one_graph(spec):
     torch._dynamo.reset()
     model = vp.set_encoding(cait(), spec)

@@ -118,10 +118,11 @@ def test_default_cfg(family, spec):
 
 WAYS = [
     {},
-    {"indices": 1},
     {"indices": [0], "stop_early": True, "norm": True},
-    {"output_fmt": "NLC"},
-    {"return_prefix_tokens": True},
+    *(
+        pytest.param(way, marks=pytest.mark.slow)
+        for way in ({"indices": 1}, {"output_fmt": "NLC"}, {"return_prefix_tokens": True})
+    ),
 ]
 
 
