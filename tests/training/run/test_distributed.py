@@ -148,7 +148,7 @@ def without_key_biases(folder: Path) -> dict[str, torch.Tensor]:
 
 
 SHARDED = ["--parallel", "fsdp"]
-SIZES = ["--model.options.dynamic_img_size", "true"]
+SIZES = ["--model.options.dynamic_img_size", "true", "--encoding", "{name: rope_axial, extrapolate: false}"]
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,6 @@ SIZES = ["--model.options.dynamic_img_size", "true"]
 def test_two_processes_do_what_one_does(kind, flags, vary, fresh, tmp_path):
     apart = fresh(compare, kind, tmp_path, flags, vary)
     assert apart.pop("steps") >= 10
-    assert apart.pop("gradient") < 4e-6, apart  # float32, sums over the batch in another order
     assert max(apart.values()) < 1e-6, apart
 
 
