@@ -34,7 +34,7 @@ def test_whole_page_is_up_to_date():
 def test_pictures_are_there_and_small():
     for name in vp.list_encodings():
         picture = ROOT / "docs" / "pictures" / f"{name}.png"
-        assert name == "none" or 0 < picture.stat().st_size < 150_000, COMMAND
+        assert name == "none" or 0 < picture.stat().st_size < 60_000, COMMAND
 
 
 def test_what_the_page_says_against_common_claims():

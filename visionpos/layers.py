@@ -69,7 +69,7 @@ class PositionLayer(nn.Module):
 
     @property
     def positions(self) -> Positions:
-        """The positions of all tokens of the grid, on the device of the layer."""
+        """Return the positions of all tokens of the grid, on the device of the layer."""
         return Positions(self.coords, self.feat_shape, self.num_prefix_tokens, is_grid=True)
 
     def set_feat_shape(self, feat_shape: tuple[int, int]) -> None:
@@ -199,7 +199,7 @@ class RelPosBias(PositionLayer):
 
     @property
     def relative_position_index(self) -> Tensor:
-        """The row of the table for each pair, (N, N) int64, of encodings that have one."""
+        """Return the row of the table for each pair, (N, N) int64, of encodings that have one."""
         return self.encoding.relative_position_index
 
     def get_bias(

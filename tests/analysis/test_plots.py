@@ -133,4 +133,4 @@ def test_picture_file_is_small_and_the_same_every_time(tmp_path):
     for run in "ab":
         plot_encoding("alibi2d", GRID, num_heads=4).savefig(tmp_path / f"{run}.png", metadata={"Software": None})
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
-    assert (tmp_path / "a.png").stat().st_size < 150_000
+    assert (tmp_path / "a.png").stat().st_size < 60_000

@@ -42,7 +42,7 @@ OTHERS = {
 
 @dataclass
 class Row:
-    """The architectures of one class.
+    """Hold what was counted of the architectures of one class.
 
     Attributes:
         family: the host's name, empty for a class that is none.
@@ -60,7 +60,7 @@ class Row:
 
 
 class _Found(Exception):
-    """What an architecture is, raised in the place where timm would build it."""
+    """Say what an architecture is; raised in the place where timm would build it."""
 
 
 def _shallow(cls: type, options: dict[str, Any]) -> dict[str, Any]:

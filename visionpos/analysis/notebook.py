@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from io import BytesIO
+from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
+from PIL import Image
 
 DPI = 144
 
@@ -14,6 +17,14 @@ class NotebookFigure(Figure):
 
     def __init__(self, *args, dpi: float = DPI, layout: str = "constrained", **kwargs):
         super().__init__(*args, dpi=dpi, layout=layout, **kwargs)
+
+    def savefig(self, fname: Any, **options: Any) -> None:
+        """Save the figure as matplotlib does; a PNG has a palette of 256 colours, and so a third of the bytes."""
+        if (options.get("format") or Path(str(fname)).suffix[1:]) != "png":
+            return super().savefig(fname, **options)
+        buffer = BytesIO()
+        super().savefig(buffer, **{**options, "format": "png"})
+        Image.open(buffer).convert("RGB").quantize(256).save(fname, format="PNG", optimize=True)
 
     def _repr_png_(self) -> bytes:
         """Return the picture that a notebook shows."""

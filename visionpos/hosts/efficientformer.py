@@ -34,7 +34,7 @@ class EncodedBlock(MetaBlock1d):
 
     @property
     def attn(self) -> nn.Module:
-        """The attention, under the name that it has in other families."""
+        """Return the attention, under the name that it has in other families."""
         return self.token_mixer
 
     def forward(self, x: Tensor) -> Tensor:

@@ -72,7 +72,7 @@ class EncodedBlock(EfficientFormerV2Block):
 
     @property
     def attn(self) -> nn.Module:
-        """The attention, under the name that it has in other families."""
+        """Return the attention, under the name that it has in other families."""
         return self.token_mixer
 
     def forward(self, x: Tensor) -> Tensor:
@@ -81,7 +81,7 @@ class EncodedBlock(EfficientFormerV2Block):
 
 
 class EncodedDownsample(Downsample):
-    """The same for attention beside the convolution between two stages."""
+    """Attention beside the convolution between two stages, after which conditional encodings may mix the map."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Return a map of a quarter of the tokens."""

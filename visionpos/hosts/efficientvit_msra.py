@@ -67,7 +67,7 @@ class EncodedBlock(EfficientVitBlock):
 
     @property
     def attn(self) -> nn.Module:
-        """The attention, under the name that it has in other families."""
+        """Return the attention, under the name that it has in other families."""
         return self.mixer.m.attn
 
     def forward(self, x: Tensor) -> Tensor:

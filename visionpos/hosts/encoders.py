@@ -32,7 +32,7 @@ class ClassifierMixin:
 
     @property
     def coordinate_augmentation(self) -> CoordinateAugmentation | None:
-        """The encoder's augmentation of coordinates while training."""
+        """Return the encoder's augmentation of coordinates while training."""
         return self.encoder.coordinate_augmentation
 
     @coordinate_augmentation.setter

@@ -61,7 +61,7 @@ class AddPositions:
 
 
 class AddPositionsToMap:
-    """The same for a module that ends in a map (B, C, H, W)."""
+    """Mixin for a module that ends in a map (B, C, H, W), to which input encodings are added."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the map (B, C, H, W) as timm does, with input encodings."""
@@ -69,7 +69,7 @@ class AddPositionsToMap:
 
 
 class AddPositionsToTokens:
-    """The same for a module that returns tokens (B, H W, C) and their grid (H, W)."""
+    """Mixin for a module that returns tokens (B, H W, C) and their grid (H, W); input encodings are added to these."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Return the tokens as timm does, with input encodings, and their grid."""
@@ -109,7 +109,7 @@ class EncodedGridModel(FixedCoordinates):
 
 
 class GridHost(Host):
-    """A family of such blocks; each has `attn` with a list of encodings, and `mixers` behind it."""
+    """A family of blocks on a grid or windows of it; each has `attn` with a list of encodings, and `mixers` behind it."""
 
     models: ClassVar[dict[type, type]]  # timm's class: the converted one
 
@@ -182,7 +182,7 @@ def trained_size(model: nn.Module) -> tuple[int, int]:
 
 
 class StagedHost(GridHost):
-    """Such a family whose stages have a grid each."""
+    """A family of blocks on grids whose stages have a grid each."""
 
     @abstractmethod
     def grids(self, model: nn.Module) -> list[tuple[int, int]]:

@@ -56,7 +56,7 @@ class EncodedAttention(EncodedBiases, Attention):
 
 @register_notrace_module
 class EncodedAttentionDownsample(EncodedBiases, AttentionDownsample):
-    """The same with a query at every second token of each axis."""
+    """Self-attention of LeViT with a query at every second token of each axis."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Return what x is, of a quarter of the tokens."""
@@ -77,11 +77,11 @@ class EncodedBlock(LevitBlock):
 
 @register_notrace_module
 class EncodedDownsample(LevitDownsample):
-    """The same for a block that leaves a quarter of the tokens."""
+    """A block that leaves a quarter of the tokens, after which conditional encodings may mix these."""
 
     @property
     def attn(self) -> nn.Module:
-        """The attention, under the name that it has in other blocks."""
+        """Return the attention, under the name that it has in other blocks."""
         return self.attn_downsample
 
     def forward(self, x: Tensor) -> Tensor:
@@ -95,7 +95,7 @@ class EncodedStem8(AddPositionsToMap, Stem8):
 
 
 class EncodedStem16(AddPositionsToMap, Stem16):
-    """The same with patches of twice the size."""
+    """The convolutions before the first stage, with patches of twice the size."""
 
 
 class EncodedLevit(EncodedGridModel, Levit):
@@ -103,7 +103,7 @@ class EncodedLevit(EncodedGridModel, Levit):
 
 
 class EncodedLevitDistilled(EncodedGridModel, LevitDistilled):
-    """The same with a second head."""
+    """A LeViT with a second head, whose positions are encodings of this package."""
 
 
 class LevitHost(BiasesHost):

@@ -75,7 +75,7 @@ class EncodedPartitionCl(PartitionAttentionCl):
 
 
 class EncodedPartition2d(PartitionAttention2d):
-    """The same on maps x (B, C, H, W)."""
+    """Attention in windows or dilated grids of maps x (B, C, H, W), after which encodings may mix the whole map."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the tokens (B, C, H, W)."""

@@ -32,7 +32,7 @@ class ParameterHolder(nn.Module):
 
 @runtime_checkable
 class View(Protocol):
-    """How an encoding sees a parameter that its owner has in another layout."""
+    """Let an encoding see a parameter that its owner has in another layout."""
 
     def read(self, parameter: Tensor) -> Tensor:
         """Return the encoding's layout of the owner's parameter."""

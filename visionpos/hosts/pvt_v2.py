@@ -81,7 +81,7 @@ class EncodedPVTv2(EncodedGridModel, PyramidVisionTransformerV2):
 
 
 class PooledKeysHost(StagedHost):
-    """Such a family; what convolves or weighs values has no place in a layer with fewer of them than queries."""
+    """A family with pooled keys; what convolves or weighs values has no place where these are fewer than queries."""
 
     def pools(self, block: nn.Module) -> bool:
         """Return whether the attention of a block has other numbers of queries and of keys."""

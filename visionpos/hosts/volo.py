@@ -59,7 +59,7 @@ class EncodedTransformer(Transformer):
 
 
 class EncodedDownsample(Downsample):
-    """What makes the grid of the transformer blocks, to which input encodings are added, all but timm's own."""
+    """The convolution in front of the transformer blocks, to whose grid input encodings are added, but timm's own."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the tokens (B, H, W, C)."""

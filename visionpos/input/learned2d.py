@@ -15,7 +15,7 @@ from ..resize import resize_position_table, sample_table
 
 
 class Table(NamedTuple):
-    """How a model of a paper has its table."""
+    """Hold how a model of a paper has its table."""
 
     grid_size: tuple[int, int]
     interpolation: str

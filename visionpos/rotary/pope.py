@@ -74,7 +74,7 @@ class PoPE(RotaryEncoding):
 
     @property
     def num_angles(self) -> int:
-        """Angles per token: one for each channel."""
+        """Return the number of angles per token: one for each channel."""
         return self.head_dim
 
     def encode(self, positions: Positions) -> Tensor:

@@ -131,12 +131,12 @@ class RopeAxial(FrequencyRotary):
 
     @property
     def dialect(self) -> Dialect:
-        """The preset as a record."""
+        """Return the preset as a record."""
         return DIALECTS[self.preset]
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Learned frequencies start as those of the formula."""
+        """Set learned frequencies to those of the formula."""
         if self.log_frequencies is not None:
             self.log_frequencies.copy_(axial_frequencies(self.num_angles, self.temperature, self.dialect).log())
 
