@@ -88,6 +88,11 @@ def command(argv: Sequence[str]) -> None:
     given = {name: flags[name] for name in PACKED if flags[name] is not None}
     if given and flags.pack is None:
         raise ConfigError(f"--{next(iter(given))}: given without --pack, which alone has use for it")
+    publish = next((name for name in ("page", "pack") if flags[name] is not None), None)
+    useless = ["output", "baseline", *(["vary", "pack"] if publish == "page" else [])]
+    for name in useless if publish else ():
+        if flags[name]:
+            raise ConfigError(f"--{name}: given with --{publish}, which has no use for it")
     from visionpos.training.reports.collect import find_runs, group_runs
     from visionpos.training.reports.markdown import markdown
     from visionpos.training.reports.packed import pack_study

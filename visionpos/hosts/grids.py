@@ -109,7 +109,7 @@ class EncodedGridModel(FixedCoordinates):
 
 
 class GridHost(Host):
-    """A family of blocks on a grid or windows of it; each has `attn` with a list of encodings, and `mixers` behind it."""
+    """A family of blocks on a grid or windows of it: each has `attn` with a list of encodings, and `mixers`."""
 
     models: ClassVar[dict[type, type]]  # timm's class: the converted one
 

@@ -68,7 +68,7 @@ class RopeGolden(FrequencyRotary):
         self.num_directions = num_directions
 
     def frequencies(self, device=None, feat_shape: Shape | None = None) -> Tensor:
-        """Return omega_i u_i, what multiplies x and y, scaled for a grid if given: (2, heads or 1, head_dim / 2), float64."""
+        """Return omega_i u_i, what multiplies x and y, scaled for a grid if given: (2, heads or 1, pairs), float64."""
         groups, pairs = self.num_directions or 1, self.head_dim // 2
         still = min(round(self.zero_fraction * pairs / groups), pairs // groups - 1)  # at least one pair turns
         count, ratio = pairs // groups - still, self.min_freq / self.max_freq

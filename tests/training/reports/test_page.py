@@ -106,6 +106,9 @@ def test_the_command_writes_the_page_and_its_pictures(tmp_path, capsys):
         (["--pack", "kept"], "--what: not given, and not in kept/study.json"),
         (["--pack", "kept", "--what", "x", "--command", "y"], "--commit: not given"),
         (["--what", "x"], "--what: given without --pack"),
+        (["--pack", "kept", "--output", "x"], "--output: given with --pack, which has no use for it"),
+        (["--page", "page.md", "--baseline", "none"], "--baseline: given with --page, which has no use for it"),
+        (["--page", "page.md", "--pack", "kept"], "--pack: given with --page, which has no use for it"),
         (["--page", "page.md"], "runs: no folder of results/: it has no study.json"),
     ],
 )
