@@ -150,6 +150,8 @@ def test_a_mistake_on_the_command_line_is_one_line(flags, line, capsys):
         ("encoding: {init_std: 0.5}", "encoding: {'init_std': 0.5} given; accepted: a name"),
         ("data: {grid: 6}", "data.grid: '6' given; accepted: a list of 2"),
         ("- seed", "Unexpected config"),
+        ("'': 1", "config: '' given as the name of a field; accepted: fields"),
+        ("a b: 1", "config: 'a b' given as the name of a field; accepted: fields"),
     ],
 )
 def test_a_mistake_in_a_file_is_one_line(text, line, tmp_path, capsys):

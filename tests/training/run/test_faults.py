@@ -44,8 +44,11 @@ def fill_the_disk(folder: Path, sizes: list[int]) -> list[tuple[int, str, int, l
     for size in sizes:
         shutil.copytree(folder / "stopped", folder / f"{size}")
         config, text = config_of("task", folder / f"{size}"), folder / f"{size}.txt"
+        os.mkfifo(text)  # for the limit is not on what a run says
+        said = os.open(text, os.O_RDWR | os.O_NONBLOCK)
         code = run(config, lambda size=size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)), text=text)
-        last = text.read_text().partition("continuing after step 3 of 10\n")[2]
+        last = os.read(said, 2**16).decode().partition("continuing after step 3 of 10\n")[2]
+        os.close(said)
         names = [path.name for path in (folder / f"{size}" / "checkpoints").iterdir()]
         assert all(name.startswith("step-") for name in names), names
         step = checkpoint.load(folder / f"{size}" / "checkpoints").step
@@ -54,10 +57,10 @@ def fill_the_disk(folder: Path, sizes: list[int]) -> list[tuple[int, str, int, l
     return found
 
 
-SIZES = [700, 1500, 2500, 9_000, 20_000, 40_000]
+SIZES = [300, 1500, 2500, 9_000, 20_000, 40_000]
 
 
-@pytest.mark.parametrize("sizes", [SIZES, pytest.param(range(700, 50_000, 1000), marks=pytest.mark.slow)])
+@pytest.mark.parametrize("sizes", [SIZES, pytest.param(range(400, 50_000, 1000), marks=pytest.mark.slow)])
 def test_a_full_disk_is_one_line_and_costs_nothing(sizes, fresh, tmp_path):
     for size, (code, text, step, different) in zip(sizes, fresh(fill_the_disk, tmp_path, list(sizes)), strict=True):
         assert code in (2, 3), size

@@ -282,6 +282,8 @@ def _explain(message: str, types: dict[str, Any]) -> str:
         return f"{key}: no such field; {_fields_like(key, types)}"
     if text := re.search(r"Unexpected config: ?(.*)", message, re.S):
         return f"config: Unexpected config {text[1][:60]!r}; accepted: fields, as in `seed: 0`"
+    if key := re.search(r'(?:Empty nested key|Spaces not allowed in keys): "(.*)"', message, re.S):
+        return f"config: {key[1][:60]!r} given as the name of a field; accepted: fields, as in `seed: 0`"
     names = re.findall(r'Parser key "([\w.]+)"', message)
     value = re.search(r"(?:Got|Given) value: (.*?)\s*$", message)
     if names and value and names[-1] in types:
