@@ -7,6 +7,7 @@ import timm
 import torch
 
 import visionpos as vp
+from tests.hosts.same_bits import OWN, check_same_bits
 from tests.small import pictures, randomised
 from visionpos.convert import find_host
 
@@ -21,20 +22,7 @@ def plain_model(size):
 @pytest.mark.parametrize("size", [(64, 96), (96, 64)])
 @torch.no_grad()
 def test_converting_to_what_the_host_has_changes_no_bit(size):
-    plain, x = plain_model(size), pictures(size)
-    model = copy.deepcopy(plain)
-    assert [encoding.name for encoding in vp.get_encoding(model)] == ["relative_table"] * 12
-    for spec in ("relative_table", vp.get_encoding(model)):
-        vp.set_encoding(model, spec)
-        assert {k: t.shape for k, t in model.state_dict().items()} == {
-            k: t.shape for k, t in plain.state_dict().items()
-        }
-        assert torch.equal(model(x), plain(x))
-    for options in ({}, {"indices": [0], "stop_early": True}):
-        (last, found), (last_of_timm, found_of_timm) = (m.forward_intermediates(x, **options) for m in (model, plain))
-        assert torch.equal(last, last_of_timm)
-        assert all(torch.equal(a, b) for a, b in zip(found, found_of_timm, strict=True))
-    assert torch.equal(model.double()(x.double()), plain.double()(x.double()))
+    model = check_same_bits(plain_model(size), pictures(size), ["relative_table"] * 12, "relative_table", OWN)
     facts = find_host(model).layer_facts(model)
     windows = [tuple(n // ratio for n in size) for ratio in (32, 32, 16, 32)]
     assert [fact.feat_shape for fact in facts] == [windows[stage] for stage in (0, 0, 1, 1, *[2] * 6, 3, 3)]

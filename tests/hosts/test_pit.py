@@ -1,12 +1,11 @@
 """PiT as host: its table keeps timm's layout, every stage sees a grid of its own, class tokens have no place."""
 
-import copy
-
 import pytest
 import timm
 import torch
 
 import visionpos as vp
+from tests.hosts.same_bits import OWN, check_same_bits
 from tests.small import pictures, randomised
 from visionpos.convert import find_host
 
@@ -23,20 +22,7 @@ def plain_model(name="pit_ti_224", size=SIZE):
 @pytest.mark.parametrize("name", ["pit_ti_224", "pit_s_distilled_224"])
 @torch.no_grad()
 def test_converting_to_what_the_host_has_changes_no_bit(name, size):
-    plain, x = plain_model(name, size), pictures(size)
-    model = copy.deepcopy(plain)
-    assert [encoding.name for encoding in vp.get_encoding(model)] == ["learned"]
-    for spec in ("learned", vp.get_encoding(model)):
-        vp.set_encoding(model, spec)
-        assert {k: t.shape for k, t in model.state_dict().items()} == {
-            k: t.shape for k, t in plain.state_dict().items()
-        }
-        assert torch.equal(model(x), plain(x))
-    for options in ({}, {"indices": [0], "stop_early": True}):
-        (last, found), (last_of_timm, found_of_timm) = (m.forward_intermediates(x, **options) for m in (model, plain))
-        assert torch.equal(last, last_of_timm)
-        assert all(torch.equal(a, b) for a, b in zip(found, found_of_timm, strict=True))
-    assert torch.equal(model.double()(x.double()), plain.double()(x.double()))
+    check_same_bits(plain_model(name, size), pictures(size), ["learned"], "learned", OWN)
 
 
 @torch.no_grad()

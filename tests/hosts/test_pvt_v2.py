@@ -7,6 +7,7 @@ import timm
 import torch
 
 import visionpos as vp
+from tests.hosts.same_bits import OWN, check_same_bits
 from tests.small import pictures, randomised
 from visionpos.convert import find_host
 
@@ -32,17 +33,7 @@ def plain_model(kind="convolution", **options):
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
 def test_converting_to_what_the_host_has_changes_no_bit(kind, size):
-    plain, x = plain_model(kind), pictures(size)
-    model = copy.deepcopy(plain)
-    for spec in (vp.get_encoding(model), "none"):
-        vp.set_encoding(model, spec)
-        assert list(model.state_dict()) == list(plain.state_dict())
-        assert torch.equal(model(x), plain(x))
-    for options in ({}, {"indices": [0], "stop_early": True}):
-        (last, found), (last_of_timm, found_of_timm) = (m.forward_intermediates(x, **options) for m in (model, plain))
-        assert torch.equal(last, last_of_timm)
-        assert all(torch.equal(a, b) for a, b in zip(found, found_of_timm, strict=True))
-    assert torch.equal(model.double()(x.double()), plain.double()(x.double()))
+    check_same_bits(plain_model(kind), pictures(size), [], OWN, "none")
 
 
 @pytest.mark.parametrize("size", [SIZE, OTHER])

@@ -7,6 +7,7 @@ import timm
 import torch
 
 import visionpos as vp
+from tests.hosts.same_bits import OWN, check_same_bits
 from tests.small import pictures, randomised
 
 SIZE, OTHER = (64, 96), (80, 52)  # the second is no multiple of a window
@@ -31,18 +32,8 @@ def plain_model(name="twins_svt_small"):
 @pytest.mark.parametrize("name", KINDS)
 @torch.no_grad()
 def test_converting_to_what_the_host_has_changes_no_bit(name, size):
-    plain, x = plain_model(name), pictures(size)
-    model = copy.deepcopy(plain)
-    assert [encoding.name for encoding in vp.get_encoding(model)] == ["peg", "peg"]
-    for spec in ("peg", vp.get_encoding(model)):
-        vp.set_encoding(model, spec)
-        assert list(model.state_dict()) == list(plain.state_dict())
-        assert torch.equal(model(x), plain(x))
-    for options in ({}, {"norm": True}, {"indices": [0], "stop_early": True}):
-        (last, found), (last_of_timm, found_of_timm) = (m.forward_intermediates(x, **options) for m in (model, plain))
-        assert torch.equal(last, last_of_timm)
-        assert all(torch.equal(a, b) for a, b in zip(found, found_of_timm, strict=True))
-    assert torch.equal(model.double()(x.double()), plain.double()(x.double()))
+    ways = ({}, {"norm": True}, {"indices": [0], "stop_early": True})
+    check_same_bits(plain_model(name), pictures(size), ["peg", "peg"], "peg", OWN, ways=ways)
 
 
 @pytest.mark.parametrize("size", [SIZE, OTHER])
