@@ -12,8 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from importlib import import_module
-from importlib.util import find_spec
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -23,42 +21,12 @@ from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 
 from .encoding import LayerFacts, PositionEncoding
-from .hosts import (  # noqa: F401, every family is registered
-    beit,
-    cait,
-    davit,
-    efficientformer,
-    efficientformer_v2,
-    efficientvit_msra,
-    eva,
-    gcvit,
-    hiera,
-    hieradet,
-    levit,
-    maxxvit,
-    mvitv2,
-    pit,
-    pvt_v2,
-    relpos,
-    sam,
-    swin,
-    swin_v2,
-    tiny_vit,
-    twins,
-    vit,
-    volo,
-    xcit,
-)
 from .hosts.host import Host, find_host, mixes_tokens
 from .hosts.parameters import copy_encoding, has_parameters
 from .registry import FIXED, Spec, check_agreement, complete_options, get_encoding_class, is_registered, parse_spec
 from .weights.load import create_with_weights
 
 __all__ = ["ARCHITECTURE", "create_model", "get_encoding", "set_encoding"]
-
-for family in ("deepseek_vit", "qwen3_vit"):  # which the oldest timm that is supported has not
-    if find_spec(f"timm.models.{family}"):
-        import_module(f".hosts.{family}", __package__)
 
 ARCHITECTURE = "visionpos"  # the entry point that converts any timm model, and the prefix of the others
 Item = tuple[str, dict[str, Any]] | PositionEncoding  # of a spec, as `parse_spec` returns it

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
+import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import ClassVar
@@ -115,6 +118,20 @@ def register_host(host: Host) -> Host:
     return host
 
 
+@functools.cache
+def discover() -> None:
+    """Import every file of this folder, so that adding a file is all it takes.
+
+    The files of families that this timm does not have are left out.
+    """
+    for module in pkgutil.iter_modules(importlib.import_module(__package__).__path__):
+        try:
+            importlib.import_module(f"{__package__}.{module.name}")
+        except ModuleNotFoundError as error:
+            if not (error.name or "").startswith("timm.models."):
+                raise
+
+
 def supported_hosts() -> list[str]:
     """Return the names of the timm families that take encodings.
 
@@ -122,6 +139,7 @@ def supported_hosts() -> list[str]:
         >>> "Hiera" in vp.supported_hosts()
         True
     """
+    discover()
     return [host.name for host in _HOSTS]
 
 
@@ -131,6 +149,7 @@ def find_host(model: nn.Module) -> Host:
     Raises:
         ValueError: no family fits; names the supported ones.
     """
+    discover()
     for host in _HOSTS:
         if host.accepts(model):
             return host
