@@ -30,6 +30,7 @@ DEEPER = {
     "MaxViT": {},
     "CoAtNet": {"depths": (1, 2)},
     "PiT": {"base_dims": (16, 16), "depth": (1, 2), "heads": (3, 6)},
+    "CrossViT": {"depth": ((1, 2, 0), (1, 1, 0))},
     "PVT v2": {**TWO_STAGES, "depths": (1, 1), "sr_ratios": (2, 1), "mlp_ratios": (2, 2)},
     "Twins": {**TWO_STAGES, "depths": (2, 1), "wss": (4, 4), "sr_ratios": (2, 1), "mlp_ratios": (2, 2)},
     "DaViT": {**TWO_STAGES, "depths": (1, 1)},

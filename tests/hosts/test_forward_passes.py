@@ -30,6 +30,7 @@ ONE_SIZE = (
     "EfficientFormer",
     "EfficientFormerV2",
     "GCViT",
+    "CrossViT",
 )
 ALWAYS = ("Qwen3-ViT", "DeepSeek-ViT")  # pictures of any size, without being asked
 ANY_SIZE = {
@@ -198,6 +199,7 @@ def test_no_module_is_hooked_and_copies_have_their_own_input_encodings(family):
         dict(model.named_modules()),
         (
             "patch_embed.proj.4",
+            "patch_embed.0",
             "patch_embed",
             "encoder.patch_embed",
             "patch_embeds.0.proj",

@@ -27,7 +27,6 @@ from ..hosts.host import find_host
 OTHERS = {
     "CoaT": "a convolution on the tokens and one on the values of its factorised attention",
     "ConVit": "positional self-attention whose gate has a parameter for each head",
-    "CrossVit": "a learned table for each of two grids, which exchange class tokens",
     "CSATv2": "convolutions, and attention in the last stage",
     "EdgeNeXt": "Fourier features; its attention is over channels",
     "Gemma4VitClassifier": "a table for each axis, and a rotation",

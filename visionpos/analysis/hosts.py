@@ -108,6 +108,19 @@ ZOO: dict[str, tuple[str, dict[str, Any], tuple[int, int]]] = {
         },
         (32, 48),
     ),
+    "CrossViT": (
+        "crossvit_9_240",
+        {
+            "num_classes": 3,
+            "img_size": (16, 24),
+            "img_scale": (1.0, 1.0),
+            "patch_size": (4, 8),
+            "embed_dim": (48, 96),
+            "depth": ((1, 1, 0),),
+            "num_heads": (3, 3),
+        },
+        (16, 24),
+    ),
     "PVT v2": (
         "pvt_v2_b0",
         {

@@ -37,7 +37,11 @@ class Host(ABC):
 
     @abstractmethod
     def input_facts(self, model: nn.Module) -> LayerFacts:
-        """Return what the model knows of its stem, where input encodings act."""
+        """Return what the model knows of its stem, where input encodings act; of the first one, if it has several."""
+
+    def stems(self, model: nn.Module) -> list[LayerFacts]:
+        """Return what the model knows of each place where input encodings act, which have different widths: one."""
+        return [self.input_facts(model)]
 
     @abstractmethod
     def layer_facts(self, model: nn.Module) -> list[LayerFacts]:
@@ -74,6 +78,11 @@ def layer_lists(block: nn.Module, encodings: list[PositionEncoding]):
     """Return the lists of a block and what each will hold: encodings inside attention, and those that follow it."""
     mixers = [encoding for encoding in encodings if mixes_tokens(encoding)]
     return (block.attn.encodings, [each for each in encodings if each not in mixers]), (block.mixers, mixers)
+
+
+def fits_stem(encoding: PositionEncoding, stem: LayerFacts) -> bool:
+    """Return whether an input encoding is for a stem: it has the width of its tokens."""
+    return getattr(encoding, "dim", stem.dim) == stem.dim
 
 
 def first(encodings: Iterable[PositionEncoding], kind: type | tuple[type, ...]) -> PositionEncoding | None:
