@@ -21,9 +21,18 @@ from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 
 from .encoding import LayerFacts, PositionEncoding
-from .hosts.host import Host, find_host, fits_stem, mixes_tokens
+from .hosts.host import Host, find_host, first, fits_stem, mixes_tokens
 from .hosts.parameters import copy_encoding, has_parameters
-from .registry import FIXED, Spec, check_agreement, complete_options, get_encoding_class, is_registered, parse_spec
+from .registry import (
+    FIXED,
+    Spec,
+    check_agreement,
+    complete_options,
+    get_encoding_class,
+    is_native,
+    is_registered,
+    parse_spec,
+)
 from .weights.load import create_with_weights
 
 __all__ = ["ARCHITECTURE", "create_model", "get_encoding", "set_encoding"]
@@ -230,6 +239,8 @@ def _choose_stems(item: Item, stems: list[LayerFacts]) -> Sequence[int]:
 def _choose_layers(item: Item, cls: type[PositionEncoding], mixing: list[int], old: Layers) -> Sequence[int]:
     """Return the layers that an item of a spec is for."""
     default = mixing if mixes_tokens(cls) else range(len(old))
+    if is_native(cls):
+        default = [index for index, layer in enumerate(old) if first(layer, cls)] or default
     if isinstance(item, PositionEncoding):
         return [index for index, layer in enumerate(old) if item in layer] or default
     chosen = item[1].get("layers", default)

@@ -164,7 +164,7 @@ def test_layer_decay_puts_encodings_into_their_own_layer(family):
     assert tables
     for name in tables:
         block = re.split(r"\.attn|\.token_mixer", name)[0]
-        peer = next(n for n in named if n.startswith(block) and re.search(r"qkvs?\.|q\.weight|\.q\.", n))
+        peer = next(n for n in named if n.startswith(block) and re.search(r"qkv?s?\.|q\.weight|\.q\.", n))
         assert scale[id(named[name])] == scale[id(named[peer])], (name, peer)
         assert decay[id(named[name])] == 0
 

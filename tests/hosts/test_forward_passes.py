@@ -31,6 +31,8 @@ ONE_SIZE = (
     "EfficientFormerV2",
     "GCViT",
     "CrossViT",
+    "CoaT",
+    "ConViT",
 )
 ALWAYS = ("Qwen3-ViT", "DeepSeek-ViT")  # pictures of any size, without being asked
 ANY_SIZE = {
@@ -200,6 +202,7 @@ def test_no_module_is_hooked_and_copies_have_their_own_input_encodings(family):
         (
             "patch_embed.proj.4",
             "patch_embed.0",
+            "patch_embed1",
             "patch_embed",
             "encoder.patch_embed",
             "patch_embeds.0.proj",
@@ -260,7 +263,8 @@ def test_methods_take_what_those_of_timm_take(family):
         block = model.get_submodule(name)
         attn = next(path for path, module in block.named_modules() if module is block.attn)
         pairs += [
-            (plain.get_submodule(path).forward, model.get_submodule(path).forward) for path in (name, f"{name}.{attn}")
+            (plain.get_submodule(path).forward, model.get_submodule(path).forward)
+            for path in (name, f"{name}.{attn}".rstrip("."))
         ]
     for theirs, ours in pairs:
         theirs, ours = (

@@ -25,8 +25,6 @@ from ..hosts.host import find_host
 
 # classes of timm with attention and positions that are no host: what tells their tokens apart
 OTHERS = {
-    "CoaT": "a convolution on the tokens and one on the values of its factorised attention",
-    "ConVit": "positional self-attention whose gate has a parameter for each head",
     "CSATv2": "convolutions, and attention in the last stage",
     "EdgeNeXt": "Fourier features; its attention is over channels",
     "Gemma4VitClassifier": "a table for each axis, and a rotation",

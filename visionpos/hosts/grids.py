@@ -112,7 +112,8 @@ class EncodedGridModel(FixedCoordinates):
     def group_matcher(self, coarse: bool = False) -> dict:
         """Return timm's groups of layers, with input encodings in the stem."""
         groups = super().group_matcher(coarse)
-        return {**groups, "stem": groups["stem"] + r"|^pos_embed_input"}
+        stem = next(name for name in groups if name.startswith("stem"))  # "stem1" of several
+        return {**groups, stem: groups[stem] + r"|^pos_embed_input"}
 
 
 class GridHost(Host):

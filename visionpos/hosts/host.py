@@ -74,6 +74,16 @@ def adds_to_outputs(encoding: PositionEncoding) -> bool:
     return getattr(encoding, "site", None) == "values" or getattr(encoding, "value_table", None) is not None
 
 
+def refuse_pairs(layers: Iterable[Iterable[PositionEncoding]], attention: str) -> None:
+    """Refuse what acts on pairs of patches in a model whose attention, as `attention` says, has none.
+
+    Raises:
+        ValueError: a rotation or a bias.
+    """
+    if wrong := [encoding for layer in layers for encoding in layer if encoding.place != "conditional"]:
+        raise ValueError(f"{wrong[0].name} acts on pairs of patches, but the attention of {attention}")
+
+
 def layer_lists(block: nn.Module, encodings: list[PositionEncoding]):
     """Return the lists of a block and what each will hold: encodings inside attention, and those that follow it."""
     mixers = [encoding for encoding in encodings if mixes_tokens(encoding)]
