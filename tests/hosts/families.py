@@ -6,6 +6,7 @@ import visionpos as vp
 GRIDS = (
     "Swin",
     "Swin v2",
+    "Swin v2-CR",
     "SAM",
     "MaxViT",
     "CoAtNet",
@@ -27,6 +28,7 @@ TWO_STAGES = {"embed_dims": (48, 48), "num_heads": (3, 3)}
 DEEPER = {
     "Swin": {"depths": (1, 2), "num_heads": (3, 6)},
     "Swin v2": {"depths": (1, 2), "num_heads": (3, 6)},
+    "Swin v2-CR": {"depths": (1, 2), "num_heads": (3, 6)},
     "Hiera": {"stages": (1, 2), "q_pool": 1},
     "MaxViT": {},
     "CoAtNet": {"depths": (1, 2)},

@@ -38,6 +38,7 @@ ALWAYS = ("Qwen3-ViT", "DeepSeek-ViT")  # pictures of any size, without being as
 ANY_SIZE = {
     "Swin": {"strict_img_size": False},
     "Swin v2": {"strict_img_size": False},
+    "Swin v2-CR": {"strict_img_size": False},
     "SAM": {},
     "MaxViT": {},
     "XCiT": {},

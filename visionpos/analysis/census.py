@@ -31,7 +31,6 @@ OTHERS = {
     "Gemma4VitEncoder": "a table for each axis, and a rotation",
     "NaFlexVit": "a table that is resized for each picture, or a rotation",
     "Nest": "a learned table for each block of the picture",
-    "SwinTransformerV2Cr": "a network of log-spaced offsets",
     "TNT": "learned tables of patches and of pixels in them",
     "Visformer": "a learned table in each stage",
 }

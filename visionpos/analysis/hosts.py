@@ -47,6 +47,11 @@ ZOO: dict[str, tuple[str, dict[str, Any], tuple[int, int]]] = {
         {"num_classes": 3, "img_size": (32, 48), "window_size": 4, "embed_dim": 48, "depths": (2,), "num_heads": (3,)},
         (32, 48),
     ),
+    "Swin v2-CR": (
+        "swinv2_cr_tiny_224",
+        {"num_classes": 3, "img_size": (32, 48), "window_size": 4, "embed_dim": 48, "depths": (2,), "num_heads": (3,)},
+        (32, 48),
+    ),
     "Hiera": (
         "hiera_tiny_224",
         {"num_classes": 3, "img_size": (64, 96), "embed_dim": 48, "num_heads": 3, "stages": (1, 1), "q_pool": 1},
