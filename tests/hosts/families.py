@@ -22,6 +22,8 @@ GRIDS = (
     "GCViT",
     "HieraDet",
     "CoaT",
+    "Visformer",
+    "TNT",
 )
 CHANNELS = ("XCiT", "CoaT")  # attention over channels, or factorised, which has no place for rotations and biases
 TWO_STAGES = {"embed_dims": (48, 48), "num_heads": (3, 3)}
@@ -35,6 +37,7 @@ DEEPER = {
     "PiT": {"base_dims": (16, 16), "depth": (1, 2), "heads": (3, 6)},
     "CrossViT": {"depth": ((1, 2, 0), (1, 1, 0))},
     "CoaT": {},
+    "Visformer": {"depth": (1, 2, 1)},
     "ConViT": {"depth": 3},
     "PVT v2": {**TWO_STAGES, "depths": (1, 1), "sr_ratios": (2, 1), "mlp_ratios": (2, 2)},
     "Twins": {**TWO_STAGES, "depths": (2, 1), "wss": (4, 4), "sr_ratios": (2, 1), "mlp_ratios": (2, 2)},

@@ -33,6 +33,8 @@ ONE_SIZE = (
     "CrossViT",
     "CoaT",
     "ConViT",
+    "Visformer",
+    "TNT",
 )
 ALWAYS = ("Qwen3-ViT", "DeepSeek-ViT")  # pictures of any size, without being asked
 ANY_SIZE = {

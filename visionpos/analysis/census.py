@@ -30,9 +30,6 @@ OTHERS = {
     "Gemma4VitClassifier": "a table for each axis, and a rotation",
     "Gemma4VitEncoder": "a table for each axis, and a rotation",
     "NaFlexVit": "a table that is resized for each picture, or a rotation",
-    "Nest": "a learned table for each block of the picture",
-    "TNT": "learned tables of patches and of pixels in them",
-    "Visformer": "a learned table in each stage",
 }
 
 

@@ -144,6 +144,27 @@ ZOO: dict[str, tuple[str, dict[str, Any], tuple[int, int]]] = {
         },
         (64, 96),
     ),
+    "TNT": (
+        "tnt_s_patch16_224",
+        {
+            **{"num_classes": 3, "img_size": (32, 48), "patch_size": 8, "depth": 1},
+            **{"embed_dim": 48, "num_heads_outer": 3, "inner_dim": 16, "num_heads_inner": 2},
+        },
+        (32, 48),
+    ),
+    "Visformer": (
+        "visformer_tiny",
+        {
+            "num_classes": 3,
+            "img_size": (32, 64),
+            "init_channels": 8,
+            "embed_dim": 48,
+            "depth": (1, 1, 1),
+            "num_heads": 3,
+            "attn_stage": "010",
+        },
+        (32, 64),
+    ),
     "PVT v2": (
         "pvt_v2_b0",
         {

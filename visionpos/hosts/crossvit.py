@@ -9,24 +9,16 @@ from dataclasses import replace
 from typing import ClassVar
 
 import torch
-import torch.fx
 from timm.models.crossvit import CrossVit, scale_image
 from torch import Tensor, nn
 
 from ..encoding import LayerFacts
-from ..positions import Positions
 from .attention import Attention, AttentionContext
 from .grids import EncodedGridModel
 from .host import register_host
-from .isotropic import BlockSequence, add_encodings
-from .stems import StemsHost
+from .isotropic import BlockSequence
+from .stems import StemsHost, add_to_grid, context_of_grid
 from .vit import EncodedBlock
-
-
-@torch.fx.wrap  # one call in its graphs
-def locate_branch(x: Tensor, grid: tuple[int, int]) -> Positions:
-    """Return the positions of tokens x (B, 1 + N, C): those of a grid, behind a class token."""
-    return Positions.grid(grid, 1, device=x.device).promote(x.dtype)
 
 
 class EncodedBranch(BlockSequence):
@@ -34,7 +26,7 @@ class EncodedBranch(BlockSequence):
 
     def forward(self, x: Tensor, context: AttentionContext | None = None) -> Tensor:
         """Return the tokens (B, 1 + N, C) after all blocks."""
-        return super().forward(x, AttentionContext(locate_branch(x, self.grid_size)))
+        return super().forward(x, context_of_grid(x, self.grid_size))
 
 
 class EncodedCrossVit(EncodedGridModel, CrossVit):
@@ -45,10 +37,8 @@ class EncodedCrossVit(EncodedGridModel, CrossVit):
         for index, (embed, grid) in enumerate(zip(self.patch_embed, HOST.grids(self), strict=True)):
             tokens = embed(scale_image(x, self.img_size_scaled[index], self.crop_scale))
             tokens = torch.cat((getattr(self, f"cls_token_{index}").expand(len(tokens), -1, -1), tokens), dim=1)
-            table = getattr(self, f"pos_embed_{index}")  # for graphs to have it among their own parameters
-            tables = [] if table is None else [table]
-            encodings = HOST.input_lists(self)[index]
-            branches.append(self.pos_drop(add_encodings(tokens, locate_branch(tokens, grid), encodings, tables)))
+            table = getattr(self, f"pos_embed_{index}")
+            branches.append(self.pos_drop(add_to_grid(tokens, HOST.input_lists(self)[index], grid, table)))
         return branches
 
 

@@ -8,13 +8,35 @@ from __future__ import annotations
 
 from abc import abstractmethod
 
+import torch.fx
 from torch import Tensor, nn
 
 from ..encoding import LayerFacts, PositionEncoding
 from ..input.learned import Learned
+from ..positions import Positions
+from .attention import AttentionContext
 from .grids import StagedHost
 from .host import first
+from .isotropic import add_encodings
 from .parameters import View, adopt_parameters, bind_parameters
+
+torch.fx.wrap("add_encodings")  # here, too
+
+
+@torch.fx.wrap  # one call in its graphs
+def locate_tokens(x: Tensor, grid: tuple[int, int]) -> Positions:
+    """Return the positions of tokens x (B, 1 + N, C): those of a grid, behind a class token."""
+    return Positions.grid(grid, 1, device=x.device).promote(x.dtype)
+
+
+def context_of_grid(x: Tensor, grid: tuple[int, int]) -> AttentionContext:
+    """Return what blocks need to know of tokens x (B, 1 + N, C), which are a class token and a grid."""
+    return AttentionContext(locate_tokens(x, grid))
+
+
+def add_to_grid(x: Tensor, encodings: nn.ModuleList, grid: tuple[int, int], table: Tensor | None) -> Tensor:
+    """Return tokens x (B, 1 + N, C) with input encodings; `table` is what timm's model has for one of them."""
+    return add_encodings(x, locate_tokens(x, grid), encodings, [] if table is None else [table])
 
 
 class MapLayout:
