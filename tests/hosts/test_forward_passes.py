@@ -206,6 +206,7 @@ def test_no_module_is_hooked_and_copies_have_their_own_input_encodings(family):
             "patch_embed.proj.4",
             "patch_embed.0",
             "patch_embed1",
+            "pixel_embed",
             "patch_embed",
             "encoder.patch_embed",
             "patch_embeds.0.proj",

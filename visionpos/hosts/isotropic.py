@@ -133,8 +133,8 @@ class IsotropicMixin:
             x = self.forward_block(block, x, context)
             yield x, context
 
-    def forward_blocks(self, x: Tensor, context: AttentionContext) -> Tensor:
-        """Return the tokens after all blocks."""
+    def forward_blocks(self, x: Tensor | tuple[Tensor, Tensor], context: AttentionContext) -> Tensor:
+        """Return the tokens after all blocks, of those in front of them: TNT has two kinds."""
         one_by_one = type(self.blocks) in (nn.Sequential, nn.ModuleList)  # the first after surgery
         if self.grad_checkpointing or one_by_one:
             return deque(self.through_blocks(x, context, self.blocks), maxlen=1)[0][0]  # the last tokens alone
