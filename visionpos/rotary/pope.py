@@ -79,7 +79,7 @@ class PoPE(RotaryEncoding):
 
     def encode(self, positions: Positions) -> Tensor:
         dialect = DIALECTS["qwen_vit"]  # one block for y, then one for x
-        theta = axial_frequencies(self.head_dim, self.temperature, dialect, positions.coords.device)
+        theta = axial_frequencies(self.head_dim, self.temperature, dialect, device=positions.coords.device)
         return axial_angles(positions.coords, theta, self.head_dim, dialect)
 
     def rotate(self, x: Tensor, prepared: Tensor) -> Tensor:
