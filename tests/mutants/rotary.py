@@ -78,7 +78,7 @@ SCALING = mutants_of(
         ("contradictions unseen", "asked != self.extrapolate", "False"),
         ("scaled without a grid", "and self.trained_shape is None:", "and False:"),
         ("coordinates interpolated as well", "return self.scales or super().runs_on", "return super().runs_on"),
-        ("'trained' ignored", "if self.scales else None) or", "if False else None) or"),
+        ("'trained' ignored", '["trained"] if self.scales else', '["trained"] if False else'),
         ("keys unchecked", "key in accepted and fits(value[key], accepted[key])", "True"),
         ("learned frequencies as they are", "return to_float64(positions.coords) / s", "return positions.coords"),
     ],

@@ -135,8 +135,9 @@ class FrequencyRotary(RotaryEncoding):
         return DEFAULTS | ({"type": self.scaling} if isinstance(self.scaling, str) else dict(self.scaling or {}))
 
     @property
-    def trained_shape(self) -> Sequence[int] | None:
-        return (self.settings["trained"] if self.scales else None) or self.reference_shape
+    def trained_shape(self) -> tuple[int, ...] | None:
+        trained = self.settings["trained"] if self.scales else None
+        return self.reference_shape if trained is None else tuple(trained)
 
     def stretch(self, sizes: Sequence[int], trained: Sequence[int], device: torch.device) -> Tensor:
         """Return s of each axis, of `sizes` cells now and of `trained` before, (axes,) float64, at least 1."""
