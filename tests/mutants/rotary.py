@@ -129,7 +129,7 @@ ROPE = [
     ),
     *mutants_of(
         "rotary/dialects.py",
-        "parity/test_rope.py parity/test_axial_dialects.py rotary/test_any_axes.py",
+        "parity/test_rope.py parity/test_axial_dialects.py rotary/test_any_axes.py rotary/test_scaling.py",
         [
             (
                 "temperature of the function",
