@@ -96,11 +96,8 @@ class PositionEncoding(nn.Module):
     all of them; otherwise every layer has its own.
 
     Args:
-        reference_shape: the grid that was trained on. None: coordinates are taken as they are.
+        reference_shape: the grid that was trained on, a size for each axis. None: coordinates are taken as they are.
         extrapolate: True lets coordinates run on, False interpolates them. None: what `extrapolation` says.
-
-    Raises:
-        ValueError: a grid on another number of axes than the encoding takes.
 
     Example:
         >>> encoding = vp.create_encoding("alibi2d", num_heads=4)
@@ -148,16 +145,11 @@ class PositionEncoding(nn.Module):
         Raises:
             ValueError: coordinates on another number of axes than the encoding takes.
         """
-        given, axes = len(positions.feat_shape), self.axes or len(self.trained_shape or ()) or None
+        given, axes = len(positions.feat_shape), self.axes or len(self.reference_shape or ()) or None
         if axes not in (None, given):
             raise ValueError(f"{self.name} needs {axes} coordinates of a token, (y, x) on two axes, got {given}")
         parameter = next(self.owner.parameters(), None)
         return positions if parameter is None else positions.promote(parameter.dtype)
-
-    @property
-    def trained_shape(self) -> tuple[int, ...] | None:
-        """Return the grid that was trained on, or None."""
-        return self.reference_shape
 
     @property
     def runs_on(self) -> bool:

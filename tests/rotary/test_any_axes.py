@@ -141,6 +141,12 @@ def test_only_the_offset_matters(options, grid):
         ("rope_axial", {"preset": "gemma4"}, (5,), "rope_axial needs 2 coordinates of a token.* got 1"),
         ("rope_axial", {"learn_frequencies": "shared"}, (5,), "rope_axial needs 2 coordinates of a token.* got 1"),
         ("rope_axial", {"reference_shape": (3, 5)}, (2, 3, 4), "rope_axial needs 2 coordinates of a token.* got 3"),
+        (
+            "rope_golden",
+            {"scaling": {"type": "ntk", "trained": (7,)}},
+            (3, 5),
+            "rope_golden needs 1 coordinates.* got 2",
+        ),
         ("rope_axial", {}, (2, 3, 2, 3), "axial rotation needs 1 to 3 coordinates of a token, got 4"),
         ("rope_golden", {}, (2, 3, 2, 3), "rope_golden needs 1 to 3 coordinates of a token, got 4"),
         ("rope_golden", {"num_directions": 3}, (2, 3, 4), "rope_golden needs 2 coordinates of a token.* got 3"),

@@ -109,7 +109,8 @@ class FrequencyRotary(RotaryEncoding):
                 "reference_shape=(h, w), or 'trained': (h, w) in a dict"
             )
         if self.scales:
-            check_size(f"{self.name}: the grid that was trained on", self.trained_shape, self.axes)
+            trained = check_size(f"{self.name}: the grid that was trained on", self.trained_shape, self.axes)
+            self.axes = len(trained)
 
     @property
     def extrapolate(self) -> bool | None:
@@ -136,6 +137,7 @@ class FrequencyRotary(RotaryEncoding):
 
     @property
     def trained_shape(self) -> tuple[int, ...] | None:
+        """Return the grid that was trained on, or None."""
         trained = self.settings["trained"] if self.scales else None
         return self.reference_shape if trained is None else tuple(trained)
 

@@ -147,7 +147,9 @@ def test_another_run_in_the_same_place_is_refused(tmp_path):
         ConfigError, match=r"holds another run: recipe.lr \(0.001 there, 0.002 now\), encoding \(none there"
     ):
         train(task_config(tmp_path, "--recipe.lr", "2e-3", "--encoding", "learned"))
-    with pytest.raises(ConfigError, match=r"recipe.steps \(\d+ there, 50 now\); .* with --init \S+ to train its weights"):
+    with pytest.raises(
+        ConfigError, match=r"recipe.steps \(\d+ there, 50 now\); .* with --init \S+ to train its weights"
+    ):
         train(task_config(tmp_path, "--recipe.steps", "50"))
     with pytest.raises(ConfigError, match="holds a run already, and resume is false"):
         train(task_config(tmp_path, "--resume", "false"))
