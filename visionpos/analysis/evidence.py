@@ -96,7 +96,8 @@ EVIDENCE = {
         "DeiT III S, B, L from 224 to 384, run on: 80.9 to 80.0, 83.6 to 83.9, 84.7 to 85.1; Swin T, S, B: 81.3 to "
         "79.2, 83.1 to 80.9, 83.6 to 81.8 (rope-vit). RoPE, ViT-Ti, ImageNet-100, 224 to 1024: falls to 18.9 (TMLR "
         "9150, abstract)",
-        "a ViT from scratch; set `scaling` or interpolate for larger pictures",
+        "a ViT from scratch; interpolated or linearly scaled on larger pictures: run on or by NTK it lost more, on our "
+        "position tasks",
     ),
     "rope_dinov3": Evidence("DINOv3", "", "DINOv3's weights; features on many sizes. Not on grids of a few cells"),
     "rope_eva": Evidence(
