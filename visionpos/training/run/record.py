@@ -46,6 +46,7 @@ CHANGEABLE_FIELDS = (
     "log_every",
     "profile",
     "threads",
+    "deterministic",
     "tracker",
 )  # of a weight, the last bits at most
 
