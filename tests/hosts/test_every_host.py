@@ -163,8 +163,8 @@ def test_layer_decay_puts_encodings_into_their_own_layer(family):
     tables = [name for name in named if "relative_position" in name or "attention_biases" in name]
     assert tables
     for name in tables:
-        block = re.split(r"\.attn|\.token_mixer", name)[0]
-        peer = next(n for n in named if n.startswith(block) and re.search(r"qkvs?\.|q\.weight|\.q\.", n))
+        block = re.split(r"\.attn|\.token_mixer|\.encodings", name)[0]
+        peer = next(n for n in named if n.startswith(block) and re.search(r"qkvs?\.|q\.weight|\.q\.|in_proj\.", n))
         assert scale[id(named[name])] == scale[id(named[peer])], (name, peer)
         assert decay[id(named[name])] == 0
 

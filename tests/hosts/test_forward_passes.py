@@ -72,6 +72,11 @@ def blocks_of(model):
     return {name: module for name, module in model.named_modules() if "mixers" in module._modules}
 
 
+def block_of(model, path):
+    """The block that has such a part: the part itself, unless it is one of several attention layers of the block."""
+    return model.get_submodule(path.split(".attns.")[0])
+
+
 def meet_before_every_block(model, blocks, calls):
     """What the calls return when two threads make them, each waiting for the other before every block."""
     gate, found = threading.Barrier(2, timeout=120), [None, None]
@@ -184,7 +189,7 @@ def test_a_pass_that_fails_in_the_middle_leaves_nothing_behind(family, where):
         assert same_state(state_of(model), before)
         if family not in GRIDS:
             with pytest.raises(RuntimeError, match="needs positions: call it through the model's forward"):
-                blocks[0](torch.zeros(1, 384 if family == "Hiera" else 25, 48))
+                block_of(model, next(iter(blocks_of(model))))(torch.zeros(1, 384 if family == "Hiera" else 25, 48))
         assert torch.equal(model(*second), want)
         assert same_state(state_of(model), before)
 
@@ -256,10 +261,8 @@ def test_methods_take_what_those_of_timm_take(family):
     pairs = [(getattr(plain, name), getattr(model, name)) for name in METHODS if hasattr(plain, name)]
     for name in blocks_of(model):
         block = model.get_submodule(name)
-        attn = next(path for path, module in block.named_modules() if module is block.attn)
-        pairs += [
-            (plain.get_submodule(path).forward, model.get_submodule(path).forward) for path in (name, f"{name}.{attn}")
-        ]
+        attn = next(path for path, module in model.named_modules() if module is getattr(block, "attn", block))
+        pairs += [(plain.get_submodule(path).forward, model.get_submodule(path).forward) for path in (name, attn)]
     for theirs, ours in pairs:
         theirs, ours = (
             [(p.name, p.default) for p in inspect.signature(f).parameters.values() if p.kind == p.POSITIONAL_OR_KEYWORD]

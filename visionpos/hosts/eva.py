@@ -31,8 +31,9 @@ from ..rotary.rope_mixed import RopeMixed
 from ..rotation import Layout, mixed_angles
 from .attention import AttentionContext, math_is_faster, prepare_encodings, self_attention, split_heads
 from .host import first, register_host
-from .isotropic import IsotropicHost, IsotropicMixin, keep_tokens, mix, project
+from .isotropic import IsotropicHost, IsotropicMixin, keep_tokens, mix
 from .parameters import OfLayer, adopt_parameters, bind_parameters
+from .projections import into_heads, project
 
 
 class RopeOfHost(RotaryEncoding):
@@ -105,9 +106,8 @@ class EncodedEvaAttention(EvaAttention):
         if self.qkv is not None:
             parts = split_heads(self, project(self, x), prepared)
         else:
-            q, k, v = (
-                part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-                for part in (self.q_proj(x), self.k_proj(x), self.v_proj(x))
+            q, k, v = into_heads(
+                self.proj.in_features // self.num_heads, self.q_proj(x), self.k_proj(x), self.v_proj(x)
             )
             parts = self.q_norm(q), self.k_norm(k), v, prepared
         return self_attention(self, x, *parts, attn_mask, is_causal)
@@ -128,10 +128,7 @@ class EncodedAttentionRope(AttentionRope):
         if self.q_proj is None:
             parts = split_heads(self, self.qkv(x).unflatten(-1, (3, -1, self.head_dim)), prepared)
         else:
-            q, k, v = (
-                part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-                for part in (self.q_proj(x), self.k_proj(x), self.v_proj(x))
-            )
+            q, k, v = into_heads(self.head_dim, self.q_proj(x), self.k_proj(x), self.v_proj(x))
             q, k = self.q_norm(q), self.k_norm(k)
             if k.shape[1] < q.shape[1]:  # keys and values that several query heads share
                 k, v = (part.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for part in (k, v))
