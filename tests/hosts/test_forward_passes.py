@@ -31,7 +31,7 @@ ONE_SIZE = (
     "EfficientFormerV2",
     "GCViT",
 )
-ALWAYS = ("Qwen3-ViT", "DeepSeek-ViT")  # pictures of any size, without being asked
+ALWAYS = ("Qwen3-ViT", "DeepSeek-ViT", "Gemma 4", "NaFlexViT")  # pictures of any size, without being asked
 ANY_SIZE = {
     "Swin": {"strict_img_size": False},
     "Swin v2": {"strict_img_size": False},
@@ -203,6 +203,8 @@ def test_no_module_is_hooked_and_copies_have_their_own_input_encodings(family):
         dict(model.named_modules()),
         (
             "patch_embed.proj.4",
+            "encoder.patch_embed.input_proj",
+            "embeds.proj",
             "patch_embed",
             "encoder.patch_embed",
             "patch_embeds.0.proj",

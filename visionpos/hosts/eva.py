@@ -29,8 +29,8 @@ from ..rotary.rope_dinov3 import RopeDinoV3
 from ..rotary.rope_eva import RopeEva
 from ..rotary.rope_mixed import RopeMixed
 from ..rotation import Layout, mixed_angles
-from .attention import AttentionContext, math_is_faster, prepare_encodings, self_attention, split_heads
-from .host import first, register_host
+from .attention import AttentionContext, caller_masks, math_is_faster, prepare_encodings, self_attention, split_heads
+from .host import attention_of, first, register_host
 from .isotropic import IsotropicHost, IsotropicMixin, keep_tokens, mix
 from .parameters import OfLayer, adopt_parameters, bind_parameters
 from .projections import into_heads, project
@@ -101,6 +101,8 @@ class EncodedEvaAttention(EvaAttention):
         `rope`, timm's way from the model to its attention layers, carries the context here.
         """
         prepared = prepare_encodings(self, rope)
+        if attn_mask is None:
+            attn_mask, is_causal = caller_masks(rope, is_causal)
         if not prepared and not math_is_faster(x):
             return super().forward(x, None, attn_mask, is_causal)
         if self.qkv is not None:
@@ -123,6 +125,8 @@ class EncodedAttentionRope(AttentionRope):
         `rope`, timm's way from the model to its attention layers, carries the context here.
         """
         prepared = prepare_encodings(self, rope)
+        if attn_mask is None:
+            attn_mask, is_causal = caller_masks(rope, is_causal)
         if not prepared and not math_is_faster(x):
             return super().forward(x, None, attn_mask, is_causal)
         if self.q_proj is None:
@@ -249,7 +253,7 @@ class EvaHost(IsotropicHost):
 
     def bind_native(self, model: Eva) -> None:
         super().bind_native(model)
-        mixed = [first(block.attn.encodings, RopeMixed) for block in model.blocks]
+        mixed = [first(attention_of(layer).encodings, RopeMixed) for layer in self.layers(model)]
         model.rope = None
         if all(mixed):
             model.rope = Frequencies(nn.Parameter(torch.stack([encoding.freqs.detach() for encoding in mixed], dim=1)))

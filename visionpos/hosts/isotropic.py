@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
@@ -110,7 +111,7 @@ class IsotropicMixin:
         x = x if keep is None else keep_tokens(x, keep, positions.num_prefix_tokens)
         return x, self.context(positions, keep)
 
-    def forward_block(self, block: nn.Module, x: Tensor, context: AttentionContext) -> Tensor:
+    def forward_block(self, block: Callable[..., Tensor], x: Tensor, context: AttentionContext) -> Tensor:
         """Return the tokens after one block, checkpointed or not."""
         return checkpoint(block, x, context, use_reentrant=False) if self.grad_checkpointing else block(x, context)
 
@@ -253,13 +254,17 @@ class IsotropicHost(Host):
     def adopt_native_positions(self, model: nn.Module) -> None:
         """Make encodings of what timm's attention has of its own: the rest of `convert`."""
 
+    def grid_size(self, model: nn.Module) -> tuple[int, int]:
+        """Return the grid (H, W) of the model's own pictures."""
+        return tuple(model.patch_embed.grid_size)
+
     def input_facts(self, model: nn.Module) -> LayerFacts:
         rows = 0 if getattr(model, "no_embed_class", False) else model.num_prefix_tokens  # of a learned table
-        return LayerFacts(dim=model.embed_dim, feat_shape=tuple(model.patch_embed.grid_size), num_prefix_tokens=rows)
+        return LayerFacts(dim=model.embed_dim, feat_shape=self.grid_size(model), num_prefix_tokens=rows)
 
     def layer_facts(self, model: nn.Module) -> list[LayerFacts]:
         heads = [self.heads(attention_of(layer)) for layer in self.layers(model)]
-        shape, prefix = tuple(model.patch_embed.grid_size), model.num_prefix_tokens
+        shape, prefix = self.grid_size(model), model.num_prefix_tokens
         common = {"dim": model.embed_dim, "feat_shape": shape, "num_prefix_tokens": prefix, "depth": len(heads)}
         return [LayerFacts(**common, num_heads=n, head_dim=d, layer=i) for i, (n, d) in enumerate(heads)]
 
