@@ -294,7 +294,10 @@ class OtherBlock(Block):
 
 def test_what_cannot_act_is_one_line_and_changes_nothing():
     for options, message in (
-        ({"pos_embed_align_corners": True, "pos_embed_antialias": False}, "cannot be converted: give 'bilinear'"),
+        (
+            {"pos_embed_align_corners": True, "pos_embed_antialias": False},
+            "converted: give 'bilinear' without antialias",
+        ),
         ({"pos_embed_use_grid_sample": True}, "pos_embed_use_grid_sample=True cannot be converted"),
         ({**SAMPLED, "pos_embed_ar_preserving": True}, "pos_embed_use_grid_sample=True cannot be converted"),
         ({"rope_type": "mixed", "rope_shift_coords": 0.5}, "set model.coordinate_augmentation"),

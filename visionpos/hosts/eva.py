@@ -216,7 +216,7 @@ class EvaHost(IsotropicHost):
     blocks: ClassVar = {EvaBlock: EncodedEvaBlock, EvaBlockPostNorm: EncodedEvaBlockPostNorm}
     attentions: ClassVar = {EvaAttention: EncodedEvaAttention, AttentionRope: EncodedAttentionRope}
 
-    def convert(self, model: Eva) -> None:
+    def convert(self, model: nn.Module) -> None:
         if isinstance(model.rope, RotaryEmbeddingMixed) and any(augmentation_of_host(model.rope)):
             raise ValueError(
                 "a mixed rope with rope_shift_coords, rope_jitter_coords or rope_rescale_coords cannot be "
@@ -224,7 +224,7 @@ class EvaHost(IsotropicHost):
             )
         super().convert(model)
 
-    def adopt_native_positions(self, model: Eva) -> None:
+    def adopt_native_positions(self, model: nn.Module) -> None:
         rope, model.rope, model.rope_mixed = model.rope, None, False
         model.rope_reference_shape = getattr(rope, "ref_feat_shape", None)
         facts = self.layer_facts(model)
@@ -245,13 +245,13 @@ class EvaHost(IsotropicHost):
                 shift, jitter, rescale = augmentation_of_host(rope)
                 model.coordinate_augmentation = CoordinateAugmentation(shift or 0.0, jitter or 1.0, rescale or 1.0)
 
-    def layer_facts(self, model: Eva) -> list[LayerFacts]:
+    def layer_facts(self, model: nn.Module) -> list[LayerFacts]:
         """Return the facts of every layer. EVA-02's rope was trained on another grid than the model may have."""
         trained = model.rope_reference_shape
         facts = super().layer_facts(model)
         return facts if trained is None else [replace(layer, reference_shape=tuple(trained)) for layer in facts]
 
-    def bind_native(self, model: Eva) -> None:
+    def bind_native(self, model: nn.Module) -> None:
         super().bind_native(model)
         mixed = [first(attention_of(layer).encodings, RopeMixed) for layer in self.layers(model)]
         model.rope = None

@@ -34,7 +34,9 @@ from .ragged import RaggedMixin
 class EncodedGemma4Attention(Gemma4Attention):
     """Self-attention of Gemma 4 with encodings, on tokens x (B, N, C)."""
 
-    def forward(self, x: Tensor, rope_cos: AttentionContext, rope_sin: None, attn_mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, rope_cos: AttentionContext | None, rope_sin: None, attn_mask: Tensor | None = None
+    ) -> Tensor:
         """Return tokens (B, N, C).
 
         `rope_cos`, timm's way from the model to its attention layers, carries the context here.
@@ -51,7 +53,9 @@ class EncodedGemma4Attention(Gemma4Attention):
 class EncodedGemma4Block(Gemma4Block):
     """A block after which conditional encodings may mix the tokens."""
 
-    def forward(self, x: Tensor, rope_cos: AttentionContext, rope_sin: None, attn_mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, rope_cos: AttentionContext | None, rope_sin: None, attn_mask: Tensor | None = None
+    ) -> Tensor:
         """Return the tokens (B, N, C) after the block."""
         return mix(super().forward(x, rope_cos, rope_sin, attn_mask), self.mixers, rope_cos)
 
@@ -65,6 +69,10 @@ class Part:
     def read(self, parameter: Tensor) -> Tensor:
         """Return the table, as it was cut."""
         return parameter
+
+    def write(self, value: Tensor, encoding: Factorized) -> Tensor:
+        """Refuse: both tables are of one length."""
+        raise TypeError(f"{encoding.name} shares a parameter with the other axis, and cannot be resized alone")
 
 
 class EncodedGemma4PatchEmbed(Gemma4PatchEmbed):

@@ -96,7 +96,8 @@ class EncodedNaFlexVit(RaggedMixin, NaFlexVit):
         if self.acts_in_blocks:
             context = self.ragged_context(coords, valid, sizes, attn_mask)
         else:  # the batch as a whole, as in timm
-            keys_alone = {"symmetric": False, "q_len": 1} if self.use_key_only_attn_mask else {}
+            keys_alone = getattr(self, "use_key_only_attn_mask", False)  # an option since timm 1.0.31
+            keys_alone = {"symmetric": False, "q_len": 1} if keys_alone else {}
             mask = create_attention_mask(patch_valid, self.num_prefix_tokens, dtype=x.dtype, **keys_alone)
             context = AttentionContext(Positions.grid((1, 1)), attn_mask=mask if attn_mask is None else attn_mask)
         context.patch_valid = patch_valid

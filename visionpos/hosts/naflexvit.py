@@ -52,19 +52,21 @@ class NaFlexVitHost(VitBlocks, EvaHost):
         Raises:
             ValueError: a table that is read in a way that no encoding has.
         """
-        size, keep_aspect = embeds.pos_embed_grid_size, embeds.pos_embed_ar_preserving
-        if embeds.pos_embed_type != "learned":
+        if embeds.pos_embed_type == "none":
+            return {}
+        size, keep_aspect = tuple(embeds.pos_embed_grid_size), embeds.pos_embed_ar_preserving
+        if embeds.pos_embed_type == "factorized":
             return {"dim": embeds.embed_dim, "feat_shape": size, "keep_aspect": keep_aspect}
-        mode, antialias = embeds.pos_embed_interp_mode, embeds.pos_embed_antialias
-        alike = not (embeds.pos_embed_use_grid_sample and keep_aspect and size[0] != size[1])  # pictures and batches
+        mode, antialias = embeds.pos_embed_interp_mode, getattr(embeds, "pos_embed_antialias", True)  # since 1.0.31
+        corners, sampled = getattr(embeds, "pos_embed_align_corners", False), embeds.pos_embed_use_grid_sample
+        alike = not (sampled and keep_aspect and size[0] != size[1])  # pictures and batches
         if mode == "bilinear" and not antialias and alike:
-            mode = "ends" if embeds.pos_embed_align_corners else "sample"
-        elif mode not in ("bilinear", "bicubic") or embeds.pos_embed_align_corners or embeds.pos_embed_use_grid_sample:
+            mode = "ends" if corners else "sample"
+        elif mode not in ("bilinear", "bicubic") or corners or sampled:
             raise ValueError(
                 f"a NaFlexVit with pos_embed_interp_mode={mode!r}, pos_embed_antialias={antialias}, "
-                f"pos_embed_align_corners={embeds.pos_embed_align_corners} and pos_embed_use_grid_sample="
-                f"{embeds.pos_embed_use_grid_sample} cannot be converted: give 'bilinear' without antialias, or "
-                "'bilinear' or 'bicubic' without the last two"
+                f"pos_embed_align_corners={corners} and pos_embed_use_grid_sample={sampled} cannot be converted: give "
+                "'bilinear' without antialias, or 'bilinear' or 'bicubic' without the last two"
             )
         return {
             "dim": embeds.embed_dim,
