@@ -296,7 +296,9 @@ def test_a_journal_that_is_none_is_one_line_and_says_what_to_do(content, tmp_pat
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "optuna.journal").write_text(content)
     for dry in (["--dry-run"], []):
-        with pytest.raises(ConfigError, match=r"--storage: \S+ is no journal that Optuna can use \(remove its last line"):
+        with pytest.raises(
+            ConfigError, match=r"--storage: \S+ is no journal that Optuna can use \(remove its last line"
+        ):
             command([*flags, *dry])
     assert (tmp_path / "runs" / "optuna.journal").read_text() == content
 
