@@ -244,6 +244,17 @@ PLACES = [
     ),
 ]
 
+MASKS = mutants_of(
+    "hosts/masks.py",
+    "hosts/test_attention.py test_known_bugs_of_tokens.py hosts/test_vit.py",
+    [
+        ("mask of the caller dropped", "tensors.add_bias(additive(attn_mask, tensors.q.dtype))", "pass"),
+        ("boolean mask inverted", "masked_fill(~mask, ", "masked_fill(mask, "),
+        ("causal mask off by one", ".triu(1)", ".triu(2)"),
+        ("causal mask inverted", "additive(~later, tensors.q.dtype)", "additive(~later.t(), tensors.q.dtype)"),
+    ],
+)
+
 ATTENTION = mutants_of(
     "hosts/attention.py",
     "hosts/test_attention.py parity/test_lepe.py parity/test_shaw.py test_known_bugs_of_tokens.py "
@@ -253,10 +264,6 @@ ATTENTION = mutants_of(
         ("bias twice", "else logits + bias  #", "else logits + 2 * bias  #"),
         ("NaN for a query that sees no key", "logits.masked_fill(fully_masked, 0).softmax", "logits.softmax"),
         ("fused logits not scaled", "dropout_p=p, scale=scale)", "dropout_p=p, scale=1.0)"),
-        ("mask of the caller dropped", "tensors.add_bias(_additive(attn_mask, q.dtype))", "pass"),
-        ("boolean mask inverted", "masked_fill(~mask, ", "masked_fill(mask, "),
-        ("causal mask off by one", ".triu(1)", ".triu(2)"),
-        ("causal mask inverted", "_additive(~later, q.dtype)", "_additive(~later.t(), q.dtype)"),
         (
             "tables of dropped patches",
             "positions = positions if index is None else positions.keep(index)",
@@ -350,6 +357,7 @@ SHARED = [
     *RESIZE,
     *CONTRACT,
     *PLACES,
+    *MASKS,
     *ATTENTION,
     *WINDOW_ATTENTION,
     *AUGMENT,

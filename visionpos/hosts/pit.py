@@ -19,7 +19,7 @@ from .grids import StagedHost, add_to_map
 from .host import FixedCoordinates, encoding_parameters, first, register_host
 from .isotropic import BlockSequence
 from .parameters import adopt_parameters, bind_parameters
-from .vit import EncodedBlock
+from .vit_blocks import EncodedBlock
 
 
 class MapLayout:
