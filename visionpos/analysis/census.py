@@ -27,9 +27,6 @@ from ..hosts.host import find_host
 OTHERS = {
     "CSATv2": "convolutions, and attention in the last stage",
     "EdgeNeXt": "Fourier features; its attention is over channels",
-    "Gemma4VitClassifier": "a table for each axis, and a rotation",
-    "Gemma4VitEncoder": "a table for each axis, and a rotation",
-    "NaFlexVit": "a table that is resized for each picture, or a rotation",
 }
 
 

@@ -26,6 +26,9 @@ ZOO: dict[str, tuple[str, dict[str, Any], tuple[int, int]]] = {
     "ViT": ("vit_tiny_patch16_224", {**SMALL, **GRID, "global_pool": "avg"}, (16, 24)),
     "ViT, class token": ("vit_tiny_patch16_224", {**SMALL, **GRID}, (16, 24)),
     "ViT, registers": ("vit_medium_patch16_reg4_gap_256", {**SMALL, **GRID}, (16, 24)),
+    "ViT, parallel": ("vit_pwee_patch16_reg1_gap_256", {**SMALL, **GRID}, (16, 24)),
+    "ViT, parallel attention": ("vit_small_patch16_18x2_224", {**SMALL, **GRID, "global_pool": "avg"}, (16, 24)),
+    "ViT, differential": ("vit_dwee_patch16_reg1_gap_256", {**SMALL, **GRID}, (16, 24)),
     "DeiT-III": ("deit3_small_patch16_224", {**SMALL, **GRID, "global_pool": "avg"}, (16, 24)),
     "DeiT, distilled": ("deit_tiny_distilled_patch16_224", {**SMALL, **GRID}, (16, 24)),
     "EVA-02": ("eva02_tiny_patch14_224", {**SMALL, **GRID}, (16, 24)),
@@ -37,6 +40,12 @@ ZOO: dict[str, tuple[str, dict[str, Any], tuple[int, int]]] = {
     "CaiT": ("cait_xxs24_224", {**SMALL, **GRID}, (16, 24)),
     "Qwen3-ViT": ("qwen3_vit_88m", {**SMALL, **GRID, "pos_embed_grid_size": 5}, (16, 24)),
     "DeepSeek-ViT": ("deepseek_vit_412m", {**SMALL, **GRID}, (16, 24)),
+    "Gemma 4": (
+        "gemma4_vit_167m",
+        {**SMALL, **GRID, "head_dim": 16, "intermediate_size": 96, "position_embedding_size": 16},
+        (16, 24),
+    ),
+    "NaFlexViT": ("naflexvit_base_patch16_gap", {**SMALL, "patch_size": 4, "pos_embed_grid_size": (4, 6)}, (16, 24)),
     "Swin": (
         "swin_tiny_patch4_window7_224",
         {"num_classes": 3, "img_size": (32, 48), "window_size": 4, "embed_dim": 48, "depths": (2,), "num_heads": (3,)},

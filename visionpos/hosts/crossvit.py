@@ -18,7 +18,7 @@ from .grids import EncodedGridModel
 from .host import register_host
 from .isotropic import BlockSequence
 from .stems import StemsHost, add_to_grid, context_of_grid
-from .vit import EncodedBlock
+from .vit_blocks import EncodedBlock
 
 
 class EncodedBranch(BlockSequence):

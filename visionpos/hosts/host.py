@@ -74,6 +74,11 @@ def adds_to_outputs(encoding: PositionEncoding) -> bool:
     return getattr(encoding, "site", None) == "values" or getattr(encoding, "value_table", None) is not None
 
 
+def attention_of(block: nn.Module) -> nn.Module:
+    """Return the attention layer of a block: its `attn`, or the block itself where that is both."""
+    return getattr(block, "attn", block)
+
+
 def refuse_pairs(layers: Iterable[Iterable[PositionEncoding]], attention: str) -> None:
     """Refuse what acts on pairs of patches in a model whose attention, as `attention` says, has none.
 
@@ -87,7 +92,8 @@ def refuse_pairs(layers: Iterable[Iterable[PositionEncoding]], attention: str) -
 def layer_lists(block: nn.Module, encodings: list[PositionEncoding]):
     """Return the lists of a block and what each will hold: encodings inside attention, and those that follow it."""
     mixers = [encoding for encoding in encodings if mixes_tokens(encoding)]
-    return (block.attn.encodings, [each for each in encodings if each not in mixers]), (block.mixers, mixers)
+    inside = [encoding for encoding in encodings if encoding not in mixers]
+    return (attention_of(block).encodings, inside), (block.mixers, mixers)
 
 
 def fits_stem(encoding: PositionEncoding, stem: LayerFacts) -> bool:

@@ -18,7 +18,7 @@ from .grids import add_to_map
 from .host import FixedCoordinates, encoding_parameters, register_host
 from .isotropic import BlockSequence
 from .stems import MapLayout, StemsHost
-from .vit import EncodedBlock
+from .vit_blocks import EncodedBlock
 
 
 @torch.fx.wrap  # one call in its graphs: the size of a picture is known when they run

@@ -17,8 +17,8 @@ from ..encoding import AttentionTensors, LayerFacts
 from ..rotary.split import split_qkv
 from .attention import encoded
 from .host import register_host
-from .isotropic import project
 from .parameters import adopt_parameters
+from .projections import project
 from .swin import EncodedGridBlock, EncodedSwinMixin, SwinHost
 from .window_attention import attend_windows, hide_regions, prepare_windows, takes_fused_path
 
