@@ -35,8 +35,7 @@ class EncodedAttention(FactorAttnConvRelPosEnc):
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         out = self.scale * (q @ (k.softmax(dim=2).mT @ v))  # (B, heads, 1 + N, head_dim)
         mixed = encode_grid(self, x, tuple(size), q, k, v, num_prefix_tokens=1).output
-        out = out if mixed is None else out + mixed
-        return self.proj_drop(self.proj(out.transpose(1, 2).flatten(2)))
+        return self.proj_drop(self.proj((out if mixed is None else out + mixed).transpose(1, 2).flatten(2)))
 
 
 class EncodedConvPosEnc(ConvPosEnc):
@@ -108,8 +107,7 @@ class CoaTHost(StagedHost):
         for scale, layers in zip(self.scales(model), self.stages(model), strict=True):
             owners = (getattr(model, f"cpe{scale}"), PEG), (getattr(model, f"crpe{scale}"), ConvRelPosEnc)
             for owner, kind in owners:
-                own = first([*layers[0].mixers, *layers[0].encodings], kind)
-                if own is not None:
+                if (own := first([*layers[0].mixers, *layers[0].encodings], kind)) is not None:
                     bind_parameters(own, owner)
 
     def input_facts(self, model: CoaT) -> LayerFacts:

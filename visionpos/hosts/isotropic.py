@@ -124,8 +124,7 @@ class IsotropicMixin:
 
     def forward_blocks(self, x: Tensor | tuple[Tensor, Tensor], context: AttentionContext) -> Tensor:
         """Return the tokens after all blocks, of those in front of them: TNT has two kinds."""
-        one_by_one = type(self.blocks) in (nn.Sequential, nn.ModuleList)  # the first after surgery
-        if self.grad_checkpointing or one_by_one:
+        if self.grad_checkpointing or type(self.blocks) in (nn.Sequential, nn.ModuleList):  # the first after surgery
             return deque(self.through_blocks(x, context, self.blocks), maxlen=1)[0][0]  # the last tokens alone
         return self.blocks(x, context)  # or what wraps them all
 
@@ -185,8 +184,7 @@ class IsotropicForward(IsotropicMixin):
             raise ValueError(f"output_fmt must be 'NCHW' or 'NLC', got {output_fmt!r}")
         wanted, last = feature_take_indices(len(self.blocks), indices)
         found, blocks = [], self.blocks[: last + 1] if stop_early else self.blocks
-        passed = self.through_blocks(*self.forward_stem(x, **mask), blocks)
-        for index, (x, context) in enumerate(passed):
+        for index, (x, context) in enumerate(self.through_blocks(*self.forward_stem(x, **mask), blocks)):  # noqa: B020
             if index in wanted:
                 tokens = self.norm(x) if norm else x
                 found.append(tokens.tensor_split([context.positions.num_prefix_tokens], dim=1))
