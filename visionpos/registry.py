@@ -120,10 +120,15 @@ def get_encoding_class(name: str) -> type[PositionEncoding]:
     return _REGISTRY[name]
 
 
+def is_native(cls: type[PositionEncoding]) -> bool:
+    """Return whether a class is for what a host has of its own, which no other layer can get."""
+    return _NATIVE.get(cls.name) is cls
+
+
 def is_registered(cls: type[PositionEncoding]) -> bool:
     """Return whether a class is the one of its name."""
     discover()
-    return _REGISTRY.get(cls.name) is cls
+    return is_native(cls) or _REGISTRY.get(cls.name) is cls
 
 
 def constructor_parameters(cls: type) -> dict[str, inspect.Parameter]:

@@ -160,7 +160,7 @@ def test_layer_decay_puts_encodings_into_their_own_layer(family):
     scale = {id(parameter): group["lr_scale"] for group in groups for parameter in group["params"]}
     decay = {id(parameter): group["weight_decay"] for group in groups for parameter in group["params"]}
     named = dict(model.named_parameters())
-    queries = r"qkvs?\.|q\.weight|\.q\.|in_proj\.|q_proj\."
+    queries = r"qkv?s?\.|q\.weight|\.q\.|in_proj\.|q_proj\."
     tables = [name for name in named if "relative_position" in name or "attention_biases" in name]
     assert tables
     for name in tables:

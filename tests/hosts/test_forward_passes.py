@@ -30,11 +30,17 @@ ONE_SIZE = (
     "EfficientFormer",
     "EfficientFormerV2",
     "GCViT",
+    "CrossViT",
+    "CoaT",
+    "ConViT",
+    "Visformer",
+    "TNT",
 )
 ALWAYS = ("Qwen3-ViT", "DeepSeek-ViT", "Gemma 4", "NaFlexViT")  # pictures of any size, without being asked
 ANY_SIZE = {
     "Swin": {"strict_img_size": False},
     "Swin v2": {"strict_img_size": False},
+    "Swin v2-CR": {"strict_img_size": False},
     "SAM": {},
     "MaxViT": {},
     "XCiT": {},
@@ -207,6 +213,8 @@ def test_no_module_is_hooked_and_copies_have_their_own_input_encodings(family):
             "patch_embed.proj.4",
             "encoder.patch_embed.input_proj",
             "embeds.proj",
+            "patch_embed.0",
+            "patch_embed1",
             "patch_embed",
             "encoder.patch_embed",
             "patch_embeds.0.proj",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from typing import ClassVar
 
 import torch
@@ -115,13 +116,17 @@ class IsotropicMixin:
         """Return the tokens after one block, checkpointed or not."""
         return checkpoint(block, x, context, use_reentrant=False) if self.grad_checkpointing else block(x, context)
 
+    def through_blocks(self, x: Tensor, context: AttentionContext, blocks) -> Iterator[tuple[Tensor, AttentionContext]]:
+        """Yield the tokens after each of the first blocks, and what the next one needs to know of them."""
+        for block in blocks:
+            x = self.forward_block(block, x, context)
+            yield x, context
+
     def forward_blocks(self, x: Tensor, context: AttentionContext) -> Tensor:
         """Return the tokens after all blocks."""
         one_by_one = type(self.blocks) in (nn.Sequential, nn.ModuleList)  # the first after surgery
         if self.grad_checkpointing or one_by_one:
-            for block in self.blocks:
-                x = self.forward_block(block, x, context)
-            return x
+            return deque(self.through_blocks(x, context, self.blocks), maxlen=1)[0][0]  # the last tokens alone
         return self.blocks(x, context)  # or what wraps them all
 
     def forward_norm(self, x: Tensor) -> Tensor:
@@ -179,10 +184,9 @@ class IsotropicForward(IsotropicMixin):
         if output_fmt not in ("NCHW", "NLC"):
             raise ValueError(f"output_fmt must be 'NCHW' or 'NLC', got {output_fmt!r}")
         wanted, last = feature_take_indices(len(self.blocks), indices)
-        x, context = self.forward_stem(x, **mask)
-        found = []
-        for index, block in enumerate(self.blocks[: last + 1] if stop_early else self.blocks):
-            x = self.forward_block(block, x, context)
+        found, blocks = [], self.blocks[: last + 1] if stop_early else self.blocks
+        passed = self.through_blocks(*self.forward_stem(x, **mask), blocks)
+        for index, (x, context) in enumerate(passed):
             if index in wanted:
                 tokens = self.norm(x) if norm else x
                 found.append(tokens.tensor_split([context.positions.num_prefix_tokens], dim=1))

@@ -13,7 +13,7 @@ from timm.models.swin_transformer_v2 import WindowAttention as TimmWindowAttenti
 from torch import Tensor, nn
 
 from ..bias.log_cpb import LogCPB
-from ..encoding import LayerFacts
+from ..encoding import AttentionTensors, LayerFacts
 from ..rotary.split import split_qkv
 from .attention import encoded
 from .host import register_host
@@ -33,6 +33,14 @@ def to_length(x: Tensor, length: Tensor | float = 1.0) -> Tensor:
     return (x * (length / norm)).to(x.dtype)
 
 
+def hide_by_temperature(tensors: AttentionTensors, mask: Tensor | None, tau: Tensor) -> None:
+    """Hide keys as timm does, by its shift mask (windows, N, N), in cosine attention of temperature tau (heads, 1, 1).
+
+    Logits reach from -tau to tau + 16: with a large tau, keys at -100 are seen nevertheless.
+    """
+    hide_regions(tensors, mask, torch.where(tau > MAX_TAU_THAT_HIDES, -100.0, -math.inf))
+
+
 @register_notrace_module
 class CosineWindowAttention(TimmWindowAttention):
     """Window attention of Swin V2 with encodings, on tokens x (B * windows, N, C): logits tau cos(q, k) + bias.
@@ -49,8 +57,7 @@ class CosineWindowAttention(TimmWindowAttention):
             q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
         tau = self.logit_scale.clamp(max=math.log(100)).exp()  # (heads, 1, 1)
         tensors = encoded(x, to_length(q), to_length(k, tau), v, prepare_windows(self, x))
-        # logits reach from -tau to tau + 16: with a large tau, keys at -100 are seen nevertheless
-        hide_regions(tensors, mask, torch.where(tau > MAX_TAU_THAT_HIDES, -100.0, -math.inf))
+        hide_by_temperature(tensors, mask, tau)
         return attend_windows(self, tensors, fused)
 
     def set_window_size(self, window_size: tuple[int, int]) -> None:

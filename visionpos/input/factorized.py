@@ -72,5 +72,5 @@ class Factorized(InputEncoding):
         for table, place, n in zip(tables, positions.coords.unbind(-1), size, strict=True):
             if self.coordinates == "fraction":
                 place = (place + 0.5) * (len(table) / n) - 0.5
-            read.append(sample_table(table.unsqueeze(1), torch.stack([place, torch.zeros_like(place)], dim=-1)))
+            read.append(sample_table(table, place.unsqueeze(-1)))
         return read[0] + read[1] if self.combine == "sum" else read[0] * read[1]
