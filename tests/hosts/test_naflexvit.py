@@ -16,16 +16,18 @@ from tests.small import VIT, pictures, randomised
 GRIDS = [(5, 7), (3, 9), (8, 4), (5, 7), (2, 2)]
 SMALL = {**{key: value for key, value in VIT.items() if key != "img_size"}, "pos_embed_grid_size": (5, 7)}
 GAP = "naflexvit_base_patch16_gap"
+SQUARE = {"pos_embed_grid_size": (6, 6)}
 ROPES = {"rope_type": "axial", "pos_embed": "none"}
 KINDS = {  # a model, options, and what it has
     "learned": (GAP, {}, ["learned2d"]),
     "learned, attention pooling": ("naflexvit_base_patch16_map", {}, ["learned2d"]),
     "learned, aspect kept": ("naflexvit_base_patch16_par_gap", {}, ["learned2d"]),
     "learned, bilinear": ("naflexvit_base_patch16_siglip", {}, ["learned2d"]),
-    "learned, corners": ("naflexvit_base_patch16_radio_v3", {}, ["learned2d"]),
+    "learned, corners": ("naflexvit_base_patch16_radio_v3", SQUARE, ["learned2d"]),
+    "learned, bilinear, no antialias": ("naflexvit_large_patch16_radio_v3", {}, ["learned2d"]),
     "learned, sampled": (
         "naflexvit_large_patch16_radio_v3",
-        {"pos_embed_use_grid_sample": True, "pos_embed_grid_size": (6, 6)},
+        {"pos_embed_use_grid_sample": True, **SQUARE},
         ["learned2d"],
     ),
     "factorized": (GAP, {"pos_embed": "factorized"}, ["factorized"]),
@@ -46,7 +48,7 @@ EXACT = [  # on its own grid a table is read as it is, but where timm stretches 
     kind
     for kind in KINDS
     if kind.startswith(("learned", "factorized", "no pos", "differential"))
-    and kind not in ("learned, sampled", "factorized, aspect kept", "factorized, sampled")
+    and kind not in ("learned, sampled", "learned, corners", "factorized, aspect kept", "factorized, sampled")
 ]
 
 
@@ -296,7 +298,7 @@ def test_what_cannot_act_is_one_line_and_changes_nothing():
     for options, message in (
         (
             {"pos_embed_align_corners": True, "pos_embed_antialias": False},
-            "converted: give 'bilinear' without antialias",
+            "converted: give a square table",
         ),
         ({"pos_embed_use_grid_sample": True}, "pos_embed_use_grid_sample=True cannot be converted"),
         ({**SAMPLED, "pos_embed_ar_preserving": True}, "pos_embed_use_grid_sample=True cannot be converted"),

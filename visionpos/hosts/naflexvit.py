@@ -59,14 +59,14 @@ class NaFlexVitHost(VitBlocks, EvaHost):
             return {"dim": embeds.embed_dim, "feat_shape": size, "keep_aspect": keep_aspect}
         mode, antialias = embeds.pos_embed_interp_mode, getattr(embeds, "pos_embed_antialias", True)  # since 1.0.31
         corners, sampled = getattr(embeds, "pos_embed_align_corners", False), embeds.pos_embed_use_grid_sample
-        alike = not (sampled and keep_aspect and size[0] != size[1])  # pictures and batches
-        if mode == "bilinear" and not antialias and alike:
+        stretched = keep_aspect and size[0] != size[1]  # timm does not, on the table's own grid
+        if mode == "bilinear" and not antialias and not stretched:
             mode = "ends" if corners else "sample"
         elif mode not in ("bilinear", "bicubic") or corners or sampled:
             raise ValueError(
                 f"a NaFlexVit with pos_embed_interp_mode={mode!r}, pos_embed_antialias={antialias}, "
                 f"pos_embed_align_corners={corners} and pos_embed_use_grid_sample={sampled} cannot be converted: give "
-                "'bilinear' without antialias, or 'bilinear' or 'bicubic' without the last two"
+                "a square table and 'bilinear' without antialias, or 'bilinear' or 'bicubic' without the last two"
             )
         return {
             "dim": embeds.embed_dim,
