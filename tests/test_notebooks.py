@@ -2,10 +2,12 @@
 
 import re
 
-import nbformat
 import pytest
 
-from tests.notebooks import NOTEBOOKS, executed
+nbformat = pytest.importorskip("nbformat")
+pytest.importorskip("nbclient")
+
+from tests.notebooks import NOTEBOOKS, executed  # noqa: E402 - it imports both
 
 SMALL = 150_000  # bytes of a notebook with its pictures
 
