@@ -27,6 +27,15 @@ ENCODINGS = {
     "alibi2d": "alibi2d",
     "lookhere": "lookhere",
 }
+NEWER = {  # of 2025 and 2026, and options that came with them; timm has none of these layers
+    "rope_axial": "rope_axial",
+    "rope_axial, moonvit": {"name": "rope_axial", "preset": "moonvit"},
+    "rope_axial, half of it still": {"name": "rope_axial", "zero_fraction": 0.5},
+    "rope_axial, learned frequencies": {"name": "rope_axial", "learn_frequencies": "per_head"},
+    "rope_spiral": "rope_spiral",
+    "harope": "harope",
+    "pope": "pope",
+}
 
 
 class Layer(nn.Module):
@@ -82,11 +91,17 @@ def timm_peers(layers: dict[str, Layer], grid: tuple[int, int], keep: Tensor | N
 
 
 def layer(
-    setting: Setting, dim: int, heads: int, grid: tuple[int, int], batch: tuple[int, int], visible: float | None = None
+    setting: Setting,
+    dim: int,
+    heads: int,
+    grid: tuple[int, int],
+    batch: tuple[int, int],
+    visible: float | None = None,
+    newer: bool = False,
 ) -> Case:
-    """Build the row of one class token and the tokens of a grid, or of their share `visible`.
+    """Build the row of one class token and the tokens of a grid, or of their share `visible`, which differs in each.
 
-    Every sample sees other ones.
+    With `newer` it is that of the newer encodings, beside no layers of timm's.
     """
     height, width = grid
     plain = timm.create_model(
@@ -102,9 +117,9 @@ def layer(
     if visible is not None:
         keep = torch.rand(number, height * width).argsort(dim=1)[:, : int(visible * height * width)]
         positions = positions.keep(keep)
-    specs = ENCODINGS if visible else {**ENCODINGS, "relative_table": BEIT}
+    specs = NEWER if newer else ENCODINGS if visible else {**ENCODINGS, "relative_table": BEIT}
     layers = {name: Layer(vp.set_encoding(copy.deepcopy(plain), spec), positions) for name, spec in specs.items()}
-    peers = timm_peers(layers, grid, keep)
+    peers = {} if newer else timm_peers(layers, grid, keep)
     base = timm.models.vision_transformer.Attention(dim, heads, qkv_bias=True)
     base.load_state_dict(plain.blocks[0].attn.state_dict())
     modules = {"none": base, **layers, **{f"timm's {name}": peer for name, peer in peers.items()}}
@@ -120,6 +135,12 @@ ROWS = [
         "layer",
         "layer MAE",
         partial(layer, dim=384, heads=6, grid=(14, 14), batch=(32, 1024), visible=0.25),
+        quick=True,
+    ),
+    Row(
+        "layer",
+        "layer Ti/4, newer encodings",
+        partial(layer, dim=192, heads=3, grid=(8, 8), batch=(64, 1024), newer=True),
         quick=True,
     ),
 ]

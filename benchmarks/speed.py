@@ -22,7 +22,7 @@ import torch
 from benchmarks import layers, models, operations, windows
 from benchmarks.measure import Row, Setting, Unequal, measure
 from benchmarks.report import facts, page, progress, write
-from visionpos.registry import closest
+from visionpos.registry import hint
 
 ROWS = [*operations.ROWS, *layers.ROWS, *windows.ROWS, *models.ROWS]
 GROUPS = list(dict.fromkeys(row.group for row in ROWS))
@@ -38,7 +38,7 @@ def choose(rows: list[str] | None, device: str, quick: bool) -> list[Row]:
     known = [*GROUPS, *(row.name for row in ROWS)]
     for name in rows or ():
         if name not in known:
-            raise ValueError(f"--rows {name!r} is no row{closest(name, known)} Groups: {', '.join(GROUPS)}")
+            raise ValueError(f"--rows {name!r} is no row{hint(name, known)} Groups: {', '.join(GROUPS)}")
     chosen = [row for row in ROWS if rows is None or row.name in rows or row.group in rows]
     if not any(row.quick or not quick for row in chosen):
         raise ValueError(f"--rows {' '.join(rows)}: none of these is small enough for --quick")

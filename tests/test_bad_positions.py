@@ -11,7 +11,8 @@ from visionpos.registry import get_encoding_class, required_options
 
 FACTS = LayerFacts(dim=48, feat_shape=(3, 5), num_heads=2, head_dim=24, layer=0, depth=2)
 ENCODINGS = [name for name in vp.list_encodings() if name != "none"]
-ANY_AXES = {"sinusoidal", "sincos2d", "scalar", "binary", "rope1d", "alibi", "alibi2d", "kerple", "fire"}
+ANY_AXES = {"sinusoidal", "sincos2d", "scalar", "binary", "rope1d", "rope_axial", "rope_golden"}
+ANY_AXES |= {"alibi", "alibi2d", "kerple", "fire"}
 
 
 def build(name):

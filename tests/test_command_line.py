@@ -50,7 +50,7 @@ def test_compare_with_an_option_that_one_of_them_has(capsys):
 
 def test_plot(capsys, tmp_path):
     out = tmp_path / "picture.png"
-    assert run(capsys, "plot", "alibi2d", "--grid", "3", "5", "--out", str(out))[0] == 0
+    assert run(capsys, "plot", "alibi2d", "--grid", "3", "5", "--output", str(out))[0] == 0
     assert out.read_bytes()[1:4] == b"PNG"
 
 
@@ -86,6 +86,14 @@ def test_options():
 def test_numbers():
     found = [report.number(x) for x in (0.0, 1e-9, 0.06406, 184, vp.analysis.NotDefined("why"))]
     assert found == ["0", "<1e-6", "0.0641", "184", "-"]
+
+
+def test_without_matplotlib_a_plot_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.delitem(sys.modules, "visionpos.analysis.notebook", raising=False)
+    assert main(["plot", "sincos2d", "--output", "never.png"]) == 2
+    line = capsys.readouterr().err
+    assert line == "visionpos: matplotlib draws this and is not installed: pip install 'visionpos[train]'\n"
 
 
 def test_import_is_light_and_an_own_module_is_found(tmp_path):

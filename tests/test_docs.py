@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 import visionpos as vp
-from visionpos.analysis import page
+from visionpos.analysis import evidence, page
 
 ROOT = Path(__file__).parents[1]
 COMMAND = "run `make docs`"
@@ -16,10 +17,20 @@ COMMAND = "run `make docs`"
 def test_facts_on_the_page_are_up_to_date():
     text = (ROOT / "docs" / "encodings.md").read_text()
     assert page.HEADER in text, COMMAND
+    assert page.evidence() in text, COMMAND
     assert page.overview() in text, COMMAND
     assert page.glossary() in text, COMMAND
     for name in vp.list_encodings():
         assert page.facts(name) in text, f"{name}: {COMMAND}"
+
+
+def test_evidence_is_of_encodings_and_of_kept_runs():
+    assert set(evidence.EVIDENCE) <= set(vp.list_encodings())
+    run = json.loads((evidence.STUDY / "rope_axial-seed0.json").read_text())
+    shares = [row["accuracy"] for report in run["evaluations"] for row in report["rows"] if row["how"] == "scale"]
+    trained, at_48, run_on = shares[0], shares[3], shares[8]  # 32, 24, 40, 48, 64, then the same run on
+    assert evidence.measured_here()["rope_axial"] == f"{100 * trained:.1f} / {100 * at_48:.1f} / {100 * run_on:.1f}"
+    assert "learned(init_std=0.2)" not in evidence.measured_here()
 
 
 def test_measured_section_is_up_to_date():

@@ -27,6 +27,9 @@ BAD = {
     "a number from 0.01 to 64": [0, 1e-3, 64.1, 3436, *NUMBERS],
     "in [0, 1]": [1.01, *NUMBERS],
     "two positive integers": [(0, 0), (3, -1), (3,), (3, 4, 5), (2.0, 3), (True, 2), 7, "ab", torch.ones(2)],
+    "two positive integers (one or three on as many axes)": [
+        *[(0, 0), (3, -1), (), (0,), (3, 4, 0), (3, 4, 5, 6), (2.0, 3), (True, 2), 7, "ab", torch.ones(2)],
+    ],
     "a tuple of 2, each a finite number": [(1.0, math.nan), (math.inf, 1), (1.0,), 3.0],
     "a tuple of 3, each an integer, 0 or more": [(1, 2), (1, 2, 3, 4), (1, -1, 2), (1, 2, 0.5), (True, 2, 3), 3, "abc"],
     "true or false": [0, "no", None],
@@ -40,6 +43,7 @@ GOOD = {
     "a number from 0.01 to 64": 64,
     "in [0, 1]": 0.25,
     "two positive integers": [2, 4],
+    "two positive integers (one or three on as many axes)": [2, 4],
     "a tuple of 2, each a finite number": [0, -1.5],
     "true or false": True,
 }

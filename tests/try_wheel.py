@@ -27,7 +27,7 @@ def main(out: Path) -> None:
     assert not any(map(find_spec, ("train", "tests", "benchmarks"))), "only visionpos may be importable"
     assert any(str(file) == "visionpos/py.typed" for file in distribution("visionpos").files)
     assert "rope_axial" in command("list", "rope*")
-    command("plot", "alibi2d", "--grid", "5", "7", "--out", str(out / "alibi2d.png"))
+    command("plot", "alibi2d", "--grid", "5", "7", "--output", str(out / "alibi2d.png"))
     assert (out / "alibi2d.png").stat().st_size > 1000
 
     command("explore", "alibi2d", "sincos2d", "--output", str(out / "explorer.html"))

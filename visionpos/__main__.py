@@ -2,7 +2,7 @@
 
     python -m visionpos list "rope*" --place rotary
     python -m visionpos compare rope_axial alibi2d --grid 14 10 --option temperature=10
-    python -m visionpos plot rope_axial --out rope.png
+    python -m visionpos plot rope_axial --output rope.png
 
 Encodings of your own come along with `--import MODULE`. `python -m visionpos COMMAND --help` has the options of one.
 """
@@ -40,7 +40,7 @@ def make_parser() -> argparse.ArgumentParser:
     check.add_argument("name")
     plot = commands.add_parser("plot", help="one picture of what it does")
     plot.add_argument("name")
-    plot.add_argument("--out", help="a file such as x.png or x.pdf; NAME.png by default")
+    plot.add_argument("--output", help="a file such as x.png or x.pdf; NAME.png by default")
     compare = commands.add_parser("compare", help="a table of measured properties")
     compare.add_argument("names", nargs="+", metavar="name")
     for command in (check, plot, compare):
@@ -54,7 +54,7 @@ def make_parser() -> argparse.ArgumentParser:
     explore.add_argument("names", nargs="*", metavar="name", help="of encodings; all by default")
     explore.add_argument("--output", default="explorer.html", help="the file, explorer.html by default")
     docs = commands.add_parser("docs", help="write encodings.md and its pictures")
-    docs.add_argument("--out", default="docs", help="folder")
+    docs.add_argument("--output", default="docs", help="folder")
     docs.add_argument("--no-pictures", action="store_true")
     return parser
 
@@ -86,7 +86,7 @@ def run(flags: argparse.Namespace) -> None:
     elif flags.command == "docs":
         from .analysis.page import write_page
 
-        print(f"wrote {write_page(Path(flags.out), pictures=not flags.no_pictures)}")
+        print(f"wrote {write_page(Path(flags.output), pictures=not flags.no_pictures)}")
     else:
         measured(flags)
 
@@ -101,7 +101,7 @@ def measured(flags: argparse.Namespace) -> None:
         raise ValueError(f"--grid must be two positive numbers, got {grid}")
     if flags.command == "plot":
         encoding_info(flags.name)
-        out = flags.out or f"{flags.name}.png"
+        out = flags.output or f"{flags.name}.png"
         plot_encoding(flags.name, grid, **options).savefig(out)
         print(f"wrote {out}")
         return

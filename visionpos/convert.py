@@ -21,9 +21,18 @@ from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 
 from .encoding import LayerFacts, PositionEncoding
-from .hosts.host import Host, find_host, mixes_tokens
+from .hosts.host import Host, find_host, first, fits_stem, mixes_tokens
 from .hosts.parameters import copy_encoding, has_parameters
-from .registry import FIXED, Spec, check_agreement, complete_options, get_encoding_class, is_registered, parse_spec
+from .registry import (
+    FIXED,
+    Spec,
+    check_agreement,
+    complete_options,
+    get_encoding_class,
+    is_native,
+    is_registered,
+    parse_spec,
+)
 from .weights.load import create_with_weights
 
 __all__ = ["ARCHITECTURE", "create_model", "get_encoding", "set_encoding"]
@@ -174,6 +183,8 @@ def _converted(model: nn.Module) -> tuple[Host, list[PositionEncoding], Layers]:
     for encoding in _distinct(inputs, layers):
         if encoding._spec is None:  # the host's own, which comes back with the host
             encoding._spec = {"name": encoding.name} if is_registered(type(encoding)) else {}
+            if encoding in inputs and encoding._spec and len(host.stems(model)) > 1:
+                encoding._spec["dim"] = encoding.dim  # which says the stem
     return host, inputs, layers
 
 
@@ -183,15 +194,17 @@ def _distinct(inputs: list[PositionEncoding], layers: Layers) -> list[PositionEn
 
 def _set_encoding(model: nn.Module, spec: list[Item]) -> nn.Module:
     host, old_inputs, old_layers = _converted(model)
-    stem, layer_facts = host.input_facts(model), host.layer_facts(model)
+    stems, layer_facts = host.stems(model), host.layer_facts(model)
     if not layer_facts:
         raise ValueError("the model has no attention layers (its depth is 0)")
-    inputs: list[PositionEncoding] = []
+    old_stems = [[encoding for encoding in old_inputs if fits_stem(encoding, stem)] for stem in stems]
+    by_stem: Layers = [[] for _ in stems]
     layers: Layers = [[] for _ in layer_facts]
     for item in spec:
         cls = type(item) if isinstance(item, PositionEncoding) else get_encoding_class(item[0])
         if cls.place == "input":
-            places, facts, old = [inputs], [stem], [old_inputs]
+            chosen = _choose_stems(item, stems)
+            places, facts, old = ([of[i] for i in chosen] for of in (by_stem, stems, old_stems))
         else:
             chosen = [] if cls.place == "none" else _choose_layers(item, cls, host.mixing_layers(model), old_layers)
             places, facts, old = ([of[i] for i in chosen] for of in (layers, layer_facts, old_layers))
@@ -200,6 +213,7 @@ def _set_encoding(model: nn.Module, spec: list[Item]) -> nn.Module:
             if any(other is encoding or (named and other._spec == encoding._spec) for other in place):
                 raise ValueError(f"{encoding.name} is asked for twice, with the same options")
             place.append(encoding)
+    inputs = [encoding for stem in by_stem for encoding in stem]
     reference, new = next(model.parameters()), _distinct(inputs, layers)
     if (inputs, layers) == (old_inputs, old_layers):
         if all(encoding._spec for encoding in new):
@@ -216,9 +230,17 @@ def _set_encoding(model: nn.Module, spec: list[Item]) -> nn.Module:
     return model
 
 
+def _choose_stems(item: Item, stems: list[LayerFacts]) -> Sequence[int]:
+    """Return the stems that an input encoding is for: all of its width, which only a name alone leaves open."""
+    width = getattr(item, "dim", None) if isinstance(item, PositionEncoding) else item[1].get("dim")
+    return [index for index, stem in enumerate(stems) if width in (None, stem.dim)] or range(len(stems))
+
+
 def _choose_layers(item: Item, cls: type[PositionEncoding], mixing: list[int], old: Layers) -> Sequence[int]:
     """Return the layers that an item of a spec is for."""
     default = mixing if mixes_tokens(cls) else range(len(old))
+    if is_native(cls):
+        default = [index for index, layer in enumerate(old) if first(layer, cls)] or default
     if isinstance(item, PositionEncoding):
         return [index for index, layer in enumerate(old) if item in layer] or default
     chosen = item[1].get("layers", default)
@@ -242,7 +264,7 @@ def _build(item: Item, facts: list[LayerFacts], old: Layers) -> list[PositionEnc
     name, options = item[0], {key: value for key, value in item[1].items() if key != "layers"}
     cls, built = get_encoding_class(name), []
     for fact, present in zip(facts, old, strict=True):
-        kept = next((encoding for encoding in present if type(encoding) is cls and not options), None)
+        kept = next((encoding for encoding in present if type(encoding) is cls and options.keys() <= {"dim"}), None)
         if kept is not None:
             _check_fit(kept, fact)
             built.append(kept)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from .encoding import LayerFacts, PositionEncoding
-from .hosts.host import find_host
+from .hosts.host import find_host, fits_stem
 from .registry import FACTS, constructor_parameters
 
 HEADER = ("layers", "place", "encoding", "options", "grid", "on another grid")
@@ -89,13 +89,13 @@ def distinct_encodings(model: nn.Module) -> tuple[list[tuple[str, PositionEncodi
     model = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})  # of the structure, not of the tensors
     host.convert(model)
     inputs, layers = host.encodings(model)
-    stem = host.input_facts(model)
     blind = 0 if inputs else next((index for index, layer in enumerate(layers) if layer), len(layers))
     alike: dict[tuple[str, ...], list[tuple[int, PositionEncoding, LayerFacts]]] = {}
     for index, (layer, facts) in enumerate(zip(layers, host.layer_facts(model), strict=True)):
         for encoding in layer:
             alike.setdefault(_cells(encoding, facts), []).append((index, encoding, facts))
-    found = [("stem", encoding, stem) for encoding in inputs]
+    stems = host.stems(model)
+    found = [("stem", encoding, next(stem for stem in stems if fits_stem(encoding, stem))) for encoding in inputs]
     found += [(_numbers(index for index, *_ in group), *group[0][1:]) for group in alike.values()]
     return found, blind
 

@@ -27,8 +27,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .options import Size, check_values
+from .options import GridSize, check_values
 from .positions import Positions
+from .windows import check_size
 
 Place = Literal["input", "rotary", "bias", "conditional", "none"]
 Shape = tuple[int, int]
@@ -95,7 +96,7 @@ class PositionEncoding(nn.Module):
     all of them; otherwise every layer has its own.
 
     Args:
-        reference_shape: the grid that was trained on. None: coordinates are taken as they are.
+        reference_shape: the grid that was trained on, a size for each axis. None: coordinates are taken as they are.
         extrapolate: True lets coordinates run on, False interpolates them. None: what `extrapolation` says.
 
     Example:
@@ -109,7 +110,7 @@ class PositionEncoding(nn.Module):
     paper: ClassVar[str] = ""
     learnable: ClassVar[bool] = False  # has parameters
     from_model: ClassVar[tuple[str, ...]] = ("reference_shape",)  # a class adds to those of its bases
-    axes: ClassVar[int | None] = 2  # of the coordinates that it takes; None: any number
+    axes: int | None = 2  # of the coordinates that it takes; None: as many as the grid that was trained on, or any
     translation_invariant: ClassVar[bool] = False  # only coordinate differences matter
     content_dependent: ClassVar[bool] = False  # needs the queries, not only positions
     continuous: ClassVar[bool] = True  # any real coordinates
@@ -124,9 +125,11 @@ class PositionEncoding(nn.Module):
             check_values(cls, {**dict(zip(names, args, strict=False)), **options})
         return super().__new__(cls)
 
-    def __init__(self, *, reference_shape: Size | None = None, extrapolate: bool | None = None):
+    def __init__(self, *, reference_shape: GridSize | None = None, extrapolate: bool | None = None):
         super().__init__()
-        self.reference_shape = None if reference_shape is None else tuple(reference_shape)
+        if reference_shape is not None:
+            reference_shape = check_size(f"{self.name}: reference_shape", reference_shape, self.axes)
+        self.reference_shape = reference_shape
         self.extrapolate = extrapolate
 
     def encode(self, positions: Positions) -> Tensor:
@@ -142,9 +145,9 @@ class PositionEncoding(nn.Module):
         Raises:
             ValueError: coordinates on another number of axes than the encoding takes.
         """
-        given = len(positions.feat_shape)
-        if self.axes not in (None, given):
-            raise ValueError(f"{self.name} needs {self.axes} coordinates of a token, (y, x) on two axes, got {given}")
+        given, axes = len(positions.feat_shape), self.axes or len(self.reference_shape or ()) or None
+        if axes not in (None, given):
+            raise ValueError(f"{self.name} needs {axes} coordinates of a token, (y, x) on two axes, got {given}")
         parameter = next(self.owner.parameters(), None)
         return positions if parameter is None else positions.promote(parameter.dtype)
 

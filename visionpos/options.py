@@ -34,6 +34,12 @@ Finite = Annotated[float, Range(lambda value: abs(value) <= LARGEST, "a finite n
 Share = Annotated[float, Range(lambda value: 0 <= value < 1, "in [0, 1)")]
 Fraction = Annotated[float, Range(lambda value: 0 <= value <= 1, "in [0, 1]")]
 Size = Annotated[tuple[int, int], Range(lambda value: min(value) >= 1, "two positive integers")]
+GridSize = Annotated[  # of encodings whose formula knows no number of axes
+    tuple[int, ...],
+    Range(
+        lambda value: 1 <= len(value) <= 3 and min(value) >= 1, "two positive integers (one or three on as many axes)"
+    ),
+]
 
 
 def hints(cls: type) -> dict[str, Any]:
@@ -59,7 +65,10 @@ def fits(value: Any, hint: Any) -> bool:
     if origin in (Union, types.UnionType):
         return any(fits(value, arg) for arg in args)
     if origin is tuple:
-        return isinstance(value, (tuple, list)) and len(value) == len(args) and all(map(fits, value, args))
+        if not isinstance(value, (tuple, list)):
+            return False
+        args = args[:1] * len(value) if args[-1] is Ellipsis else args
+        return len(value) == len(args) and all(map(fits, value, args))
     if hint is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool)
     if hint is int:

@@ -17,7 +17,7 @@ from .places import BiasEncoding, ConditionalEncoding, ContextualBias, InputEnco
 from .positions import Positions
 from .registry import create_encoding, discover, encoding_info, list_encodings, register_encoding
 from .resize import resize_position_table, resize_relative_table
-from .rotary.rope_axial import rope_angles_axial
+from .rotary.dialects import rope_angles_axial
 from .rotation import apply_rotary, convert_qk_layout
 from .testing import check_encoding
 from .weights.load import load_weights

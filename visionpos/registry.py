@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import functools
 import importlib
@@ -17,6 +16,7 @@ from .encoding import LayerFacts, PositionEncoding
 from .names import BiasName, ConditionalName, InputName, RotaryName
 from .options import check_values, shown
 from .places import BiasEncoding, ConditionalEncoding, InputEncoding, RotaryEncoding
+from .suggestion import closest
 
 FOLDERS = ("input", "rotary", "bias", "conditional")
 PLACES = (*FOLDERS, "none")
@@ -80,10 +80,10 @@ def discover() -> None:
             importlib.import_module(f"{package.__name__}.{module.name}")
 
 
-def closest(word: str, valid: Iterable[str]) -> str:
-    """Return the hint of an error message: a similar valid word, or nothing."""
-    match = difflib.get_close_matches(word, list(valid), n=1, cutoff=0.5)
-    return f"; did you mean {match[0]!r}?" if match else "."
+def hint(word: str, valid: Iterable[str]) -> str:
+    """Return the end of an error message's first sentence: the valid word that is likely meant, or a full stop."""
+    meant = closest(word, valid)
+    return f"; did you mean {meant!r}?" if meant else "."
 
 
 def list_encodings(pattern: str = "*", *, place: str | None = None) -> list[str]:
@@ -100,7 +100,7 @@ def list_encodings(pattern: str = "*", *, place: str | None = None) -> list[str]
         ['lepe', 'peg']
     """
     if place is not None and place not in PLACES:
-        raise ValueError(f"place must be one of {', '.join(PLACES)}, got {place!r}{closest(place, PLACES)}")
+        raise ValueError(f"place must be one of {', '.join(PLACES)}, got {place!r}{hint(place, PLACES)}")
     discover()
     found = [n for n, c in _REGISTRY.items() if fnmatch.fnmatch(n, pattern) and place in (None, c.place)]
     return sorted(found, key=lambda name: (PLACES.index(_REGISTRY[name].place), name))
@@ -116,14 +116,19 @@ def get_encoding_class(name: str) -> type[PositionEncoding]:
     if name in _NATIVE:
         return _NATIVE[name]
     if name not in _REGISTRY:
-        raise ValueError(f"unknown encoding {name!r}{closest(name, _REGISTRY)} Valid: {', '.join(list_encodings())}")
+        raise ValueError(f"unknown encoding {name!r}{hint(name, _REGISTRY)} Valid: {', '.join(list_encodings())}")
     return _REGISTRY[name]
+
+
+def is_native(cls: type[PositionEncoding]) -> bool:
+    """Return whether a class is for what a host has of its own, which no other layer can get."""
+    return _NATIVE.get(cls.name) is cls
 
 
 def is_registered(cls: type[PositionEncoding]) -> bool:
     """Return whether a class is the one of its name."""
     discover()
-    return _REGISTRY.get(cls.name) is cls
+    return is_native(cls) or _REGISTRY.get(cls.name) is cls
 
 
 def constructor_parameters(cls: type) -> dict[str, inspect.Parameter]:
@@ -211,7 +216,7 @@ def check_options(cls: type[PositionEncoding], options: Mapping[str, Any]) -> No
     for key in options:
         if key not in parameters:
             valid = ", ".join(parameters) or "none"
-            raise ValueError(f"{cls.name} has no option {key!r}{closest(str(key), parameters)} Valid: {valid}")
+            raise ValueError(f"{cls.name} has no option {key!r}{hint(str(key), parameters)} Valid: {valid}")
     check_values(cls, options)
 
 

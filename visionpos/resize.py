@@ -1,12 +1,14 @@
 """Resizing of learned tables to another grid or window, by one small matrix per axis.
 
-Resampling is linear and separable: new = A_h table A_w^T. The matrices are built in float64 and equal
+Resampling is linear and separable: new = A_h table A_w^T on two axes. The matrices are built in float64 and equal
 `torch.nn.functional.interpolate` (align_corners=False) for every size, including outputs one cell wide.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+import math
+from collections.abc import Callable, Sequence
 from functools import lru_cache, wraps
 from typing import Literal
 
@@ -74,10 +76,13 @@ def resize_matrix(
     return matrix
 
 
-def _resample(grid: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Return a grid (h, w, C) resampled to (H, W, C), computed in float64, in the dtype of `grid`."""
+def _resample(grid: Tensor, matrices: Sequence[Tensor]) -> Tensor:
+    """Return a grid (h, w, C) resampled to (H, W, C) by a matrix for each axis, in float64, in the dtype of `grid`."""
+    resampled = to_float64(grid)
     with torch.autocast(grid.device.type, enabled=False):
-        return torch.einsum("Hh,hwc,Ww->HWc", rows, to_float64(grid), columns).to(grid.dtype)
+        for axis, matrix in enumerate(matrices):
+            resampled = torch.tensordot(matrix, resampled, dims=([1], [axis])).movedim(0, axis)
+    return resampled.to(grid.dtype)
 
 
 def resize_position_table(
@@ -120,7 +125,7 @@ def resize_position_table(
     prefix, patches = table.split([num_prefix_tokens, h * w], dim=-2)
     sizes = (height, h), (width, w)
     matrices = [resize_matrix(new, old, mode, antialias, table.device) for new, old in sizes]
-    patches = _resample(patches.reshape(h, w, -1), *matrices).reshape(*table.shape[:-2], height * width, -1)
+    patches = _resample(patches.reshape(h, w, -1), matrices).reshape(*table.shape[:-2], height * width, -1)
     return torch.cat([prefix, patches], dim=-2)
 
 
@@ -154,15 +159,15 @@ def _geometric_matrix(new: int, old: int, device: torch.device = CPU) -> Tensor:
 
 def resize_relative_table(
     table: Float[Tensor, "t heads"],
-    new_window: tuple[int, int],
-    old_window: tuple[int, int],
+    new_window: tuple[int, ...],
+    old_window: tuple[int, ...],
     mode: Literal["bicubic", "geometric"] = "bicubic",
 ) -> Float[Tensor, "u heads"]:
     """Return a relative position bias table resized to another window.
 
     Args:
         table: ((2h - 1)(2w - 1), heads).
-        new_window: (H, W).
+        new_window: (H, W); on any number of axes, one size for each.
         old_window: (h, w). Never guessed.
         mode: "bicubic" stretches all offsets alike (Swin's code, no antialias). "geometric" keeps unit steps near
             zero and stretches far offsets in a geometric progression (BEiT's idea, here with linear interpolation).
@@ -178,33 +183,38 @@ def resize_relative_table(
         >>> vp.resize_relative_table(table, new_window=(3, 4), old_window=(2, 3)).shape
         torch.Size([35, 4])
     """
-    (h, w), (height, width) = ([2 * size - 1 for size in window] for window in (old_window, new_window))
+    old, new = (tuple(2 * size - 1 for size in window) for window in (old_window, new_window))
     if mode not in ("bicubic", "geometric"):
         raise ValueError(f"mode must be 'bicubic' or 'geometric', got {mode!r}")
-    if table.shape[0] != h * w:
-        raise ValueError(f"the table has {table.shape[0]} rows, but a window of {tuple(old_window)} needs {h * w}")
-    if same_grid((h, w), (height, width)):
+    if table.shape[0] != math.prod(old):
+        needed = f"a window of {tuple(old_window)} needs {math.prod(old)}"
+        raise ValueError(f"the table has {table.shape[0]} rows, but {needed}")
+    if same_grid(old, new):
         return table
-    sizes = (height, h), (width, w)
+    sizes = zip(new, old, strict=True)
     if mode == "geometric":
         matrices = [_geometric_matrix(*size, table.device) for size in sizes]
     else:
         matrices = [resize_matrix(*size, antialias=False, device=table.device) for size in sizes]
-    return _resample(table.reshape(h, w, -1), *matrices).reshape(height * width, -1)
+    return _resample(table.reshape(*old, -1), matrices).flatten(0, -2)
 
 
-def sample_table(table: Float[Tensor, "h w c"], coords: Float[Tensor, "*batch 2"]) -> Float[Tensor, "*batch c"]:
+def sample_table(table: Float[Tensor, "*grid c"], coords: Float[Tensor, "*batch axes"]) -> Float[Tensor, "*batch c"]:
     """Return the rows of a table (h, w, C) at real (y, x) coordinates, bilinear; beyond the border the border is read.
 
-    Exact at integer coordinates. `index_select` keeps the gradient of the table deterministic on the CPU.
+    On A axes the table is (n_1, ..., n_A, C), and a row is read from 2^A corners. Exact at integer coordinates.
+    `index_select` keeps the gradient of the table deterministic on the CPU.
     """
-    h, w, channels = table.shape
-    rows, result = table.reshape(h * w, channels), 0.0
-    y, x = coords[..., 0].clamp(0, h - 1), coords[..., 1].clamp(0, w - 1)
-    top, left = y.floor(), x.floor()
-    for row, down in ((top, 1 - (y - top)), ((top + 1).clamp(max=h - 1), y - top)):
-        for column, across in ((left, 1 - (x - left)), ((left + 1).clamp(max=w - 1), x - left)):
-            index = (row * w + column).long()
-            corner = rows.index_select(0, index.flatten()).unflatten(0, index.shape)
-            result = result + (down * across).unsqueeze(-1) * corner
+    sizes, rows, result = table.shape[:-1], table.reshape(-1, table.shape[-1]), 0.0
+    ends = []  # of each axis: the cells on either side, and how much of each is read
+    for place, size in zip(coords.unbind(-1), sizes, strict=True):
+        place = place.clamp(0, size - 1)
+        low = place.floor()
+        ends.append([(low, 1 - (place - low)), ((low + 1).clamp(max=size - 1), place - low)])
+    for corner in itertools.product(*ends):
+        index, share = 0, 1
+        for (cell, part), size in zip(corner, sizes, strict=True):
+            index, share = index * size + cell, share * part
+        row = rows.index_select(0, index.long().flatten()).unflatten(0, index.shape)
+        result = result + share.unsqueeze(-1) * row
     return result

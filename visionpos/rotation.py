@@ -109,12 +109,16 @@ def apply_rotary(
 
 
 def mixed_angles(
-    coords: Float[Tensor, "*batch n 2"], freqs: Float[Tensor, "2 heads pairs"]
+    coords: Float[Tensor, "*batch n axes"], freqs: Float[Tensor, "axes heads pairs"]
 ) -> Float[Tensor, "*batch heads n pairs"]:
-    """Return the angles x freqs[0] + y freqs[1] of coordinates (y, x), in float64: each pair has its own direction."""
-    y, x = to_float64(coords)[..., None, :, :, None].unbind(-2)  # (..., 1, N, 1)
-    along_x, along_y = to_float64(freqs).unsqueeze(-2)  # (heads, 1, pairs)
-    return x * along_x + y * along_y
+    """Return the angles x freqs[0] + y freqs[1] of coordinates (y, x), in float64: each pair has its own direction.
+
+    On one axis and on three it is the same sum, the last axis first.
+    """
+    last_first = to_float64(coords)[..., None, :, :, None].unbind(-2)[::-1]  # (..., 1, N, 1) each
+    turns = to_float64(freqs).unsqueeze(-2)  # (axes, heads, 1, pairs)
+    first, *others = (x * along_x for x, along_x in zip(last_first, turns, strict=True))
+    return sum(others, first)
 
 
 def map_qk_rows(rows: Tensor, num_heads: int, change: Callable[[Tensor], Tensor], fused: bool = True) -> Tensor:

@@ -92,16 +92,17 @@ class TakeTokens(torch.autograd.Function):
         return TakeTokens.apply(grad, place, order), None, None
 
 
-def relative_offsets(window_size: tuple[int, int], device=None) -> tuple[Int[Tensor, "n n"], Int[Tensor, "n n"]]:
-    """Return (dy, dx), query minus key, of each pair of tokens of a window: (N, N) int64 each, N = h * w.
+def offset_index(window_size: tuple[int, ...], device=None) -> Int[Tensor, "n n"]:
+    """Return `relative_position_index` of a window on any number of axes: (N, N) int64, row the query, column the key.
 
-    Raises:
-        ValueError: a window that is not two positive integers.
+    A token of n cells of an axis counts on in steps of the 2n - 1 offsets of that axis. So the difference of two tokens
+    is that of the rows of two offsets, and the row of the offset 0 is the number of the last token.
     """
-    h, w = check_size("window_size", window_size)
-    axes = torch.arange(h, device=device), torch.arange(w, device=device)
-    y, x = (axis.flatten() for axis in torch.meshgrid(*axes, indexing="ij"))  # of each token, (N,)
-    return y[:, None] - y[None, :], x[:, None] - x[None, :]  # (N, N) each: row the query, column the key
+    token = torch.zeros((), dtype=torch.long, device=device)
+    for size in window_size:
+        token = token.unsqueeze(-1) * (2 * size - 1) + torch.arange(size, device=device)  # one more axis
+    token = token.flatten()  # (N,)
+    return token[:, None] - token + token[-1]
 
 
 def relative_position_index(window_size: tuple[int, int], device=None) -> Int[Tensor, "n n"]:
@@ -119,9 +120,7 @@ def relative_position_index(window_size: tuple[int, int], device=None) -> Int[Te
         >>> vp.relative_position_index((1, 2)).tolist()  # offsets -1, 0 and 1 are rows 0, 1 and 2
         [[1, 0], [2, 1]]
     """
-    dy, dx = relative_offsets(window_size, device)  # (N, N) each
-    h, w = window_size
-    return (dy + h - 1) * (2 * w - 1) + (dx + w - 1)
+    return offset_index(check_size("window_size", window_size), device)
 
 
 def shifted_window_mask(

@@ -6,6 +6,7 @@ import visionpos as vp
 GRIDS = (
     "Swin",
     "Swin v2",
+    "Swin v2-CR",
     "SAM",
     "MaxViT",
     "CoAtNet",
@@ -20,16 +21,24 @@ GRIDS = (
     "XCiT",
     "GCViT",
     "HieraDet",
+    "CoaT",
+    "Visformer",
+    "TNT",
 )
-CHANNELS = ("XCiT",)  # attention over channels, which has no place for rotations and biases
+CHANNELS = ("XCiT", "CoaT")  # attention over channels, or factorised, which has no place for rotations and biases
 TWO_STAGES = {"embed_dims": (48, 48), "num_heads": (3, 3)}
 DEEPER = {
     "Swin": {"depths": (1, 2), "num_heads": (3, 6)},
     "Swin v2": {"depths": (1, 2), "num_heads": (3, 6)},
+    "Swin v2-CR": {"depths": (1, 2), "num_heads": (3, 6)},
     "Hiera": {"stages": (1, 2), "q_pool": 1},
     "MaxViT": {},
     "CoAtNet": {"depths": (1, 2)},
     "PiT": {"base_dims": (16, 16), "depth": (1, 2), "heads": (3, 6)},
+    "CrossViT": {"depth": ((1, 2, 0), (1, 1, 0))},
+    "CoaT": {},
+    "Visformer": {"depth": (1, 2, 1)},
+    "ConViT": {"depth": 3},
     "PVT v2": {**TWO_STAGES, "depths": (1, 1), "sr_ratios": (2, 1), "mlp_ratios": (2, 2)},
     "Twins": {**TWO_STAGES, "depths": (2, 1), "wss": (4, 4), "sr_ratios": (2, 1), "mlp_ratios": (2, 2)},
     "DaViT": {**TWO_STAGES, "depths": (1, 1)},

@@ -160,11 +160,12 @@ def test_layer_decay_puts_encodings_into_their_own_layer(family):
     scale = {id(parameter): group["lr_scale"] for group in groups for parameter in group["params"]}
     decay = {id(parameter): group["weight_decay"] for group in groups for parameter in group["params"]}
     named = dict(model.named_parameters())
+    queries = r"qkv?s?\.|q\.weight|\.q\.|in_proj\.|q_proj\."
     tables = [name for name in named if "relative_position" in name or "attention_biases" in name]
     assert tables
     for name in tables:
-        block = re.split(r"\.attn|\.token_mixer", name)[0]
-        peer = next(n for n in named if n.startswith(block) and re.search(r"qkvs?\.|q\.weight|\.q\.", n))
+        block = re.split(r"\.attn|\.token_mixer|\.encodings", name)[0]
+        peer = next(n for n in named if n.startswith(block) and re.search(queries, n))
         assert scale[id(named[name])] == scale[id(named[peer])], (name, peer)
         assert decay[id(named[name])] == 0
 

@@ -148,13 +148,14 @@ def test_a_failed_conversion_leaves_the_model_as_it_was():
     assert same(model(pictures()), want)
     with pytest.raises(ValueError, match="ResNet is not a supported host; supported: .*Swin"):
         vp.set_encoding(timm.create_model("resnet18"), "learned")
-    with pytest.raises(ValueError, match="blocks.0 is a ParallelScalingBlock"):
-        vp.set_encoding(timm.create_model("vit_tiny_patch16_224", block_fn=PARALLEL, depth=1), "learned")
+    with pytest.raises(ValueError, match="blocks.0 is a OtherBlock with Attention; only timm's Block or ResPostBlock"):
+        vp.set_encoding(timm.create_model("vit_tiny_patch16_224", block_fn=OtherBlock, depth=1), "learned")
     with pytest.raises(ValueError, match="unknown encoding 'leraned'; did you mean 'learned'"):
         vp.create_model("vit_tiny_patch16_224", encoding="leraned")
 
 
-PARALLEL = timm.models.vision_transformer.ParallelScalingBlock
+class OtherBlock(timm.models.vision_transformer.Block):
+    """A block of one's own, which may do with positions what it likes."""
 
 
 @pytest.mark.parametrize("name", ENCODINGS)

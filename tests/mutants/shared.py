@@ -27,14 +27,11 @@ WINDOWS = mutants_of(
     "windows.py",
     "test_windows.py hosts/test_window_attention.py",
     [
-        ("wrong stride", "return (dy + h - 1) * (2 * w - 1)", "return (dy + h - 1) * (2 * h - 1)"),
-        ("index off by one", "(2 * w - 1) + (dx + w - 1)\n", "(2 * w - 1) + (dx + w)\n"),
-        (
-            "key minus query",
-            "return y[:, None] - y[None, :], x[:, None]",
-            "return y[None, :] - y[:, None], x[:, None]",
-        ),
-        ("columns first", 'indexing="ij"', 'indexing="xy"'),
+        ("wrong stride", "* (2 * size - 1) + torch.arange(size", "* (2 * window_size[0] - 1) + torch.arange(size"),
+        ("stride of the tokens", "* (2 * size - 1) + torch.arange(size", "* size + torch.arange(size"),
+        ("index off by one", "- token + token[-1]", "- token + token[-1] + 1"),
+        ("key minus query", "token[:, None] - token + token[-1]", "token - token[:, None] + token[-1]"),
+        ("columns first", "for size in window_size:\n", "for size in window_size[::-1]:\n"),
         ("mask sign", 'masked_fill(apart, float("-inf"))', 'masked_fill(apart, float("inf"))'),
         ("mask inverted", "masked_fill(apart, ", "masked_fill(~apart, "),
         ("mask off by one", "(place >= length - offset)", "(place > length - offset)"),
@@ -95,16 +92,18 @@ RESIZE = mutants_of(
             "resize_matrix(*size, antialias=False",
             "resize_matrix(*size, antialias=True",
         ),
-        ("resized in float32", "rows, to_float64(grid), columns)", "rows.float(), grid.float(), columns.float())"),
+        ("resized in float32", "tensordot(matrix, resampled,", "tensordot(matrix.float(), resampled.float(),"),
+        ("resized with the axes in turn", ".movedim(0, axis)", ""),
         ("geometric ratio", "range(old // 2)) > reach", "range(1, old // 2 + 1)) > reach"),
         (
             "geometric weights swapped",
             "matrix[row, right - 1] = 1 - share\n    matrix[row, right] = share",
             "matrix[row, right - 1] = share\n    matrix[row, right] = 1 - share",
         ),
-        ("sampled weights swapped", "((top, 1 - (y - top)), ((top + 1)", "((top, y - top), ((top + 1)"),
-        ("sampled stride", "(row * w + column).long()", "(row * h + column).long()"),
-        ("sampled beyond the border", "coords[..., 1].clamp(0, w - 1)", "coords[..., 1].clamp(0, h - 1)"),
+        ("sampled weights swapped", "(low, 1 - (place - low)), ((low", "(low, place - low), ((low"),
+        ("sampled stride", "index * size + cell", "index * sizes[0] + cell"),
+        ("sampled beyond the border", "place.clamp(0, size - 1)", "place.clamp(0, sizes[0] - 1)"),
+        ("the nearest corner alone", "share * part", "share * part.round()"),
     ],
 )
 
@@ -136,7 +135,7 @@ CONTRACT = mutants_of(
 PLACE_TESTS = (
     "parity/test_alibi.py parity/test_rope.py parity/test_shaw.py parity/test_lepe.py parity/test_learned.py "
     "hosts/test_attention.py test_contract.py test_numerics.py rotary/test_split.py rotary/test_kept.py "
-    "rotary/test_zero_fraction.py parity/test_rope_eva.py"
+    "rotary/test_zero_fraction.py rotary/test_any_axes.py parity/test_rope_eva.py"
 )
 PLACES = [
     *mutants_of(
@@ -164,7 +163,8 @@ PLACES = [
                 "F.pad(series[..., -turning:], (0, ",
             ),
             ("a frequency too many", "- round(self", "- 1 - round(self"),
-            ("frequencies of a head in one series", "(self.num_series, -1)", "(1, -1)"),
+            ("frequencies of a head in one series", "unflatten(-1, (count, -1))", "unflatten(-1, (1, -1))"),
+            ("always two axes", "count = len(positions.feat_shape) if", "count = 2 if"),
             ("sin for cos", "torch.stack([angles.cos(), angles.sin()])", "torch.stack([angles.sin(), angles.cos()])"),
             (
                 "bfloat16 angles",
@@ -244,6 +244,17 @@ PLACES = [
     ),
 ]
 
+MASKS = mutants_of(
+    "hosts/masks.py",
+    "hosts/test_attention.py test_known_bugs_of_tokens.py hosts/test_vit.py",
+    [
+        ("mask of the caller dropped", "tensors.add_bias(additive(attn_mask, tensors.q.dtype))", "pass"),
+        ("boolean mask inverted", "masked_fill(~mask, ", "masked_fill(mask, "),
+        ("causal mask off by one", ".triu(1)", ".triu(2)"),
+        ("causal mask inverted", "additive(~later, tensors.q.dtype)", "additive(~later.t(), tensors.q.dtype)"),
+    ],
+)
+
 ATTENTION = mutants_of(
     "hosts/attention.py",
     "hosts/test_attention.py parity/test_lepe.py parity/test_shaw.py test_known_bugs_of_tokens.py "
@@ -253,10 +264,6 @@ ATTENTION = mutants_of(
         ("bias twice", "else logits + bias  #", "else logits + 2 * bias  #"),
         ("NaN for a query that sees no key", "logits.masked_fill(fully_masked, 0).softmax", "logits.softmax"),
         ("fused logits not scaled", "dropout_p=p, scale=scale)", "dropout_p=p, scale=1.0)"),
-        ("mask of the caller dropped", "tensors.add_bias(_additive(attn_mask, q.dtype))", "pass"),
-        ("boolean mask inverted", "masked_fill(~mask, ", "masked_fill(mask, "),
-        ("causal mask off by one", ".triu(1)", ".triu(2)"),
-        ("causal mask inverted", "_additive(~later, q.dtype)", "_additive(~later.t(), q.dtype)"),
         (
             "tables of dropped patches",
             "positions = positions if index is None else positions.keep(index)",
@@ -350,6 +357,7 @@ SHARED = [
     *RESIZE,
     *CONTRACT,
     *PLACES,
+    *MASKS,
     *ATTENTION,
     *WINDOW_ATTENTION,
     *AUGMENT,

@@ -100,6 +100,8 @@ def test_before_training_it_is_axial():
     q, k = tokens(encoding, grid64((3, 4)))
     for got, want in zip(encoding(q, k, grid64((3, 4))), axial(q, k, grid64((3, 4))), strict=True):
         assert (got - want).abs().max() < 1e-6
+    for basis in encoding.bases():  # M, and not only what it leaves of q . k
+        assert (basis - torch.eye(8, dtype=F64)).abs().max() < 2e-6
     assert vp.create_encoding("harope", num_heads=1, head_dim=8).skew_u.abs().max() == 0
 
 

@@ -234,7 +234,7 @@ def test_lives_where_swin_has_its_table(preset):
     [
         ({"preset": "coatnet"}, "preset must be one of 'swin', 'beit', 'maxvit', 'levit', got 'coatnet'"),
         ({"interpolation": "linear"}, "interpolation must be one of 'bicubic', 'geometric'"),
-        ({"feat_shape": (0, 3)}, "must be two positive integers, got"),
+        ({"feat_shape": (0, 3)}, r"must be two positive integers \(one or three on as many axes\), got \(0, 3\)"),
     ],
 )
 def test_errors(options, message):

@@ -25,18 +25,8 @@ from ..hosts.host import find_host
 
 # classes of timm with attention and positions that are no host: what tells their tokens apart
 OTHERS = {
-    "CoaT": "a convolution on the tokens and one on the values of its factorised attention",
-    "ConVit": "positional self-attention whose gate has a parameter for each head",
-    "CrossVit": "a learned table for each of two grids, which exchange class tokens",
     "CSATv2": "convolutions, and attention in the last stage",
     "EdgeNeXt": "Fourier features; its attention is over channels",
-    "Gemma4VitClassifier": "a table for each axis, and a rotation",
-    "Gemma4VitEncoder": "a table for each axis, and a rotation",
-    "NaFlexVit": "a table that is resized for each picture, or a rotation",
-    "Nest": "a learned table for each block of the picture",
-    "SwinTransformerV2Cr": "a network of log-spaced offsets",
-    "TNT": "learned tables of patches and of pixels in them",
-    "Visformer": "a learned table in each stage",
 }
 
 

@@ -282,8 +282,7 @@ def measure_running_on(
 
 def _value(key: str, case: Case) -> float | NotDefined:
     if key not in PROPERTIES:
-        hint = registry.closest(key, PROPERTIES)
-        raise ValueError(f"unknown property {key!r}{hint} Valid: {', '.join(PROPERTIES)}")
+        raise ValueError(f"unknown property {key!r}{registry.hint(key, PROPERTIES)} Valid: {', '.join(PROPERTIES)}")
     if case.encoding.place == "none":
         return NotDefined("it encodes nothing")
     if case.encoding.extrapolation == "error" and key in (*ON_TEST_GRID, "resolution_error"):

@@ -6,8 +6,14 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
 from PIL import Image
+
+try:
+    from matplotlib.figure import Figure
+except ModuleNotFoundError as missing:
+    raise ModuleNotFoundError(
+        "matplotlib draws this and is not installed: pip install 'visionpos[train]'", name=missing.name
+    ) from missing
 
 DPI = 144
 

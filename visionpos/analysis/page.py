@@ -15,6 +15,7 @@ from ..registry import encoding_info, list_encodings
 from ..rotary.scaling import FrequencyRotary
 from . import kernel as kernels
 from . import report
+from .evidence import evidence
 from .kernel import NotDefined
 from .measure import ON_TEST_GRID, PROPERTIES, measure, measure_running_on
 from .plots import plot_encoding
@@ -208,7 +209,7 @@ def glossary() -> str:
 
 def page() -> str:
     """Return the whole page; it takes about a minute."""
-    parts = [HEADER, findings(), overview()]
+    parts = [HEADER, evidence(), findings(), overview()]
     for place, names in report.sections().items():
         parts += [f"## {place.capitalize()}", *map(section, names)]
     return "\n\n".join([*parts, larger_grids(), glossary()]) + "\n"

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ..options import Count, Positive, Size
+from ..options import Count, GridSize, Positive
 from ..places import BiasEncoding
 from ..positions import Positions
 from ..registry import register_encoding
@@ -60,7 +60,7 @@ class Fire(BiasEncoding):
     axes = None
     extrapolation = "formula"  # the normaliser
 
-    def __init__(self, num_heads: Count, feat_shape: Size, init_c: Positive = 0.1, init_L: Positive | None = None):
+    def __init__(self, num_heads: Count, feat_shape: GridSize, init_c: Positive = 0.1, init_L: Positive | None = None):
         super().__init__(num_heads)
         self.init_c, self.init_L = init_c, diameter(feat_shape) if init_L is None else init_L
         self.mlp = nn.Sequential(nn.Linear(1, 32), nn.ReLU(), nn.Linear(32, num_heads))

@@ -5,15 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..options import Count, Positive, Size
+from ..options import Count, GridSize, Positive
 from ..places import BiasEncoding
 from ..positions import Positions
 from ..registry import register_encoding
 from .offsets import bias_of_offsets, run_mlp
 
 
-def log_coords(delta: Tensor, window: tuple[int, int]) -> Tensor:
-    """Return offsets (..., 2) in Swin V2's units: sign(u) log2(1 + |u|) / log2(8), u = 8 delta / (window - 1).
+def log_coords(delta: Tensor, window: tuple[int, ...]) -> Tensor:
+    """Return offsets (..., A) in Swin V2's units: sign(u) log2(1 + |u|) / log2(8), u = 8 delta / (window - 1).
 
     The farthest offset of the window is log2(9) / 3 = 1.0566; an axis of one cell has only the offset 0.
     """
@@ -34,12 +34,13 @@ class LogCPB(BiasEncoding):
     Args:
         num_heads: attention heads.
         pretrained_window: (M_h, M_w) that was trained on, so that other windows extrapolate in logarithmic units.
-            None: the window or grid of the positions, whose borders then always have the same g.
+            None: the window or grid of the positions, whose borders then always have the same g. A window of one or
+            three sizes makes the network one of as many axes.
         init_std: standard deviation of the network's initial weights, 0.02 in the authors' code; biases are zero.
             A network of zeros has no gradient, and 0 is refused.
 
     Attributes:
-        cpb_mlp: Sequential(Linear(2, 512), ReLU, Linear(512, heads, bias=False)).
+        cpb_mlp: Sequential(Linear(2, 512), ReLU, Linear(512, heads, bias=False)), with an input for each axis.
 
     Raises:
         ValueError: a window that is not positive.
@@ -51,11 +52,12 @@ class LogCPB(BiasEncoding):
     translation_invariant = True
     extrapolation = "formula"  # `pretrained_window`
 
-    def __init__(self, num_heads: Count, pretrained_window: Size | None = None, init_std: Positive = 0.02):
+    def __init__(self, num_heads: Count, pretrained_window: GridSize | None = None, init_std: Positive = 0.02):
         super().__init__(num_heads)
         self.pretrained_window = None if pretrained_window is None else tuple(pretrained_window)
         self.init_std = init_std
-        self.cpb_mlp = nn.Sequential(nn.Linear(2, 512), nn.ReLU(), nn.Linear(512, num_heads, bias=False))
+        self.axes = len(self.pretrained_window or (1, 1))
+        self.cpb_mlp = nn.Sequential(nn.Linear(self.axes, 512), nn.ReLU(), nn.Linear(512, num_heads, bias=False))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -24,15 +24,13 @@ PRESETS = {
     "lh90": (90, (135, 45, 225, 315), (90, 270, 180, 0)),  # corners, triangles
     "lh45": (45, (112.5, 247.5, 157.5, 22.5), (67.5, 292.5, 202.5, 337.5)),  # the eight halves of the triangles
 }
-UNDIRECTED_EXPONENTS = (2, 4, 6, 8)
 
 
 def family_sizes(num_heads: int) -> tuple[int, int, int]:
     """Return the heads of the two directed families and of the undirected one.
 
-    As in the authors' code for 6 heads (4, 0, 2) and from 12 on: families of whole sets of the four directions, the
-    first family the largest (16 heads: 8, 4, 4). For other numbers below 12, which they leave open, a third for each
-    directed family, rounded down. The rest is undirected.
+    As in the authors' code for 6 heads (4, 0, 2) and from 12 on: whole sets of the four directions, the first family
+    the largest (16 heads: 8, 4, 4). For other numbers below 12, which they leave open, thirds, rounded down.
     """
     if num_heads == 6:
         return 4, 0, 2
@@ -44,12 +42,9 @@ def family_sizes(num_heads: int) -> tuple[int, int, int]:
 
 
 def field_edges(direction: float, width: float) -> list[tuple[int, int]]:
-    """Return the two half planes n . (dy, dx) >= 0, n in (y, x), whose intersection is the field of view.
-
-    Edges of the presets are multiples of 45 degrees, so that n of integers is exact.
-    """
+    """Return the two half planes n . (dy, dx) >= 0, n in (y, x), whose intersection is the field of view."""
     angles = [math.radians(direction + turn) for turn in (90 - width / 2, width / 2 - 90)]
-    return [(round(-math.sin(angle)), round(math.cos(angle))) for angle in angles]
+    return [(round(-math.sin(angle)), round(math.cos(angle))) for angle in angles]  # whole: multiples of 45 degrees
 
 
 @register_encoding("lookhere")
@@ -61,18 +56,15 @@ class LookHere(BiasEncoding):
 
     Heads come in three families, two with the preset's directions and one that sees everything. In a directed family
     head j has the direction j mod 4 and m = 0.5 ** (1 + j // 4); undirected heads have m = 1/4, 1/16, 1/64, 1/256,
-    each equally often. The paper has 12 heads, four in a family; `family_sizes` divides other numbers. Compared with
-    the authors' code: 6 (four directed, two undirected), 12 and 16 heads, whose biases it rounds to bfloat16.
+    each equally often. `family_sizes` divides any number of heads; the paper has 12, the authors' code also 6 and 16.
 
-    Presets, with the directions of the two families in the authors' order:
+    Presets, with the directions of the two families in the order of the authors' code:
         lh180: half planes up, down, left, right; and up right, up left, down right, down left.
         lh90: corners up left, up right, down left, down right; triangles up, down, left, right.
         lh45: the left halves of the triangles up and down, the upper halves of left and right; then the other halves.
-    All three are those of the authors' code.
 
-    Translation invariant, not isotropic: a directed head tells left from right. On another grid it is the formula of
-    grid steps, as in the authors' code; with extrapolate=False distances count in steps of the trained grid, by one
-    factor for both axes.
+    A directed head tells left from right. On another grid it is the formula of grid steps, as in the authors' code;
+    with extrapolate=False distances count in steps of the trained grid, by one factor for both axes.
 
     Args:
         num_heads: attention heads.
@@ -84,8 +76,7 @@ class LookHere(BiasEncoding):
 
     Attributes:
         exponents: buffer (heads,) int64, -log2 of m; not in the state dict.
-        edges: buffer (heads, 2, 2) int64, the normals (y, x) of the two half planes that meet in each field of view,
-            (0, 0) of a head that sees everything; not in the state dict.
+        edges: buffer (heads, 2, 2) int64, normals (y, x) of the two half planes of each field of view; likewise.
 
     Raises:
         ValueError: a layer outside the model, or an unknown preset.
@@ -119,7 +110,7 @@ class LookHere(BiasEncoding):
         width, *families = PRESETS[self.preset]
         *directed, everything = family_sizes(self.num_heads)
         exponents = [1 + j // 4 for heads in directed for j in range(heads)]
-        exponents += [UNDIRECTED_EXPONENTS[4 * j // everything if everything > 4 else j] for j in range(everything)]
+        exponents += [2 + 2 * (4 * j // max(everything, 4)) for j in range(everything)]
         directions = [family[j % 4] for family, heads in zip(families, directed, strict=True) for j in range(heads)]
         edges = [field_edges(direction, width) for direction in directions] + [[(0, 0), (0, 0)]] * everything
         self.exponents = torch.tensor(exponents, device=self.exponents.device)
@@ -144,7 +135,7 @@ class LookHere(BiasEncoding):
 
         def bias(delta: Tensor) -> Tensor:
             dy, dx = -delta[..., :1], -delta[..., 1:]  # the key as the query sees it, (..., 1)
-            inside = [dy * edges[:, i, 0] + dx * edges[:, i, 1] >= -BORDER for i in (0, 1)]
+            inside = [dy * y + dx * x >= -BORDER for y, x in edges.permute(1, 2, 0)]
             distance = torch.linalg.vector_norm(delta, dim=-1, keepdim=True)
             return torch.where(inside[0] & inside[1], -slopes * distance, HIDDEN)
 

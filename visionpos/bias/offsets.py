@@ -8,26 +8,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..positions import Positions
-from ..windows import relative_position_index
+from ..windows import offset_index
 
 
 def bias_of_offsets(function: Callable[[Tensor], Tensor], queries: Positions, keys: Positions) -> Tensor:
     """Return function(delta), delta = query minus key: ([B,] heads, Nq, Nk).
 
-    A whole grid (H, W) of N tokens has N^2 pairs, but fewer than 4N offsets: there the function is evaluated once for
-    each offset, and gathered.
+    A whole grid (H, W) of N tokens has N^2 pairs, but fewer than 4N offsets (2N on one axis, 8N on three): there the
+    function is evaluated once for each offset, and gathered.
 
     Args:
         function: offsets (..., A) on A axes, (dy, dx) on two -> (..., heads).
         queries: N_q tokens.
         keys: N_k tokens.
     """
-    plane = len(queries.feat_shape) == 2
-    if plane and queries.is_grid and keys.is_grid and queries.feat_shape == keys.feat_shape:
-        h, w = queries.feat_shape
-        offsets = Positions.grid((2 * h - 1, 2 * w - 1), device=queries.coords.device).coords.to(queries.coords.dtype)
+    if queries.is_grid and keys.is_grid and queries.feat_shape == keys.feat_shape:
+        sizes = tuple(2 * size - 1 for size in queries.feat_shape)
+        offsets = Positions.grid(sizes, device=queries.coords.device).coords.to(queries.coords.dtype)
         table = function(offsets - offsets[-1] / 2)  # from -(h - 1) to h - 1, from -(w - 1) to w - 1
-        index = relative_position_index((h, w), device=table.device)
+        index = offset_index(queries.feat_shape, table.device)
         return table.t().index_select(1, index.flatten()).unflatten(1, index.shape)
     delta = queries.coords[..., :, None, :] - keys.coords[..., None, :, :]
     return function(delta).movedim(-1, -3)

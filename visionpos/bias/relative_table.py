@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ..options import Count, Size, Spread
+from ..options import Count, GridSize, Spread
 from ..places import BiasEncoding
 from ..positions import Positions
 from ..registry import register_encoding
@@ -37,7 +37,8 @@ class RelativeTable(BiasEncoding):
 
     Args:
         num_heads: attention heads.
-        feat_shape: (h, w) of the window, or of the grid for global attention.
+        feat_shape: (h, w) of the window, or of the grid for global attention. One or three sizes make a table of as
+            many axes, whose rows are in row-major order as well.
         preset: "swin", "beit", "maxvit" or "levit".
         init_std: standard deviation of the normal initialisation, 0 for zeros. None: the preset's, 0.02 in swin (which
             learns slowly) and maxvit, 0 in beit and levit.
@@ -60,7 +61,7 @@ class RelativeTable(BiasEncoding):
     def __init__(
         self,
         num_heads: Count,
-        feat_shape: Size,
+        feat_shape: GridSize,
         preset: Preset = "swin",
         init_std: Spread | None = None,
         interpolation: Interpolation | None = None,
@@ -73,6 +74,11 @@ class RelativeTable(BiasEncoding):
         num_rows = math.prod(self.dialect.shape(self.feat_shape)) + self.dialect.class_rows
         self.relative_position_bias_table = nn.Parameter(torch.empty(num_rows, num_heads))
         self.reset_parameters()
+
+    @property
+    def axes(self) -> int:
+        """Return the number of axes of the table."""
+        return len(self.feat_shape)
 
     @property
     def dialect(self) -> Dialect:
@@ -91,7 +97,7 @@ class RelativeTable(BiasEncoding):
         device = self.relative_position_index.device
         self.relative_position_index = self.dialect.index(self.feat_shape, device)
 
-    def set_feat_shape(self, feat_shape: tuple[int, int]) -> None:
+    def set_feat_shape(self, feat_shape: tuple[int, ...]) -> None:
         """Resize the table to another window for good."""
         if tuple(feat_shape) != self.feat_shape:
             table = self._resized(feat_shape).detach()
@@ -99,7 +105,7 @@ class RelativeTable(BiasEncoding):
             self.set_parameter("relative_position_bias_table", table)
             self.reinit_buffers()
 
-    def _resized(self, feat_shape: tuple[int, int]) -> Tensor:
+    def _resized(self, feat_shape: tuple[int, ...]) -> Tensor:
         sizes = tuple(feat_shape), self.feat_shape
         return self.dialect.resize(self.relative_position_bias_table, *sizes, self.interpolation)
 
@@ -115,7 +121,7 @@ class RelativeTable(BiasEncoding):
             return table.t().index_select(1, index.flatten()).unflatten(1, index.shape)  # (heads, N, N)
         delta = queries.coords[..., :, None, :] - keys.coords[..., None, :, :]
         size = self.dialect.shape(feat_shape)
-        rows = table[: size[0] * size[1]].unflatten(0, size)  # (rows, columns, heads)
+        rows = table[: math.prod(size)].unflatten(0, size)  # (rows, columns, heads)
         return sample_table(rows, self.dialect.place(delta, feat_shape)).movedim(-1, -3)  # ([B,] heads, Nq, Nk)
 
     def with_prefix(self, bias: Tensor, queries: int, keys: int) -> Tensor:

@@ -8,8 +8,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..frequencies import flat_index
+from ..positions import Positions
 from ..resize import resize_relative_table
-from ..windows import relative_offsets, same_grid
+from ..windows import same_grid
 
 Preset = Literal["swin", "beit", "maxvit", "levit"]
 Interpolation = Literal["bicubic", "geometric"]
@@ -31,25 +33,23 @@ class Dialect:
     sign: int = 1
     class_rows: int = 0
 
-    def shape(self, window: tuple[int, int]) -> tuple[int, int]:
+    def shape(self, window: tuple[int, ...]) -> tuple[int, ...]:
         """Return the (rows, columns) of offsets that the table has for a window (h, w)."""
-        h, w = window
-        return (2 * h - 1, 2 * w - 1) if self.sign else (h, w)
+        return tuple(2 * size - 1 for size in window) if self.sign else tuple(window)
 
-    def place(self, delta: Tensor, window: tuple[int, int]) -> Tensor:
-        """Return where offsets (..., 2), query minus key, whole or real, lie in that shape: (row, column), (..., 2)."""
+    def place(self, delta: Tensor, window: tuple[int, ...]) -> Tensor:
+        """Return where offsets (..., A), query minus key, whole or real, lie in that shape: (row, column) for A = 2."""
         if not self.sign:
             return delta.abs()
         axes = zip(delta.unbind(-1), window, strict=True)
         return torch.stack([self.sign * offset + (size - 1) for offset, size in axes], dim=-1)
 
-    def index(self, window: tuple[int, int], device: torch.device | None = None) -> Tensor:
+    def index(self, window: tuple[int, ...], device: torch.device | None = None) -> Tensor:
         """Return the table's row for each pair of patch tokens of a window: (N, N) int64, N = h w."""
-        offsets = torch.stack(relative_offsets(window, device), dim=-1)  # (N, N, 2)
-        row, column = self.place(offsets, window).unbind(-1)
-        return row * self.shape(window)[1] + column
+        coords = Positions.grid(window, device=device).coords  # (N, A)
+        return flat_index(self.place(coords[:, None] - coords, window), self.shape(window)).long()
 
-    def resize(self, table: Tensor, new: tuple[int, int], old: tuple[int, int], mode: Interpolation) -> Tensor:
+    def resize(self, table: Tensor, new: tuple[int, ...], old: tuple[int, ...], mode: Interpolation) -> Tensor:
         """Return the table of another window, (rows, heads); the table itself where the windows are equal.
 
         Rows of class tokens are copied. A table without signs is mirrored to one with signs, which is resized: by
@@ -60,11 +60,11 @@ class Dialect:
         offsets, classes = table.split([len(table) - self.class_rows, self.class_rows])
         if self.sign:
             return torch.cat([resize_relative_table(offsets, new, old, mode), classes])
-        (height, width), (h, w) = new, old
-        rows, columns = ((torch.arange(2 * size - 1, device=table.device) - (size - 1)).abs() for size in (h, w))
-        mirrored = offsets.unflatten(0, (h, w)).index_select(0, rows).index_select(1, columns).flatten(0, 1)
-        signed = resize_relative_table(mirrored, new, old, mode)
-        quarter = signed.unflatten(0, (2 * height - 1, 2 * width - 1))[height - 1 :, width - 1 :].flatten(0, 1)
+        mirrored = offsets.unflatten(0, old)
+        for axis, size in enumerate(old):
+            mirrored = mirrored.index_select(axis, (torch.arange(2 * size - 1, device=table.device) - (size - 1)).abs())
+        signed = resize_relative_table(mirrored.flatten(0, -2), new, old, mode).unflatten(0, [2 * n - 1 for n in new])
+        quarter = signed[tuple(slice(size - 1, None) for size in new)].flatten(0, -2)
         return torch.cat([quarter, classes])
 
 

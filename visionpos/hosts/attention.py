@@ -20,6 +20,7 @@ from ..kernels import coordinate_attention, rotate_qkv, takes_coordinates
 from ..places import ContextualBias, RotaryEncoding
 from ..positions import Positions
 from ..rotary.split import split_qkv
+from .masks import add_masks
 
 Prepared = tuple[tuple[PositionEncoding, Any], ...]  # encodings and the tables that their `prepare` returned
 Kept = tuple[Positions, Tensor]  # the positions of all patch tokens, and which of them are left, (B, K)
@@ -205,12 +206,6 @@ def attend_logits(tensors: AttentionTensors, logits: Tensor, dropout: Callable[[
     return out if tensors.output is None else out + tensors.output
 
 
-def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    if mask.dtype == torch.bool:
-        return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, float("-inf"))
-    return mask.to(dtype)
-
-
 def positions_of(context: AttentionContext | Tensor | None, caller: str) -> Positions:
     """Return the positions of the tokens that a context describes.
 
@@ -231,6 +226,15 @@ def prepare_encodings(layer: nn.Module, context: AttentionContext | Tensor | Non
     if isinstance(context, AttentionContext):
         return (*context.prepared, *prepare_all(layer.encodings, context.positions, context.kept))
     return prepare_all(layer.encodings, positions_of(context, "attention layer")) if len(layer.encodings) else ()
+
+
+def caller_masks(
+    context: AttentionContext | Tensor | None, is_causal: bool
+) -> tuple[AttentionContext | Tensor | None, bool]:
+    """Return the caller's own mask, which the context carries or stands in the place of, and whether it is causal."""
+    if isinstance(context, AttentionContext):
+        return context.attn_mask, is_causal or context.is_causal
+    return context, is_causal
 
 
 def is_hooked(module: nn.Module) -> bool:
@@ -278,14 +282,7 @@ def self_attention(
         attn_mask: the caller's own, boolean (True is seen) or additive.
         is_causal: tokens see no later ones.
     """
-    tensors = encoded(x, q, k, v, prepared)
-    if attn_mask is not None:
-        tensors.add_bias(_additive(attn_mask, q.dtype))
-    if is_causal:
-        later = torch.ones(q.shape[-2], q.shape[-2], dtype=torch.bool, device=q.device).triu(1)  # (T, T)
-        tensors.add_bias(_additive(~later, q.dtype))
-    if attn_mask is not None:  # no encoding, and no window, hides a token from itself
-        tensors.fully_masked = tensors.bias.isneginf().all(dim=-1, keepdim=True)  # (..., T, 1)
+    tensors = add_masks(encoded(x, q, k, v, prepared), attn_mask, is_causal)
     out = attend(tensors, layer.scale, layer.attn_drop, layer.fused_attn)  # (B, heads, T, head_dim)
     out = out.transpose(1, 2).flatten(2)  # (B, T, heads * head_dim)
     norm, gate = layer._modules.get("norm"), layer._modules.get("gate")  # quicker than an attribute that is not there
@@ -303,8 +300,7 @@ class Attention(TimmAttention):
         `attn_mask`, timm's way from the model to its attention layers, carries the context here.
         """
         prepared = prepare_encodings(self, attn_mask)
-        if isinstance(attn_mask, AttentionContext):
-            attn_mask, is_causal = attn_mask.attn_mask, is_causal or attn_mask.is_causal
+        attn_mask, is_causal = caller_masks(attn_mask, is_causal)
         if not prepared and not math_is_faster(x):
             return super().forward(x, attn_mask, is_causal)
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # (B, T, 3, heads, head_dim)

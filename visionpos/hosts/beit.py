@@ -12,8 +12,9 @@ from torch import Tensor
 from ..bias.relative_table import RelativeTable
 from .attention import AttentionContext, math_is_faster, prepare_encodings, self_attention, split_heads
 from .host import first, register_host
-from .isotropic import IsotropicForward, IsotropicHost, mix, project
+from .isotropic import IsotropicForward, IsotropicHost, mix
 from .parameters import ParameterHolder, adopt_parameters, bind_parameters
+from .projections import project
 
 
 @register_notrace_module

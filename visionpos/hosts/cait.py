@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from ..encoding import LayerFacts
 from .attention import AttentionContext, attend_logits, encoded, prepare_encodings, split_heads
 from .host import register_host
-from .isotropic import IsotropicForward, IsotropicHost, mix
+from .isotropic import IsotropicHost, mix
+from .without_prefix import WithoutPrefixTokens
 
 
 def mix_heads(x: Tensor, projection: nn.Linear) -> Tensor:
@@ -53,30 +54,14 @@ class EncodedLayerScaleBlock(LayerScaleBlock):
         return mix(x, self.mixers, context)
 
 
-class EncodedCait(IsotropicForward, Cait):
+class EncodedCait(WithoutPrefixTokens, Cait):
     """A CaiT whose positions are encodings of this package."""
 
     num_prefix_tokens = 1  # of the features
-    prefix_tokens = ()  # of the patch blocks
 
     def forward_stem(self, x: Tensor, keep: Tensor | None = None) -> tuple[Tensor, AttentionContext]:
         x, context = super().forward_stem(x, keep)
         return self.pos_drop(x), context
-
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | list[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-        return_prefix_tokens: bool = False,
-    ):
-        """Return features and intermediates as timm does; there are no prefix tokens to return."""
-        return super().forward_intermediates(
-            x, indices, return_prefix_tokens, norm, stop_early, output_fmt, intermediates_only
-        )
 
     def forward_norm(self, x: Tensor) -> Tensor:
         """Return the normalised features (B, 1 + N, C) of patch tokens (B, N, C), the class token first."""

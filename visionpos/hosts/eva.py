@@ -29,10 +29,11 @@ from ..rotary.rope_dinov3 import RopeDinoV3
 from ..rotary.rope_eva import RopeEva
 from ..rotary.rope_mixed import RopeMixed
 from ..rotation import Layout, mixed_angles
-from .attention import AttentionContext, math_is_faster, prepare_encodings, self_attention, split_heads
-from .host import first, register_host
-from .isotropic import IsotropicHost, IsotropicMixin, keep_tokens, mix, project
+from .attention import AttentionContext, caller_masks, math_is_faster, prepare_encodings, self_attention, split_heads
+from .host import attention_of, first, register_host
+from .isotropic import IsotropicHost, IsotropicMixin, keep_tokens, mix
 from .parameters import OfLayer, adopt_parameters, bind_parameters
+from .projections import into_heads, project
 
 
 class RopeOfHost(RotaryEncoding):
@@ -100,14 +101,15 @@ class EncodedEvaAttention(EvaAttention):
         `rope`, timm's way from the model to its attention layers, carries the context here.
         """
         prepared = prepare_encodings(self, rope)
+        if attn_mask is None:
+            attn_mask, is_causal = caller_masks(rope, is_causal)
         if not prepared and not math_is_faster(x):
             return super().forward(x, None, attn_mask, is_causal)
         if self.qkv is not None:
             parts = split_heads(self, project(self, x), prepared)
         else:
-            q, k, v = (
-                part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-                for part in (self.q_proj(x), self.k_proj(x), self.v_proj(x))
+            q, k, v = into_heads(
+                self.proj.in_features // self.num_heads, self.q_proj(x), self.k_proj(x), self.v_proj(x)
             )
             parts = self.q_norm(q), self.k_norm(k), v, prepared
         return self_attention(self, x, *parts, attn_mask, is_causal)
@@ -123,15 +125,14 @@ class EncodedAttentionRope(AttentionRope):
         `rope`, timm's way from the model to its attention layers, carries the context here.
         """
         prepared = prepare_encodings(self, rope)
+        if attn_mask is None:
+            attn_mask, is_causal = caller_masks(rope, is_causal)
         if not prepared and not math_is_faster(x):
             return super().forward(x, None, attn_mask, is_causal)
         if self.q_proj is None:
             parts = split_heads(self, self.qkv(x).unflatten(-1, (3, -1, self.head_dim)), prepared)
         else:
-            q, k, v = (
-                part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-                for part in (self.q_proj(x), self.k_proj(x), self.v_proj(x))
-            )
+            q, k, v = into_heads(self.head_dim, self.q_proj(x), self.k_proj(x), self.v_proj(x))
             q, k = self.q_norm(q), self.k_norm(k)
             if k.shape[1] < q.shape[1]:  # keys and values that several query heads share
                 k, v = (part.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for part in (k, v))
@@ -215,7 +216,7 @@ class EvaHost(IsotropicHost):
     blocks: ClassVar = {EvaBlock: EncodedEvaBlock, EvaBlockPostNorm: EncodedEvaBlockPostNorm}
     attentions: ClassVar = {EvaAttention: EncodedEvaAttention, AttentionRope: EncodedAttentionRope}
 
-    def convert(self, model: Eva) -> None:
+    def convert(self, model: nn.Module) -> None:
         if isinstance(model.rope, RotaryEmbeddingMixed) and any(augmentation_of_host(model.rope)):
             raise ValueError(
                 "a mixed rope with rope_shift_coords, rope_jitter_coords or rope_rescale_coords cannot be "
@@ -223,7 +224,7 @@ class EvaHost(IsotropicHost):
             )
         super().convert(model)
 
-    def adopt_native_positions(self, model: Eva) -> None:
+    def adopt_native_positions(self, model: nn.Module) -> None:
         rope, model.rope, model.rope_mixed = model.rope, None, False
         model.rope_reference_shape = getattr(rope, "ref_feat_shape", None)
         facts = self.layer_facts(model)
@@ -244,15 +245,15 @@ class EvaHost(IsotropicHost):
                 shift, jitter, rescale = augmentation_of_host(rope)
                 model.coordinate_augmentation = CoordinateAugmentation(shift or 0.0, jitter or 1.0, rescale or 1.0)
 
-    def layer_facts(self, model: Eva) -> list[LayerFacts]:
+    def layer_facts(self, model: nn.Module) -> list[LayerFacts]:
         """Return the facts of every layer. EVA-02's rope was trained on another grid than the model may have."""
         trained = model.rope_reference_shape
         facts = super().layer_facts(model)
         return facts if trained is None else [replace(layer, reference_shape=tuple(trained)) for layer in facts]
 
-    def bind_native(self, model: Eva) -> None:
+    def bind_native(self, model: nn.Module) -> None:
         super().bind_native(model)
-        mixed = [first(block.attn.encodings, RopeMixed) for block in model.blocks]
+        mixed = [first(attention_of(layer).encodings, RopeMixed) for layer in self.layers(model)]
         model.rope = None
         if all(mixed):
             model.rope = Frequencies(nn.Parameter(torch.stack([encoding.freqs.detach() for encoding in mixed], dim=1)))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..encoding import AttentionTensors, LayerFacts, PositionEncoding
 from ..positions import Positions
 from .attention import encoded
-from .host import FixedCoordinates, Host, encoding_parameters, layer_lists
+from .host import FixedCoordinates, Host, encoding_parameters, fits_stem, layer_lists
 from .parameters import replace_encodings
 
 
@@ -78,19 +78,26 @@ class AddPositionsToTokens:
 
 
 def encode_grid(
-    layer: nn.Module, x: Tensor, grid: tuple[int, int], q: Tensor, k: Tensor, v: Tensor
+    layer: nn.Module,
+    x: Tensor,
+    grid: tuple[int, int],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    num_prefix_tokens: int = 0,
 ) -> AttentionTensors:
     """Return the tensors of an attention layer whose tokens are a whole grid, with its encodings applied.
 
     Args:
         layer: has `encodings`.
         x: (B, N, C), the layer's input.
-        grid: (H, W), N = H W.
+        grid: (H, W), N = num_prefix_tokens + H W.
         q: queries, (B, heads, N, head_dim), not scaled.
         k: keys.
         v: values, of any number of channels.
+        num_prefix_tokens: in front of the patches.
     """
-    positions = Positions.grid(grid, device=x.device).promote(x.dtype)
+    positions = Positions.grid(grid, num_prefix_tokens, device=x.device).promote(x.dtype)
     return encoded(x, q, k, v, [(encoding, encoding.prepare(positions)) for encoding in layer.encodings])
 
 
@@ -105,7 +112,8 @@ class EncodedGridModel(FixedCoordinates):
     def group_matcher(self, coarse: bool = False) -> dict:
         """Return timm's groups of layers, with input encodings in the stem."""
         groups = super().group_matcher(coarse)
-        return {**groups, "stem": groups["stem"] + r"|^pos_embed_input"}
+        stem = next(name for name in groups if name.startswith("stem"))  # "stem1" of several
+        return {**groups, stem: groups[stem] + r"|^pos_embed_input"}
 
 
 class GridHost(Host):
@@ -139,9 +147,13 @@ class GridHost(Host):
         ends = itertools.accumulate(len(stage) for stage in self.stages(model))
         return [end - len(stage) for end, stage in zip(ends, self.stages(model), strict=True) if stage]
 
+    def input_lists(self, model: nn.Module) -> list[nn.ModuleList]:
+        """Return the list of input encodings of each stem."""
+        return [model.pos_embed_input]
+
     def encodings(self, model: nn.Module):
         layers = [[*block.attn.encodings, *block.mixers] for block in self.blocks(model)]
-        return list(model.pos_embed_input), layers
+        return [encoding for encodings in self.input_lists(model) for encoding in encodings], layers
 
     def install(self, model: nn.Module, inputs, layers) -> None:
         for facts, encodings in zip(self.layer_facts(model), layers, strict=True):
@@ -155,7 +167,13 @@ class GridHost(Host):
                     )
         blocks = self.blocks(model)
         lists = (place for block, new in zip(blocks, layers, strict=True) for place in layer_lists(block, new))
-        replace_encodings((model.pos_embed_input, inputs), *lists)
+        replace_encodings(
+            *(
+                (encodings, [encoding for encoding in inputs if fits_stem(encoding, stem)])
+                for encodings, stem in zip(self.input_lists(model), self.stems(model), strict=True)
+            ),
+            *lists,
+        )
         self.bind_native(model)
 
     def bind_native(self, model: nn.Module) -> None:
@@ -197,10 +215,10 @@ class StagedHost(GridHost):
         placed = [(grid, block) for grid, blocks in stages for block in blocks]
         return [
             LayerFacts(
-                dim=block.attn.proj.out_features,
+                dim=block.attn.proj.weight.shape[0],
                 feat_shape=self.seen_shape(block, grid),
                 num_heads=block.attn.num_heads,
-                head_dim=block.attn.proj.in_features // block.attn.num_heads,
+                head_dim=block.attn.proj.weight.shape[1] // block.attn.num_heads,
                 layer=layer,
                 depth=len(placed),
             )

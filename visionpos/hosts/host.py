@@ -37,7 +37,11 @@ class Host(ABC):
 
     @abstractmethod
     def input_facts(self, model: nn.Module) -> LayerFacts:
-        """Return what the model knows of its stem, where input encodings act."""
+        """Return what the model knows of its stem, where input encodings act; of the first one, if it has several."""
+
+    def stems(self, model: nn.Module) -> list[LayerFacts]:
+        """Return what the model knows of each place where input encodings act, which have different widths: one."""
+        return [self.input_facts(model)]
 
     @abstractmethod
     def layer_facts(self, model: nn.Module) -> list[LayerFacts]:
@@ -70,10 +74,31 @@ def adds_to_outputs(encoding: PositionEncoding) -> bool:
     return getattr(encoding, "site", None) == "values" or getattr(encoding, "value_table", None) is not None
 
 
+def attention_of(block: nn.Module) -> nn.Module:
+    """Return the attention layer of a block: its `attn`, or the block itself where that is both."""
+    return getattr(block, "attn", block)
+
+
+def refuse_pairs(layers: Iterable[Iterable[PositionEncoding]], attention: str) -> None:
+    """Refuse what acts on pairs of patches in a model whose attention, as `attention` says, has none.
+
+    Raises:
+        ValueError: a rotation or a bias.
+    """
+    if wrong := [encoding for layer in layers for encoding in layer if encoding.place != "conditional"]:
+        raise ValueError(f"{wrong[0].name} acts on pairs of patches, but the attention of {attention}")
+
+
 def layer_lists(block: nn.Module, encodings: list[PositionEncoding]):
     """Return the lists of a block and what each will hold: encodings inside attention, and those that follow it."""
     mixers = [encoding for encoding in encodings if mixes_tokens(encoding)]
-    return (block.attn.encodings, [each for each in encodings if each not in mixers]), (block.mixers, mixers)
+    inside = [encoding for encoding in encodings if encoding not in mixers]
+    return (attention_of(block).encodings, inside), (block.mixers, mixers)
+
+
+def fits_stem(encoding: PositionEncoding, stem: LayerFacts) -> bool:
+    """Return whether an input encoding is for a stem: it has the width of its tokens."""
+    return getattr(encoding, "dim", stem.dim) == stem.dim
 
 
 def first(encodings: Iterable[PositionEncoding], kind: type | tuple[type, ...]) -> PositionEncoding | None:

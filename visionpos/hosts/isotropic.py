@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections import deque
+from collections.abc import Callable, Iterator
 from typing import ClassVar
 
 import torch
 import torch.fx
-import torch.nn.functional as F
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -17,7 +18,7 @@ from ..encoding import LayerFacts, PositionEncoding
 from ..input.learned import Learned
 from ..positions import Positions
 from .attention import AttentionContext, positions_of
-from .host import Host, encoding_parameters, first, layer_lists
+from .host import Host, attention_of, encoding_parameters, first, layer_lists
 from .parameters import adopt_parameters, bind_parameters, has_parameters, replace_encodings
 
 
@@ -51,16 +52,6 @@ def keep_tokens(x: Tensor, keep: Tensor, num_prefix_tokens: int) -> Tensor:
     prefix, patches = x.tensor_split([num_prefix_tokens], dim=1)
     patches = patches.gather(1, keep.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
     return torch.cat([prefix, patches], dim=1) if num_prefix_tokens else patches
-
-
-def project(attn: nn.Module, x: Tensor) -> Tensor:
-    """Return q, k and v (B, T, 3, heads, head_dim) of layers with a bias of q and v alone: EVA, BEiT, Swin V2."""
-    if attn.q_bias is None:
-        qkv = attn.qkv(x)
-    else:
-        bias = torch.cat((attn.q_bias, attn.k_bias, attn.v_bias))
-        qkv = attn.qkv(x) + bias if attn.qkv_bias_separate else F.linear(x, attn.qkv.weight, bias)
-    return qkv.unflatten(-1, (3, attn.num_heads, -1))
 
 
 class BlockSequence(nn.Sequential):
@@ -121,17 +112,21 @@ class IsotropicMixin:
         x = x if keep is None else keep_tokens(x, keep, positions.num_prefix_tokens)
         return x, self.context(positions, keep)
 
-    def forward_block(self, block: nn.Module, x: Tensor, context: AttentionContext) -> Tensor:
+    def forward_block(self, block: Callable[..., Tensor], x: Tensor, context: AttentionContext) -> Tensor:
         """Return the tokens after one block, checkpointed or not."""
         return checkpoint(block, x, context, use_reentrant=False) if self.grad_checkpointing else block(x, context)
+
+    def through_blocks(self, x: Tensor, context: AttentionContext, blocks) -> Iterator[tuple[Tensor, AttentionContext]]:
+        """Yield the tokens after each of the first blocks, and what the next one needs to know of them."""
+        for block in blocks:
+            x = self.forward_block(block, x, context)
+            yield x, context
 
     def forward_blocks(self, x: Tensor, context: AttentionContext) -> Tensor:
         """Return the tokens after all blocks."""
         one_by_one = type(self.blocks) in (nn.Sequential, nn.ModuleList)  # the first after surgery
         if self.grad_checkpointing or one_by_one:
-            for block in self.blocks:
-                x = self.forward_block(block, x, context)
-            return x
+            return deque(self.through_blocks(x, context, self.blocks), maxlen=1)[0][0]  # the last tokens alone
         return self.blocks(x, context)  # or what wraps them all
 
     def forward_norm(self, x: Tensor) -> Tensor:
@@ -189,10 +184,9 @@ class IsotropicForward(IsotropicMixin):
         if output_fmt not in ("NCHW", "NLC"):
             raise ValueError(f"output_fmt must be 'NCHW' or 'NLC', got {output_fmt!r}")
         wanted, last = feature_take_indices(len(self.blocks), indices)
-        x, context = self.forward_stem(x, **mask)
-        found = []
-        for index, block in enumerate(self.blocks[: last + 1] if stop_early else self.blocks):
-            x = self.forward_block(block, x, context)
+        found, blocks = [], self.blocks[: last + 1] if stop_early else self.blocks
+        passed = self.through_blocks(*self.forward_stem(x, **mask), blocks)
+        for index, (x, context) in enumerate(passed):
             if index in wanted:
                 tokens = self.norm(x) if norm else x
                 found.append(tokens.tensor_split([context.positions.num_prefix_tokens], dim=1))
@@ -219,9 +213,10 @@ class IsotropicHost(Host):
         if isinstance(model, IsotropicMixin):
             return
         for index, block in enumerate(model.blocks):
-            if type(block) not in self.blocks or type(block.attn) not in self.attentions:
+            attentions = [attention_of(layer) for layer in self.layers_of(block)]
+            if type(block) not in self.blocks or any(type(attn) not in self.attentions for attn in attentions):
                 raise ValueError(
-                    f"blocks.{index} is a {type(block).__name__} with {type(getattr(block, 'attn', None)).__name__}; "
+                    f"blocks.{index} is a {type(block).__name__} with {type(attentions[0]).__name__}; "
                     f"only timm's {' or '.join(cls.__name__ for cls in self.blocks)} with "
                     f"{' or '.join(cls.__name__ for cls in self.attentions)} takes encodings"
                 )
@@ -230,13 +225,28 @@ class IsotropicHost(Host):
             model.pos_embed = None
         else:
             model.pos_embed_input.append(self.adopt_table(model))
+        for layer in self.layers(model):
+            attn = attention_of(layer)
+            attn.__class__, attn.encodings = self.attentions[type(attn)], nn.ModuleList()
+            layer.mixers = nn.ModuleList()
         for block in model.blocks:
-            block.__class__, block.mixers = self.blocks[type(block)], nn.ModuleList()
-            block.attn.__class__, block.attn.encodings = self.attentions[type(block.attn)], nn.ModuleList()
+            block.__class__ = self.blocks.get(type(block), type(block))  # of one that is attention: it has it already
         if type(model.blocks) is nn.Sequential:
             model.blocks.__class__ = BlockSequence
         self.adopt_native_positions(model)
         model.__class__ = self.models[type(model)]
+
+    def layers_of(self, block: nn.Module) -> list[nn.Module]:
+        """Return what of a block has one attention layer, and mixers: the block, unless it has several layers."""
+        return [block]
+
+    def layers(self, model: nn.Module) -> list[nn.Module]:
+        """Return what of a model has one attention layer, and mixers, in order: its blocks, or parts of them."""
+        return [layer for block in model.blocks for layer in self.layers_of(block)]
+
+    def heads(self, attn: nn.Module) -> tuple[int, int]:
+        """Return how many attention maps a layer has, and the channels of a query in each."""
+        return attn.num_heads, attn.proj.in_features // attn.num_heads
 
     def adopt_table(self, model: nn.Module) -> PositionEncoding:
         """Return the encoding that the model's own `pos_embed` is."""
@@ -248,30 +258,26 @@ class IsotropicHost(Host):
     def adopt_native_positions(self, model: nn.Module) -> None:
         """Make encodings of what timm's attention has of its own: the rest of `convert`."""
 
+    def grid_size(self, model: nn.Module) -> tuple[int, int]:
+        """Return the grid (H, W) of the model's own pictures."""
+        return tuple(model.patch_embed.grid_size)
+
     def input_facts(self, model: nn.Module) -> LayerFacts:
         rows = 0 if getattr(model, "no_embed_class", False) else model.num_prefix_tokens  # of a learned table
-        return LayerFacts(dim=model.embed_dim, feat_shape=tuple(model.patch_embed.grid_size), num_prefix_tokens=rows)
+        return LayerFacts(dim=model.embed_dim, feat_shape=self.grid_size(model), num_prefix_tokens=rows)
 
     def layer_facts(self, model: nn.Module) -> list[LayerFacts]:
-        return [
-            LayerFacts(
-                dim=model.embed_dim,
-                feat_shape=tuple(model.patch_embed.grid_size),
-                num_prefix_tokens=model.num_prefix_tokens,
-                num_heads=block.attn.num_heads,
-                head_dim=block.attn.proj.in_features // block.attn.num_heads,
-                layer=index,
-                depth=len(model.blocks),
-            )
-            for index, block in enumerate(model.blocks)
-        ]
+        heads = [self.heads(attention_of(layer)) for layer in self.layers(model)]
+        shape, prefix = self.grid_size(model), model.num_prefix_tokens
+        common = {"dim": model.embed_dim, "feat_shape": shape, "num_prefix_tokens": prefix, "depth": len(heads)}
+        return [LayerFacts(**common, num_heads=n, head_dim=d, layer=i) for i, (n, d) in enumerate(heads)]
 
     def mixing_layers(self, model: nn.Module) -> list[int]:
         return [0]
 
     def encodings(self, model: nn.Module):
         shared = list(model.pos_embed_shared)
-        layers = [[*shared, *block.attn.encodings, *block.mixers] for block in model.blocks]
+        layers = [[*shared, *attention_of(layer).encodings, *layer.mixers] for layer in self.layers(model)]
         return list(model.pos_embed_input), layers
 
     def install(self, model: nn.Module, inputs, layers) -> None:
@@ -286,7 +292,7 @@ class IsotropicHost(Host):
         replace_encodings(
             (model.pos_embed_input, inputs),
             (model.pos_embed_shared, shared),
-            *(place for block, new in zip(model.blocks, own, strict=True) for place in layer_lists(block, new)),
+            *(place for layer, new in zip(self.layers(model), own, strict=True) for place in layer_lists(layer, new)),
         )
         self.bind_native(model)
 

@@ -95,7 +95,7 @@ def has_parameters(encoding: PositionEncoding) -> bool:
     return "_bound" in encoding.__dict__ or any(True for _ in encoding.parameters())
 
 
-def _seen(parameter: nn.Parameter, view: View) -> nn.Parameter:
+def _seen(parameter: Tensor, view: View) -> nn.Parameter:
     return nn.Parameter(view.read(parameter).detach().clone(), requires_grad=parameter.requires_grad)
 
 

@@ -11,27 +11,14 @@ from timm.models._features import feature_take_indices
 from timm.models.pit import PoolingVisionTransformer, Transformer
 from torch import Tensor, nn
 
-from ..encoding import LayerFacts, PositionEncoding
-from ..input.learned import Learned
+from ..encoding import LayerFacts
 from ..positions import Positions
 from .attention import Attention, AttentionContext
-from .grids import StagedHost, add_to_map
-from .host import FixedCoordinates, encoding_parameters, first, register_host
+from .grids import add_to_map
+from .host import FixedCoordinates, encoding_parameters, register_host
 from .isotropic import BlockSequence
-from .parameters import adopt_parameters, bind_parameters
-from .vit import EncodedBlock
-
-
-class MapLayout:
-    """PiT's layout of a learned table, (1, C, H, W), that is (1, H W, C) here."""
-
-    def read(self, parameter: Tensor) -> Tensor:
-        """Return the table, one row for each patch."""
-        return parameter.flatten(2).mT
-
-    def write(self, value: Tensor, encoding: PositionEncoding) -> Tensor:
-        """Return PiT's layout."""
-        return value.mT.unflatten(2, encoding.feat_shape).contiguous()
+from .stems import MapLayout, StemsHost
+from .vit_blocks import EncodedBlock
 
 
 @torch.fx.wrap  # one call in its graphs: the size of a picture is known when they run
@@ -90,7 +77,7 @@ class EncodedPiT(FixedCoordinates, PoolingVisionTransformer):
         return super().no_weight_decay() | encoding_parameters(self)
 
 
-class PiTHost(StagedHost):
+class PiTHost(StemsHost):
     """The family of PiT; its class and distillation tokens have no place, and every stage has a grid of its own."""
 
     name = "PoolingVisionTransformer (PiT)"
@@ -104,25 +91,18 @@ class PiTHost(StagedHost):
         return [tuple(-(-n // 2**stage) for n in grid) for stage in range(len(model.transformers))]
 
     def convert_parts(self, model: PoolingVisionTransformer) -> None:
-        grid = {"feat_shape": tuple(model.patch_embed.grid_size)}
-        model.pos_embed_input.append(
-            adopt_parameters(model, Learned, MapLayout(), dim=model.pos_embed.shape[1], **grid)
-        )
+        super().convert_parts(model)
         for block in self.blocks(model):
             block.__class__, block.mixers = EncodedBlock, nn.ModuleList()
             block.attn.__class__, block.attn.encodings = Attention, nn.ModuleList()
         for stage in model.transformers:
             stage.__class__, stage.blocks.__class__ = EncodedTransformer, BlockSequence
 
-    def bind_native(self, model: PoolingVisionTransformer) -> None:
-        own = first(model.pos_embed_input, Learned)
-        if own is None or own.owner is own:
-            model.pos_embed = None
-        if own is not None:
-            bind_parameters(own, model, MapLayout())
+    def stems(self, model: PoolingVisionTransformer) -> list[LayerFacts]:
+        return [LayerFacts(dim=model.cls_token.shape[-1], feat_shape=tuple(model.patch_embed.grid_size))]
 
-    def input_facts(self, model: PoolingVisionTransformer) -> LayerFacts:
-        return LayerFacts(dim=model.cls_token.shape[-1], feat_shape=tuple(model.patch_embed.grid_size))
+    def tables(self, model: PoolingVisionTransformer) -> list[tuple[nn.Module, str, MapLayout]]:
+        return [(model, "pos_embed", MapLayout())]
 
     def layer_facts(self, model: PoolingVisionTransformer) -> list[LayerFacts]:
         return [replace(facts, num_prefix_tokens=model.cls_token.shape[1]) for facts in super().layer_facts(model)]

@@ -13,8 +13,8 @@ from ..bias.relative_table import RelativeTable
 from ..encoding import LayerFacts
 from ..materialize import is_plain_eager
 from ..windows import TakeTokens, shift_mask, window_order, window_partition, window_reverse
-from .grids import AddPositions, GridHost, add_positions
-from .host import FixedCoordinates, encoding_parameters, first, register_host
+from .grids import AddPositions, EncodedGridModel, GridHost, add_positions
+from .host import first, register_host
 from .parameters import adopt_parameters, bind_parameters
 from .window_attention import WindowAttention, fuse_windows
 
@@ -98,26 +98,18 @@ class EncodedSwinBlock(EncodedGridBlock, SwinTransformerBlock):
         return super()._attn(x) if out is None else out
 
 
-class EncodedSwinMixin(FixedCoordinates):
+class EncodedSwinMixin(EncodedGridModel):
     """The methods in which converted Swin Transformers of both versions differ from timm's."""
 
-    def set_input_size(self, img_size=None, patch_size=None, window_size=None, **kwargs) -> None:
+    def set_input_size(self, *args, **kwargs) -> None:
         """Change the input size as timm does; learned tables are resized, formulas interpolate their coordinates."""
-        super().set_input_size(img_size=img_size, patch_size=patch_size, window_size=window_size, **kwargs)
+        super().set_input_size(*args, **kwargs)
         for encoding in self.pos_embed_input:
             encoding.set_feat_shape(tuple(self.patch_embed.grid_size))
 
     def sees_across_border(self) -> bool:
         """Return whether a shifted window joins opposite borders of the picture, at the size the model is set to."""
-        return any(block.sees_across_border() for stage in self.layers for block in stage.blocks)
-
-    def no_weight_decay(self) -> set[str]:
-        """Return timm's names and every parameter of an encoding."""
-        return super().no_weight_decay() | encoding_parameters(self)
-
-    def group_matcher(self, coarse: bool = False) -> dict:
-        """Return timm's groups of layers, with input encodings in the stem."""
-        return {**super().group_matcher(coarse), "stem": r"^patch_embed|^pos_embed"}
+        return any(block.sees_across_border() for block in self.modules() if isinstance(block, EncodedGridBlock))
 
 
 class EncodedSwinTransformer(EncodedSwinMixin, SwinTransformer):

@@ -13,12 +13,12 @@ from timm.models.swin_transformer_v2 import WindowAttention as TimmWindowAttenti
 from torch import Tensor, nn
 
 from ..bias.log_cpb import LogCPB
-from ..encoding import LayerFacts
+from ..encoding import AttentionTensors, LayerFacts
 from ..rotary.split import split_qkv
 from .attention import encoded
 from .host import register_host
-from .isotropic import project
 from .parameters import adopt_parameters
+from .projections import project
 from .swin import EncodedGridBlock, EncodedSwinMixin, SwinHost
 from .window_attention import attend_windows, hide_regions, prepare_windows, takes_fused_path
 
@@ -31,6 +31,14 @@ def to_length(x: Tensor, length: Tensor | float = 1.0) -> Tensor:
     wider = torch.promote_types(x.dtype, torch.float32)
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wider).clamp_min(1e-12)
     return (x * (length / norm)).to(x.dtype)
+
+
+def hide_by_temperature(tensors: AttentionTensors, mask: Tensor | None, tau: Tensor) -> None:
+    """Hide keys as timm does, by its shift mask (windows, N, N), in cosine attention of temperature tau (heads, 1, 1).
+
+    Logits reach from -tau to tau + 16: with a large tau, keys at -100 are seen nevertheless.
+    """
+    hide_regions(tensors, mask, torch.where(tau > MAX_TAU_THAT_HIDES, -100.0, -math.inf))
 
 
 @register_notrace_module
@@ -49,8 +57,7 @@ class CosineWindowAttention(TimmWindowAttention):
             q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
         tau = self.logit_scale.clamp(max=math.log(100)).exp()  # (heads, 1, 1)
         tensors = encoded(x, to_length(q), to_length(k, tau), v, prepare_windows(self, x))
-        # logits reach from -tau to tau + 16: with a large tau, keys at -100 are seen nevertheless
-        hide_regions(tensors, mask, torch.where(tau > MAX_TAU_THAT_HIDES, -100.0, -math.inf))
+        hide_by_temperature(tensors, mask, tau)
         return attend_windows(self, tensors, fused)
 
     def set_window_size(self, window_size: tuple[int, int]) -> None:

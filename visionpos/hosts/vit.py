@@ -4,30 +4,17 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from timm.layers import PatchDropout, register_notrace_module
+from timm.layers import PatchDropout
 from timm.layers.patch_dropout import patch_dropout_forward
 from timm.models.deit import VisionTransformerDistilled
-from timm.models.vision_transformer import Attention as TimmAttention
-from timm.models.vision_transformer import Block, VisionTransformer
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from ..positions import Positions
-from .attention import Attention, AttentionContext
+from .attention import AttentionContext
 from .host import register_host
-from .isotropic import IsotropicForward, IsotropicHost, keep_tokens, mix
-
-register_notrace_module(Attention)
-
-
-class EncodedBlock(Block):
-    """A block after which conditional encodings may mix the tokens."""
-
-    def forward(self, x: Tensor, attn_mask: AttentionContext | Tensor | None = None, is_causal: bool = False) -> Tensor:
-        """Return the tokens (B, prefix + N, C) after the block.
-
-        `attn_mask`, which timm's block passes on to attention, carries the context here.
-        """
-        return mix(super().forward(x, attn_mask, is_causal), self.mixers, attn_mask)
+from .isotropic import IsotropicForward, IsotropicHost, keep_tokens
+from .vit_blocks import VitBlocks
 
 
 class EncodedViTMixin(IsotropicForward):
@@ -96,7 +83,7 @@ class EncodedVisionTransformerDistilled(EncodedViTMixin, VisionTransformerDistil
     """A distilled DeiT whose positions are encodings of this package."""
 
 
-class ViTHost(IsotropicHost):
+class ViTHost(VitBlocks, IsotropicHost):
     """The family of VisionTransformer and DeiT; input encodings follow the class token, others act in every block."""
 
     name = "VisionTransformer (ViT, DeiT)"
@@ -104,8 +91,6 @@ class ViTHost(IsotropicHost):
         VisionTransformer: EncodedVisionTransformer,
         VisionTransformerDistilled: EncodedVisionTransformerDistilled,
     }
-    blocks: ClassVar = {Block: EncodedBlock}
-    attentions: ClassVar = {TimmAttention: Attention}
 
     def adopt_native_positions(self, model: VisionTransformer) -> None:
         """Do nothing more: the learned table is all that timm's model has."""

@@ -54,31 +54,35 @@ def hide_regions(tensors: AttentionTensors, mask: Tensor | None, least: Tensor |
         tensors.bias = bias.unflatten(0, (-1, 1 if alike else len(mask))) + hidden
 
 
-def attend_windows(layer: nn.Module, tensors: AttentionTensors, fused: bool) -> Tensor:
+def attend_windows(layer: nn.Module, tensors: AttentionTensors, fused: bool, tau: Tensor | None = None) -> Tensor:
     """Return softmax(q k^T + bias) v, projected: (B * windows, N, C).
 
     Args:
         layer: has `num_heads`, `attn_drop`, `proj` and `proj_drop`.
-        tensors: after all encodings and `hide_regions`; q or k has the scale of the logits.
+        tensors: after all encodings and `hide_regions`; q or k has the scale of the logits, but for tau.
         fused: by torch's fused attention; otherwise by timm's steps, and so with its bits.
+        tau: what the product of q and k is multiplied with, (heads, 1, 1), if anything.
     """
     q, bias = tensors.q, tensors.bias
     if fused:
+        tensors.k = tensors.k if tau is None else (tensors.k * tau).to(tensors.k.dtype)
         if bias is not None and bias.ndim == 5:  # torch's fused attention takes four dimensions only
             tensors.bias = bias.expand(q.shape[0] // bias.shape[1], -1, layer.num_heads, -1, -1).flatten(0, 1)
         out = attend(tensors, 1.0, layer.attn_drop, fused=True)  # (B * windows, heads, N, head_dim)
     else:
         tensors.bias = None
-        out = attend_logits(tensors, window_logits(q, tensors.k, bias), layer.attn_drop)
+        out = attend_logits(tensors, window_logits(q, tensors.k, bias, tau), layer.attn_drop)
     return layer.proj_drop(layer.proj(out.transpose(1, 2).flatten(2)))
 
 
-def window_logits(q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
-    """Return q k^T + bias, (B * windows, heads, N, N), in the wider dtype of both."""
+def window_logits(q: Tensor, k: Tensor, bias: Tensor | None, tau: Tensor | None = None) -> Tensor:
+    """Return tau q k^T + bias, (B * windows, heads, N, N), in the wider dtype of both."""
     if bias is None:
-        return q @ k.transpose(-2, -1)  # (B * windows, heads, N, N)
+        logits = q @ k.transpose(-2, -1)  # (B * windows, heads, N, N)
+        return logits if tau is None else logits * tau
     windows = bias.shape[-4] if bias.ndim == 5 else q.shape[0]  # whose bias repeats
     logits = q.unflatten(0, (-1, windows)) @ k.unflatten(0, (-1, windows)).transpose(-2, -1)
+    logits = logits if tau is None else logits * tau
     wider = torch.promote_types(logits.dtype, bias.dtype)
     logits = logits.add_(bias) if logits.dtype == wider else logits + bias  # nobody else needs the product
     return logits.flatten(0, 1)

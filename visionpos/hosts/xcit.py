@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..encoding import LayerFacts
 from ..input.fourier import Fourier
 from .grids import EncodedGridModel, StagedHost, add_to_map, encode_grid
-from .host import register_host
+from .host import refuse_pairs, register_host
 from .parameters import adopt_parameters, bind_parameters, replace_encodings
 
 
@@ -86,8 +86,7 @@ class XcitHost(StagedHost):
         return [*model.pos_embed_own, *inputs], layers
 
     def install(self, model: Xcit, inputs, layers) -> None:
-        if wrong := [encoding for layer in layers for encoding in layer if encoding.place != "conditional"]:
-            raise ValueError(f"{wrong[0].name} acts on pairs of patches, but the attention of Xcit is over channels")
+        refuse_pairs(layers, "Xcit is over channels")
         own = [encoding for encoding in inputs if isinstance(encoding, Fourier) and encoding.preset == "xcit"][:1]
         replace_encodings((model.pos_embed_own, own))
         super().install(model, [encoding for encoding in inputs if encoding not in own], layers)

@@ -27,6 +27,7 @@ class Factorized(InputEncoding):
         feat_shape: (Gh, Gw), rows of the two tables; for "index" the largest grid.
         combine: "sum" (what the paper found best) or "product".
         coordinates: "fraction" (timm's `factorized`) or "index".
+        keep_aspect: of fractions: H and W are both the longer side, as in timm's `pos_embed_ar_preserving`.
         init_std: standard deviation of the normal initialisation; 0.02 as in timm.
 
     Attributes:
@@ -47,11 +48,12 @@ class Factorized(InputEncoding):
         feat_shape: Size,
         combine: Literal["sum", "product"] = "sum",
         coordinates: Literal["fraction", "index"] = "fraction",
+        keep_aspect: bool = False,
         init_std: Spread = 0.02,
     ):
         super().__init__(dim)
         self.feat_shape, self.combine, self.coordinates = tuple(feat_shape), combine, coordinates
-        self.init_std = init_std
+        self.keep_aspect, self.init_std = keep_aspect, init_std
         self.pos_embed_y = nn.Parameter(torch.empty(1, self.feat_shape[0], dim))
         self.pos_embed_x = nn.Parameter(torch.empty(1, self.feat_shape[1], dim))
         self.reset_parameters()
@@ -65,10 +67,10 @@ class Factorized(InputEncoding):
         size = positions.feat_shape
         if self.coordinates == "index" and any(n > g for n, g in zip(size, self.feat_shape, strict=True)):
             raise ValueError(f"factorized with coordinates='index' has tables for {self.feat_shape}, got a grid {size}")
-        read = []
-        tables = self.pos_embed_y[0], self.pos_embed_x[0]
+        size = (max(size),) * 2 if self.keep_aspect else size  # the grid that the tables are stretched over
+        read, tables = [], (self.pos_embed_y[0], self.pos_embed_x[0])
         for table, place, n in zip(tables, positions.coords.unbind(-1), size, strict=True):
             if self.coordinates == "fraction":
                 place = (place + 0.5) * (len(table) / n) - 0.5
-            read.append(sample_table(table.unsqueeze(1), torch.stack([place, torch.zeros_like(place)], dim=-1)))
+            read.append(sample_table(table, place.unsqueeze(-1)))
         return read[0] + read[1] if self.combine == "sum" else read[0] * read[1]

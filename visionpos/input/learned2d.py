@@ -12,6 +12,7 @@ from ..places import InputEncoding
 from ..positions import Positions
 from ..registry import register_encoding
 from ..resize import resize_position_table, sample_table
+from ..windows import same_grid
 
 
 class Table(NamedTuple):
@@ -52,7 +53,7 @@ class Learned2D(InputEncoding):
             they differ from "sample" where the table is larger than the grid, and "bicubic" does everywhere. None: that
             of the preset.
         keep_aspect: stretch the table over the square of the longer side and read its upper left part, as timm's
-            `pos_embed_ar_preserving`, instead of over the image.
+            `pos_embed_ar_preserving`, instead of over the image; on its own grid it is read as it is.
         init_std: standard deviation of the normal initialisation. None: that of the preset.
         preset: "siglip2", "moonvit" or "qwen3_vl".
         antialias: of resized tables, as in `learned`. None: that of the preset.
@@ -90,7 +91,8 @@ class Learned2D(InputEncoding):
 
     def encode(self, positions: Positions) -> Tensor:
         table, coords, size = self.pos_embed[0], positions.coords, positions.feat_shape
-        size = (max(size),) * 2 if self.keep_aspect else size  # the grid that the table is stretched over
+        if self.keep_aspect and not same_grid(size, self.grid_size):
+            size = (max(size),) * 2  # the grid that the table is stretched over
         axes = list(zip(coords.unbind(-1), self.grid_size, size, strict=True))
         if self.interpolation == "sample":
             return sample_table(table, torch.stack([(p + 0.5) * (g / n) - 0.5 for p, g, n in axes], dim=-1))

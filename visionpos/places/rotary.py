@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -59,7 +59,7 @@ class RotaryEncoding(PositionEncoding):
 
     place = "rotary"
     linear: ClassVar[bool] = True  # multiplies q and k by matrices, those of prefix tokens by the identity
-    num_series: int = 0  # of a head's pairs, one after the other, each from its fastest to its slowest; 0: none
+    num_series: int | Literal["axes"] = 0  # of a head's pairs, one after the other, from fast to slow; 0: none
 
     def __init__(
         self,
@@ -85,13 +85,14 @@ class RotaryEncoding(PositionEncoding):
         """Return the angles of the patch tokens in radians: (heads or 1, N, head_dim / 2), float32."""
         positions = self.promote(positions)
         with full_precision(positions):
-            return self.keep_still(self.encode(self.locate(positions))).to(positions.coords.dtype)
+            return self.keep_still(self.encode(self.locate(positions)), positions).to(positions.coords.dtype)
 
-    def keep_still(self, angles: Tensor) -> Tensor:
+    def keep_still(self, angles: Tensor, positions: Positions) -> Tensor:
         """Return angles ([B,] heads or 1, N, head_dim / 2) with 0 for the pairs that `zero_fraction` keeps still."""
         if not (self.zero_fraction and self.num_series):
             return angles
-        series = angles.unflatten(-1, (self.num_series, -1))
+        count = len(positions.feat_shape) if self.num_series == "axes" else self.num_series
+        series = angles.unflatten(-1, (count, -1))
         turning = series.shape[-1] - round(self.zero_fraction * series.shape[-1])
         return F.pad(series[..., :turning], (0, series.shape[-1] - turning)).flatten(-2)
 
@@ -105,7 +106,8 @@ class RotaryEncoding(PositionEncoding):
         with full_precision(positions):
             angles = self.encode(self.locate(positions))
             prefix = self.encode_prefix(count, angles.device) if count else None
-            angles = self.keep_still(put_in_front(angles, prefix, count))  # ([B,] heads or 1, prefix + N, head_dim / 2)
+            angles = put_in_front(angles, prefix, count)  # ([B,] heads or 1, prefix + N, head_dim / 2)
+            angles = self.keep_still(angles, positions)
             return torch.stack([angles.cos(), angles.sin()]).to(positions.coords.dtype)
 
     def take_tokens(self, prepared: Any, index: Tensor, num_prefix_tokens: int) -> Any:

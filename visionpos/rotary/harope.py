@@ -91,7 +91,7 @@ class HARoPE(BasisRotary):
 
     def encode(self, positions: Positions) -> Tensor:
         pairs, dialect = self.num_angles, DIALECTS["rope_vit"]
-        theta = axial_frequencies(pairs, self.temperature, dialect, positions.coords.device)
+        theta = axial_frequencies(pairs, self.temperature, dialect, device=positions.coords.device)
         return axial_angles(positions.coords, scale_axial(self, theta, positions, dialect), pairs, dialect)
 
     def folded(self) -> RopeAxial:

@@ -78,9 +78,9 @@ class PoPE(RotaryEncoding):
         return self.head_dim
 
     def encode(self, positions: Positions) -> Tensor:
-        dialect = DIALECTS["qwen_vit"]  # one block for y, then one for x
-        theta = axial_frequencies(self.head_dim, self.temperature, dialect, positions.coords.device)
-        return axial_angles(positions.coords, theta, self.head_dim, dialect)
+        pairs, dialect = self.num_angles, DIALECTS["qwen_vit"]  # one block for y, then one for x
+        theta = axial_frequencies(pairs, self.temperature, dialect, device=positions.coords.device)
+        return axial_angles(positions.coords, theta, pairs, dialect)
 
     def rotate(self, x: Tensor, prepared: Tensor) -> Tensor:
         """Return queries x (B, heads, prefix + N, head_dim) as (B, heads, prefix + N, 2 head_dim)."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..frequencies import require_multiple, to_float64
@@ -17,37 +16,14 @@ from .dialects import DIALECTS, Dialect, Preset, axial_angles, axial_frequencies
 from .scaling import FrequencyRotary
 
 
-def rope_angles_axial(
-    feat_shape: tuple[int, int],
-    head_dim: int,
-    temperature: float = 100.0,
-    *,
-    device=None,
-    dtype: torch.dtype | None = None,
-) -> Float[Tensor, "n pairs"]:
-    """Angles of a whole grid in radians, (H * W, head_dim / 2): the first half turns with x, the second with y.
-
-    Raises:
-        ValueError: `head_dim` is not a multiple of 4, or a temperature that is not positive.
-
-    Example:
-        >>> angles = vp.rope_angles_axial((2, 3), head_dim=8)
-        >>> angles.shape, vp.apply_rotary(torch.randn(1, 4, 6, 8), angles).shape
-        (torch.Size([6, 4]), torch.Size([1, 4, 6, 8]))
-    """
-    require_multiple("head_dim", head_dim, 4, "pairs of channels for each of two axes")
-    coords = Positions.grid(tuple(feat_shape), device=device).coords
-    pairs, dialect = head_dim // 2, DIALECTS["rope_vit"]
-    angles = axial_angles(coords, axial_frequencies(pairs, temperature, dialect, device), pairs, dialect)
-    return angles.squeeze(0).to(dtype or torch.get_default_dtype())
-
-
 @register_encoding("rope_axial")
 class RopeAxial(FrequencyRotary):
     """Half of the pairs turn with the column, half with the row.
 
     angles = [x theta | y theta], theta_k = temperature ** (-4k / head_dim), k < head_dim / 4, in units of one grid
-    step. q . k depends on the offset (dy, dx) alone.
+    step. q . k depends on the offset (dy, dx) alone. On three axes, (t, y, x), each has a third of the pairs, x first,
+    theta_k = temperature ** (-6k / head_dim); on one it has all. Presets do likewise, in the order x, y, t or t, y, x.
+    The layout "half_per_axis" and learned frequencies are for two axes.
 
     Presets, which released encoders have; the temperature and the layout of each can be changed:
         rope_vit: as above; 100, "interleaved" (Heo et al. 2024).
@@ -56,12 +32,12 @@ class RopeAxial(FrequencyRotary):
             x phi_3, ...]; 10000, "half".
         qwen_vit: [y theta | x theta]; 10000, "half" (Qwen2-VL, and DeepSeek-V4's vision tower).
         gemma4: as above; 100, "half_per_axis".
-        mrope: interleaved M-RoPE, [0, y phi_1, x phi_2, 0, y phi_4, ...]: every third pair turns with the time of a
-            video, and stands still in a picture; 10000, "half" (Qwen3-VL, GenLIP).
+        mrope: interleaved M-RoPE, [t phi_0, y phi_1, x phi_2, t phi_3, ...]: every third pair turns with the time of
+            a video, and stands still in a picture; 10000, "half" (Qwen3-VL, GenLIP).
 
     Args:
         num_heads: attention heads.
-        head_dim: channels of a head, a multiple of 4.
+        head_dim: channels of a head, a multiple of 4, and on three axes of 6.
         temperature: of the frequencies. None: the preset's; rope_vit has 50 in its Swin.
         layout: "interleaved", "half" or "half_per_axis". None: the preset's.
         preset: which pairs turn with which axis, and how fast.
@@ -88,7 +64,8 @@ class RopeAxial(FrequencyRotary):
 
     paper = "Heo et al. 2024, arXiv 2403.13298"
     translation_invariant = True
-    num_series = 2
+    axes = None
+    num_series = "axes"
     extrapolation = "run_on"  # raw grid steps at every size, as in the authors' code
 
     def __init__(
@@ -102,11 +79,14 @@ class RopeAxial(FrequencyRotary):
         learn_frequencies: Literal["shared", "per_head"] | None = None,
         **grid_options,
     ):
-        super().__init__(num_heads, head_dim, layout or DIALECTS[preset].layout, **grid_options)
+        layout = layout or DIALECTS[preset].layout
+        if learn_frequencies or layout == "half_per_axis":
+            self.axes = 2
+        super().__init__(num_heads, head_dim, layout, **grid_options)
         require_multiple("head_dim", head_dim, 4, "pairs of channels for each of two axes")
         self.preset, self.sections = preset, None if sections is None else tuple(sections)
         self.temperature = self.dialect.temperature if temperature is None else temperature
-        self.num_series = 1 if self.dialect.in_turn else 2
+        self.num_series = 1 if self.dialect.in_turn else "axes"
         if sections is not None and preset != "mrope":
             raise ValueError(f"sections belong to preset 'mrope', got {sections} with {preset!r}")
         if learn_frequencies and preset == "mrope":
@@ -140,11 +120,11 @@ class RopeAxial(FrequencyRotary):
         if self.log_frequencies is not None:
             self.log_frequencies.copy_(axial_frequencies(self.num_angles, self.temperature, self.dialect).log())
 
-    def frequencies(self, device=None) -> Tensor:
-        """Return theta of each axis in float64, (head_dim / 4, 2), with a leading axis of heads if it is learned."""
+    def frequencies(self, count: int = 2, device=None) -> Tensor:
+        """Return theta of each of `count` axes in float64, (head_dim / 4, 2), if it is learned with heads in front."""
         if self.log_frequencies is not None:
             return to_float64(self.log_frequencies).exp()
-        theta = axial_frequencies(self.num_angles, self.temperature, self.dialect, device)
+        theta = axial_frequencies(self.num_angles, self.temperature, self.dialect, count, device)
         if self.sections is None:
             return theta
         rounds = torch.arange(len(theta), device=device)
@@ -152,7 +132,8 @@ class RopeAxial(FrequencyRotary):
 
     def encode(self, positions: Positions) -> Tensor:
         self.check_scaling()
-        theta = scale_axial(self, self.frequencies(positions.coords.device), positions, self.dialect)
+        theta = self.frequencies(len(positions.feat_shape), positions.coords.device)
+        theta = scale_axial(self, theta, positions, self.dialect)
         return axial_angles(positions.coords, theta, self.num_angles, self.dialect)
 
     def _apply(self, fn, recurse=True):

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from ..frequencies import to_float64
-from ..options import Count, Positive, Range, Size, Spread, fits
+from ..options import Count, GridSize, Positive, Range, Spread, fits
 from ..places import RotaryEncoding
 from ..positions import Positions
 from ..rotation import AxialLayout
+from ..windows import check_size
 
 SCALINGS = ("linear", "ntk", "ntk_by_parts", "yarn")
-KEYS = {"type": Literal[SCALINGS], "trained": Size, "per_axis": bool}
+KEYS = {"type": Literal[SCALINGS], "trained": GridSize, "per_axis": bool}
 YARN = {"beta_fast": Positive, "beta_slow": Positive, "attention_slope": Spread}
 DEFAULTS = {"trained": None, "per_axis": True, "beta_fast": 32.0, "beta_slow": 1.0, "attention_slope": 0.1}
 BY_PARTS = ((1.25, 0.75), (16.0, 2.0))  # where linear gives way to NTK, and where both give way to no scaling, in turns
@@ -78,7 +79,8 @@ class FrequencyRotary(RotaryEncoding):
         scaling: None for the encoding's own way, one of the names above, or a dict.
 
     Raises:
-        ValueError: a scaling and an `extrapolate` that contradict it, or a scaling without a trained grid.
+        ValueError: a scaling and an `extrapolate` that contradict it, or a scaling without a trained grid, or with one
+            on another number of axes.
 
     Example:
         >>> rope = vp.create_encoding("rope_axial", num_heads=1, head_dim=8, reference_shape=(4, 4), scaling="ntk")
@@ -106,6 +108,9 @@ class FrequencyRotary(RotaryEncoding):
                 f"{self.name}: scaling={self.scaling!r} needs the grid that was trained on: give "
                 "reference_shape=(h, w), or 'trained': (h, w) in a dict"
             )
+        if self.scales:
+            trained = check_size(f"{self.name}: the grid that was trained on", self.trained_shape, self.axes)
+            self.axes = len(trained)
 
     @property
     def extrapolate(self) -> bool | None:
@@ -131,9 +136,10 @@ class FrequencyRotary(RotaryEncoding):
         return DEFAULTS | ({"type": self.scaling} if isinstance(self.scaling, str) else dict(self.scaling or {}))
 
     @property
-    def trained_shape(self) -> Sequence[int] | None:
-        """Return the grid that was trained on."""
-        return (self.settings["trained"] if self.scales else None) or self.reference_shape
+    def trained_shape(self) -> tuple[int, ...] | None:
+        """Return the grid that was trained on, or None."""
+        trained = self.settings["trained"] if self.scales else None
+        return self.reference_shape if trained is None else tuple(trained)
 
     def stretch(self, sizes: Sequence[int], trained: Sequence[int], device: torch.device) -> Tensor:
         """Return s of each axis, of `sizes` cells now and of `trained` before, (axes,) float64, at least 1."""
@@ -154,7 +160,7 @@ class FrequencyRotary(RotaryEncoding):
         ratio: float,
         sizes: Sequence[int],
         trained: Sequence[int] | None,
-        fastest: Sequence[float] = (1.0, 1.0),
+        fastest: Sequence[float] | None = None,
     ) -> Tensor:
         """Return frequencies for each axis of the grid at hand, (axes, J); (J,) as they are if nothing scales them.
 
@@ -163,7 +169,7 @@ class FrequencyRotary(RotaryEncoding):
             ratio: ln(theta_j / theta_(j + 1)).
             sizes: cells of each axis.
             trained: the same while training.
-            fastest: what theta_0 is on each axis, in radians per step of the trained grid.
+            fastest: what theta_0 is on each axis, in radians per step of the trained grid; by default 1.
         """
         if not self.scales:
             return theta
@@ -174,7 +180,8 @@ class FrequencyRotary(RotaryEncoding):
 
         def blend(low: Tensor, high: Tensor, fast: float, slow: float) -> Tensor:
             """Return `high` above `fast` turns on the trained grid, `low` below `slow`, and a mixture between."""
-            turns = [n * first / (2 * math.pi) for n, first in zip(trained, fastest, strict=False)]  # of theta_0
+            firsts = fastest or [1.0] * len(trained)
+            turns = [n * first / (2 * math.pi) for n, first in zip(trained, firsts, strict=True)]  # of theta_0
             shares = [1 - ramp(count, ratio, each / fast, each / slow, s.device) for each in turns]
             return torch.lerp(low, high, torch.stack(shares))
 

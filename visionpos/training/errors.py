@@ -1,12 +1,13 @@
 """Mistakes and faults that end a command with one line on stderr instead of a traceback."""
 
-import difflib
 import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
+
+from visionpos.suggestion import closest
 
 __all__ = [
     "CheckpointError",
@@ -68,8 +69,8 @@ def one_line(text: object) -> str:
 
 def did_you_mean(given: str, accepted: Sequence[str], listed: bool = True) -> str:
     """Return a hint: the closest of `accepted`, if one is close, and all of them if they are to be listed."""
-    close = difflib.get_close_matches(given, accepted, n=1)
-    return (f"did you mean {close[0]!r}? " if close else "") + (f"accepted: {', '.join(accepted)}" if listed else "")
+    meant = closest(given, accepted)
+    return (f"did you mean {meant!r}? " if meant else "") + (f"accepted: {', '.join(accepted)}" if listed else "")
 
 
 @contextmanager

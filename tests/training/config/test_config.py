@@ -94,6 +94,7 @@ def test_default_outputs_are_plain_names_that_differ():
 
 MISTAKES = [
     (["--recipe.lrr", "3"], "recipe.lrr: no such field; did you mean 'recipe.lr'? accepted: recipe.epochs"),
+    (["--recipe.learning_rate", "3"], "recipe.learning_rate: no such field; did you mean 'recipe.lr'? accepted"),
     (["--sede", "3"], "sede: no such field; did you mean 'seed'? accepted: model, data"),
     (["--recipe.lr", "fast"], "recipe.lr: 'fast' given; accepted: a number"),
     (["--recipe.lr", "-1"], "recipe.lr: -1.0 given; accepted: a number above 0"),

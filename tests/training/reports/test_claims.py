@@ -58,6 +58,15 @@ def test_other_sizes_count_for_the_claims_about_them_and_the_first_study_for_wha
     assert both.rows == claims_table([one]).rows
 
 
+def test_a_small_study_does_not_stand_in_for_a_large_one():
+    small, large = (
+        study(lambda _: 0.5, sizes=[[48, 48]]),
+        study(lambda label: LABELS.index(label) / 9, sizes=[[48, 48]]),
+    )
+    small |= {name: [row for row in small[name] if row["encoding"] in LABELS[:3]] for name in ("rows", "sizes")}
+    assert claims_table([small, large]).rows == claims_table([large]).rows
+
+
 def test_studies_of_pictures_say_nothing_of_the_claims():
     assert claims_table([study(lambda _: 0.5, name="cifar10")]) is None
 

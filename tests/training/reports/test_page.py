@@ -88,6 +88,20 @@ def test_a_difference_that_is_sure_is_said_and_one_that_is_not_is_not(tmp_path):
     assert "![scale](pictures/results-made-scale.svg)" in text
 
 
+def test_the_largest_size_has_a_column_for_each_way_to_have_coordinates(tmp_path):
+    for encoding, ways in (("none", {"interpolated": 100}), ("rope_axial", {"interpolated": 240, "ntk-scaled": 320})):
+        run = write_run(tmp_path, encoding, 0)
+        for way, right in ways.items():
+            write_evaluation(run, [("scale", [16, 24], right), ("scale", [12, 18], 250)], way)
+    flags = ["--what", "Made up", "--command", "none", "--commit", "0123abc"]
+    command([str(tmp_path / "runs"), "--pack", str(tmp_path / "made"), *flags])
+    text = page({"made": study_content(tmp_path / "made")})
+    table = text.split("At 16x24, by what happens to coordinates: test;")[1].split("!")[0]
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("|")]
+    assert lines[0] == ["encoding", "interpolated", "ntk-scaled"]
+    assert sorted(lines[2:]) == [["none", "25.0", ""], ["rope_axial", "60.0", "80.0"]]
+
+
 def test_the_command_writes_the_page_and_its_pictures(tmp_path, capsys):
     folder = packed(tmp_path, (0, 1))
     command([str(folder), "--page", str(tmp_path / "docs" / "results.md")])

@@ -69,6 +69,13 @@ def test_learning_rate_rises_and_falls_by_the_step(tmp_path):
     assert rates == pytest.approx(warm + cosine)
 
 
+def test_a_run_of_one_step_takes_it_at_the_full_rate_and_timm_says_nothing(tmp_path, caplog):
+    trainer = trainer_of(task_config(tmp_path, "--recipe.steps", "1", "--recipe.lr", "0.5"))
+    trainer.advance(1)
+    assert trainer.learning_rate == 0.5
+    assert caplog.text == ""
+
+
 def test_weight_decay_spares_encodings_norms_and_biases(tmp_path):
     trainer = trainer_of(task_config(tmp_path, "--encoding", "learned"))
     names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}

@@ -276,9 +276,12 @@ def profile(folder: Path) -> tuple[int, str]:
 def test_a_profile_says_where_the_time_goes_and_trains_nothing(fresh, tmp_path):
     code, text = fresh(profile, tmp_path)
     assert code == 0
-    head, *parts = text[text.index("a step: ") :].splitlines()[:5]  # torch's profiler has lines of its own
+    head, recorded, *parts = text[text.index("a step: ") :].splitlines()[:6]  # torch's profiler has lines of its own
     assert "ms" in head
     assert "images per second" in head
+    assert "ERROR" not in text
+    whole = float(recorded.removeprefix("a recorded step: ").partition(" ms")[0])
+    assert 0 < sum(float(line.split()[1]) for line in parts) <= whole, "parts of the same pass"
     assert [line.split()[0] for line in parts] == ["batch", "forward", "backward", "update"]
     shares = [float(line.split()[-1].rstrip("%")) for line in parts]
     assert sum(shares) == pytest.approx(100, abs=0.3)

@@ -1,11 +1,13 @@
 """Whole runs: their files, their results, and interruptions that leave no trace."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from tests.training.tiny_run import TASK, picture_config, task_config
@@ -97,9 +99,23 @@ def test_a_run_leaves_its_record(tmp_path, capsys):
     assert result["data"]["note"] == ""  # what is true of copies of CIFAR is not said of other pictures
     assert {"python", "torch", "torchvision", "timm"} == result["versions"].keys()
     assert {"seconds", "images_per_second", "device", "threads", "seed", "loss", "config"} <= result.keys()
+    assert result["repeats_bits"] is True, "on a CPU"
     capsys.readouterr()
     assert train(config) == json.loads(json.dumps(result))
     assert "is finished: accuracy test" in capsys.readouterr().out
+
+
+def test_deterministic_kernels_are_asked_for_before_anything_is_computed(tmp_path, monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    assert not torch.are_deterministic_algorithms_enabled()
+    try:
+        result = train(task_config(tmp_path, "--deterministic", "true"))
+        assert torch.are_deterministic_algorithms_enabled()
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    finally:
+        torch.use_deterministic_algorithms(False)
+    plain = train(task_config(tmp_path, "--output", str(tmp_path / "plain")))
+    assert result["loss"] == plain["loss"]
 
 
 def test_the_names_in_files_are_those_that_earlier_runs_have(tmp_path):
@@ -122,7 +138,7 @@ def test_the_names_in_files_are_those_that_earlier_runs_have(tmp_path):
         "seed",
         "data",
     }
-    named |= {*state["surroundings"], "config", "chance", "encoding_parameters", "encodings"}
+    named |= {*state["surroundings"], "config", "chance", "encoding_parameters", "encodings", "repeats_bits"}
     assert result.keys() == named
     assert load_file(tmp_path / "run" / "predictions.safetensors").keys() == {"inside", "outside", "whole"}
 
@@ -147,6 +163,10 @@ def test_another_run_in_the_same_place_is_refused(tmp_path):
         ConfigError, match=r"holds another run: recipe.lr \(0.001 there, 0.002 now\), encoding \(none there"
     ):
         train(task_config(tmp_path, "--recipe.lr", "2e-3", "--encoding", "learned"))
+    with pytest.raises(
+        ConfigError, match=r"recipe.steps \(\d+ there, 50 now\); .* with --init \S+ to train its weights"
+    ):
+        train(task_config(tmp_path, "--recipe.steps", "50"))
     with pytest.raises(ConfigError, match="holds a run already, and resume is false"):
         train(task_config(tmp_path, "--resume", "false"))
 

@@ -280,6 +280,27 @@ def test_optuna_chooses_as_many_settings_for_each_encoding(tmp_path, capsys):
     first, second = ([trial.params for trial in study.trials] for study in studies.values())
     assert first[:2] == second[:2]  # drawn at random, alike for every encoding
     assert len({str(params) for params in first}) == 4
+    for content in (None, ""):  # a journal that is gone, or empty, while all is finished
+        (tmp_path / "elsewhere" / "journal").unlink(missing_ok=True)
+        if content is not None:
+            (tmp_path / "elsewhere" / "journal").write_text(content)
+        after = [*flags, "--storage", str(tmp_path / "elsewhere" / "journal")]
+        assert set(states(after, capsys).values()) == {"finished"}
+        assert command(after) == []
+
+
+@pytest.mark.parametrize("content", ['{"a": 1}\n', '{"op_code": 0, "worker', "\x00\x01", "[]\n"])
+def test_a_journal_that_is_none_is_one_line_and_says_what_to_do(content, tmp_path):
+    pytest.importorskip("optuna")
+    flags = write_tuned(tmp_path, "tune: {ranges: {recipe.lr: [1e-4, 1e-2]}, trials: 2, validation: 6}")
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "optuna.journal").write_text(content)
+    for dry in (["--dry-run"], []):
+        with pytest.raises(
+            ConfigError, match=r"--storage: \S+ is no journal that Optuna can use \(remove its last line"
+        ):
+            command([*flags, *dry])
+    assert (tmp_path / "runs" / "optuna.journal").read_text() == content
 
 
 def test_settings_of_trials_hold_for_trials_alone(tmp_path):

@@ -200,6 +200,7 @@ class Config:
         device: cpu, cuda, cuda:1, mps (a Mac's GPU) ...; auto takes a GPU if there is one.
         threads: Threads of the CPU that a process computes with; null leaves it to torch. Two that wait for each other
             on a busy machine are slower than one.
+        deterministic: On a GPU, allow only kernels that give the same bits again; some are slower. A CPU's all do.
         tracker: Also log to a tracker of accelerate's: wandb, mlflow, comet_ml, ...; it must be installed.
         precision: fp32, or bf16 autocast; auto is bf16 on a GPU.
         parallel: Under torchrun, ddp: every process has the whole model; fsdp: each a share of every weight (FSDP2).
@@ -218,6 +219,7 @@ class Config:
     resume: bool = True
     device: str = "auto"
     threads: int | None = within(COUNT, None)
+    deterministic: bool = False
     tracker: str | None = None
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     parallel: Literal["ddp", "fsdp"] = "ddp"

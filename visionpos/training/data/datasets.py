@@ -143,7 +143,7 @@ def _stack(samples: Samples, shape: Shape) -> tuple[torch.Tensor, torch.Tensor]:
         pixels = np.asarray(shape.apply(image))
         if images and pixels.shape != images[0].shape:
             sizes = " but the first one ".join(f"{one.shape[0]} x {one.shape[1]}" for one in (pixels, images[0]))
-            raise DataError(f"picture {where} is {sizes} (height x width): pass size=(height, width) to resize all")
+            raise DataError(f"picture {where} is {sizes} (height x width); data.size: [height, width] resizes all")
         images.append(pixels)
         labels.append(label)
     if not images:
@@ -184,7 +184,7 @@ def _missing(name: str, root: Path, problem: str) -> str:
             f"no pictures at {name!r}: it is neither {' nor '.join(CIFAR)}, nor a folder with train/<class>/ and test/ "
             f"or val/, nor one with *train*.parquet and *test*.parquet, nor a .tar, .tar.gz or .tar.xz{advice}"
         )
-    kind, retry = CIFAR[name], "" if problem else ", or pass download=True"
+    kind, retry = CIFAR[name], "" if problem else ", or set data.download: true"
     return (
         f"{problem}{name} not found: looked in {root} for {kind.base_folder}/, {kind.filename}, {name}/, {name}.tar.xz "
         f"(or .gz, .tar), train/ and test/, and *.parquet; put {kind.filename} (md5 {kind.tgz_md5}, from {kind.url}) "

@@ -5,7 +5,6 @@ a cell all patches are exchangeable, so a model that ignores positions is at cha
 its weights. Draws are vectorised and come from one generator alone.
 """
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 
+from visionpos.suggestion import closest
 from visionpos.training.data.names import TASKS
 
 SPLITS = ("train", "outside", "whole")
@@ -50,8 +50,8 @@ class PositionTask:
     def __post_init__(self):
         object.__setattr__(self, "grid", tuple(self.grid))
         if self.name not in TASKS:
-            close = difflib.get_close_matches(str(self.name), TASKS, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
+            meant = closest(str(self.name), TASKS)
+            hint = f"; did you mean {meant!r}?" if meant else ""
             raise ValueError(f"unknown position task {self.name!r}, expected one of {', '.join(TASKS)}{hint}")
         if self.holdout not in ("none", "left"):
             raise ValueError(f"unknown hold-out {self.holdout!r}, expected one of none, left")

@@ -83,16 +83,18 @@ def claims_table(contents: Sequence[dict[str, Any]]) -> Table | None:
 def outcomes(
     contents: Sequence[dict[str, Any]],
 ) -> tuple[dict[tuple[str, str], dict[str, float]], dict[str, dict[str, Any]]]:
-    """Return (task, outcome) -> encoding -> mean accuracy, of the first study that has it; and each spec."""
+    """Return (task, outcome) -> encoding -> mean accuracy, of the study with the most encodings; and each spec."""
     accuracies: dict[tuple[str, str], dict[str, float]] = {}
     specs = {}
     for content in contents:
+        of_study: dict[tuple[str, str], dict[str, float]] = {}
         found = [(row, split, row["accuracy"][split]) for row in content["rows"] for split in content["parts"]]
         names = [f"{row['coordinates']} {row['size'][0]}x{row['size'][1]}" for row in content["sizes"]]
         sizes = [(row, name, row["accuracy"]) for row, name in zip(content["sizes"], names, strict=True)]
         for row, outcome, accuracy in found + [each for each in sizes if each[0]["part"] == content["parts"][0]]:
             task = row["setting"].get("data.name", content["data"]["name"])
-            accuracies.setdefault((task, outcome), {}).setdefault(row["encoding"], accuracy["mean"])
+            of_study.setdefault((task, outcome), {}).setdefault(row["encoding"], accuracy["mean"])
+        accuracies |= {key: each for key, each in of_study.items() if len(each) > len(accuracies.get(key, {}))}
         for row in content["rows"]:
             spec = {"name": row["spec"]} if isinstance(row["spec"], str) else row["spec"]
             if isinstance(spec, dict) and "+" not in spec["name"]:

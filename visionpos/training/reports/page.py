@@ -20,7 +20,7 @@ from visionpos.training.reports.collect import find_runs, group_runs
 from visionpos.training.reports.figures import figures, save
 from visionpos.training.reports.markdown import markdown_table
 from visionpos.training.reports.summary import summarize
-from visionpos.training.reports.tables import ENOUGH_SEEDS, percent, provenance, tables
+from visionpos.training.reports.tables import ENOUGH_SEEDS, largest_table, percent, provenance, tables
 
 __all__ = ["page", "study_content", "write_page"]
 
@@ -70,7 +70,8 @@ def study_section(name: str, content: dict[str, Any]) -> str:
     if "question" in study:
         lines.append(f"**Question.** {study['question']}")
     lines.append("**Answer.** " + "\n\n".join(answers(content)))
-    for table in list(tables(content))[: len(content["parts"])]:
+    of_sizes = filter(None, (largest_table(content, split) for split in content["parts"]))
+    for table in [*list(tables(content))[: len(content["parts"])], *of_sizes]:
         lines += [f"{table.title}; {table.caption}", markdown_table(table.head, table.rows)]
     shown = [each for each in SHOWN if each == "accuracy" or any(row["how"] == each for row in content["sizes"])]
     lines += [f"![{each}](pictures/{picture_name(name, each)})" for each in shown]

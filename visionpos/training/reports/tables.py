@@ -2,11 +2,12 @@
 
 import csv
 import io
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Table", "csv_text", "percent", "provenance", "tables"]
+__all__ = ["Table", "csv_text", "largest_table", "percent", "provenance", "tables"]
 
 ENOUGH_SEEDS = 5  # seeds, below which a table must say so
 
@@ -107,6 +108,23 @@ def size_rows(
             found.setdefault(name, {})[tuple(row["size"])] = percent(row[what], form)
     head = [*content["varied"], "encoding", *("x".join(map(str, size)) for size in sizes)]
     return head, [[*name, *(cells.get(size, "") for size in sizes)] for name, cells in found.items()]
+
+
+def largest_table(content: dict[str, Any], split: str) -> Table | None:
+    """Return accuracy at the largest size, a column for each way to have coordinates; None if there is one size."""
+    rows = [row for row in content["sizes"] if row["how"] == "scale" and row["part"] == split]
+    if len({tuple(row["size"]) for row in rows}) < 2:
+        return None
+    height, width = max((row["size"] for row in rows), key=math.prod)
+    ways = list(dict.fromkeys(row["coordinates"] for row in rows))
+    found: dict[tuple[str, ...], dict[str, str]] = {}
+    for row in rows:
+        if row["size"] == [height, width]:
+            name = (*map(str, row["setting"].values()), row["encoding"])
+            found.setdefault(name, {})[row["coordinates"]] = percent(row["accuracy"], "{:.1f}")
+    head = [*content["varied"], "encoding", *ways]
+    cells = [[*name, *(each.get(way, "") for way in ways)] for name, each in found.items()]
+    return Table(f"At {height}x{width}, by what happens to coordinates: {split}", caption(content), head, cells)
 
 
 def percent(interval: dict[str, Any] | None, form: str) -> str:

@@ -295,7 +295,7 @@ def cosine_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, total: int
     warmup = min(math.ceil(recipe.warmup * total), total - 1)
     return CosineLRScheduler(
         optimizer,
-        t_initial=total - warmup,
+        t_initial=max(total - warmup, 2),  # a course of one step is its first rate, and timm warns of it
         lr_min=recipe.min_lr,
         warmup_t=warmup,
         warmup_lr_init=recipe.lr / (warmup + 1),

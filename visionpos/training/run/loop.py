@@ -1,5 +1,6 @@
 """A run, whatever is trained: start or continue, train, evaluate, log, save, until the result is written."""
 
+import os
 import platform
 import sys
 import time
@@ -68,6 +69,9 @@ def execute(task: TrainingTask, config: Config) -> dict[str, Any]:
     config = adopt_statistics(config)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which cuBLAS needs for it, from its first product
+        torch.use_deterministic_algorithms(True)
     distributed = Distributed(pick_device(config.device))
     distributed.check(config)
     task.check(config)
@@ -262,6 +266,7 @@ def common(config: Config, trainer: Trainer, line: dict[str, Any]) -> dict[str, 
         "parameters": count(trainer.model),
         "seed": config.seed,
         "data": trainer.source.metadata,
+        "repeats_bits": trainer.device.type == "cpu" or torch.are_deterministic_algorithms_enabled(),
         **surroundings(trainer),
         "config": asdict(config),
     }

@@ -21,7 +21,8 @@ PHASES = ("batch", "forward", "backward", "update")
 def profile(trainer: Trainer, steps: int) -> dict[str, Any]:
     """Train `steps` steps twice after a warm-up, timed and then recorded; print where the time went, and return it.
 
-    Times of the parts are the host's: on a GPU it runs ahead of the kernels, whose time is given beside it. What the
+    A recorded step takes longer, or on a busy machine another time, so its time stands beside its parts. Those are the
+    host's: on a GPU it runs ahead of the kernels, whose time is given beside it. What the
     kernels leave of a step's time is its share outside kernels. Nothing is saved.
     """
     gpu, print0 = trainer.device.type == "cuda", trainer.distributed.print0
@@ -32,7 +33,9 @@ def profile(trainer: Trainer, steps: int) -> dict[str, Any]:
     whole = (time.perf_counter() - started) / steps * 1000
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * gpu
     with record(activities=activities, acc_events=True) as recorded:
+        started = time.perf_counter()
         trainer.advance(steps)
+        slowed = (time.perf_counter() - started) / steps * 1000
     events = recorded.key_averages()
     parts = {name: milliseconds / steps for name, milliseconds in host_time(events).items()}
     report = {
@@ -42,7 +45,8 @@ def profile(trainer: Trainer, steps: int) -> dict[str, Any]:
         "host_ms": parts,
         "kernels": kernels.report(),
     }
-    print0(f"a step: {whole:.2f} ms, {report['images_per_second']:.0f} images per second; recorded, on the host:")
+    print0(f"a step: {whole:.2f} ms, {report['images_per_second']:.0f} images per second")
+    print0(f"a recorded step: {slowed:.2f} ms, of which on the host:")
     for name in PHASES:
         print0(f"{name:<10}{parts[name]:10.2f} ms  {parts[name] / sum(parts.values()):6.1%}")
     if gpu:

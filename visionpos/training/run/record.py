@@ -46,6 +46,7 @@ CHANGEABLE_FIELDS = (
     "log_every",
     "profile",
     "threads",
+    "deterministic",
     "tracker",
 )  # of a weight, the last bits at most
 
@@ -72,7 +73,8 @@ class RunDirectory:
         changed = [key for key in here | there if here.get(key) != there.get(key) and key not in CHANGEABLE_FIELDS]
         if changed:
             differences = ", ".join(f"{key} ({there.get(key)} there, {here.get(key)} now)" for key in changed)
-            raise ConfigError(f"output: {self.path} holds another run: {differences}; choose another --output")
+            onward = f", with --init {self.path} to train its weights further" * ("init" in self.config)
+            raise ConfigError(f"output: {self.path} holds another run: {differences}; choose another --output{onward}")
 
     @contextmanager
     def locked(self, distributed: Distributed) -> Iterator[None]:

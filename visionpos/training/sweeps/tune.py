@@ -95,5 +95,7 @@ class Search:
         advice = "remove its last line if that was cut off, or choose another --output"
         with reporting(f"--storage: {self.storage} is no journal that Optuna can use ({advice})"):
             self.storage.parent.mkdir(parents=True, exist_ok=True)
+            if self.storage.exists() and self.storage.read_bytes()[-1:] not in (b"\n", b""):
+                raise ValueError("its last line has no end")  # Optuna passes over it, and appends to it
             journal = optuna.storages.JournalStorage(JournalFileBackend(str(self.storage)))  # locks shared disks too
             return optuna.create_study(study_name=self.name, storage=journal, direction="maximize", load_if_exists=True)
