@@ -43,10 +43,11 @@ lint: install  ## style, format, and which imports are allowed
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-cache --no-logo
 
-docs: install  ## write docs/encodings.md, docs/hosts.md, docs/results.md and pictures from the registry and from measurements
+docs: install  ## write docs/encodings.md, docs/hosts.md, docs/results.md and pictures from the registry and from measurements; run the notebooks
 	$(BIN)/python -m visionpos docs
 	$(BIN)/python -m visionpos hosts > docs/hosts.md.new && mv docs/hosts.md.new docs/hosts.md
 	$(BIN)/python -m train.report results/* --page docs/results.md
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.notebooks
 
 dist: install  ## build dist/ and try its wheel in an environment of its own
 	rm -rf dist && $(BIN)/python -m build --outdir dist

@@ -79,8 +79,9 @@ def test_the_answer_of_the_readme_is_that_of_the_results():
 
 
 def test_every_page_is_in_the_site():
-    pages = re.findall(r"(\w+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.M)
-    assert sorted(pages) == sorted(file.name for file in (ROOT / "docs").glob("*.md"))
+    pages = re.findall(r"([\w/]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.M)
+    notebooks = [f"notebooks/{file.stem}.md" for file in (ROOT / "docs" / "notebooks").glob("*.ipynb")]
+    assert sorted(pages) == sorted([*notebooks, *(file.name for file in (ROOT / "docs").glob("*.md"))])
 
 
 def test_the_page_of_names_has_every_public_name():

@@ -1,8 +1,10 @@
 """Pretrained weights that a run starts from: every form that `init` may name, and what comes with them."""
 
 import json
+import shutil
 import socket
 import time
+from pathlib import Path
 
 import pytest
 import timm
@@ -226,3 +228,57 @@ def test_a_cached_name_needs_no_network(monkeypatch):
     assert seen == [("vit_tiny_patch16_224.augreg_in21k", True, True)]
     assert "blocks.0.attn.qkv.weight" in weights
     assert not start.constants.HF_HUB_OFFLINE
+
+
+FIXTURES = Path(__file__).parents[2] / "weights" / "fixtures"
+SHAPE_OF_FIXTURES = {"patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2, "mlp_ratio": 2}
+
+
+@pytest.mark.parametrize(
+    ("fixture", "name", "size", "encoding"),
+    [
+        ("hf_vit", "vit_tiny_patch16_224", (32, 48), "learned"),
+        ("hf_dinov3", "vit_small_patch16_dinov3_qkvb", (32, 32), "rope_dinov3"),
+    ],
+)
+@pytest.mark.parametrize("form", ["directory", "file"])
+def test_a_directory_of_transformers_gives_its_weights_size_and_statistics(
+    fixture, name, size, encoding, form, tmp_path
+):
+    """Every tensor but the classifier is that of the model which is held to the library's own output."""
+    folder = tmp_path / "downloaded"
+    shutil.copytree(FIXTURES / fixture, folder)
+    seen = {"image_mean": STATISTICS["mean"], "image_std": STATISTICS["std"], "do_resize": True}
+    (folder / "preprocessor_config.json").write_text(json.dumps(seen))
+    init = str(folder if form == "directory" else folder / "model.safetensors")
+    options = ["--model.name", name, "--model.options", json.dumps(SHAPE_OF_FIXTURES)]
+    run = adopt_statistics(picture_config(tmp_path, "--init", init, "--encoding", encoding, *options))
+    assert run.data.shape == size
+    assert {"mean": run.data.mean, "std": run.data.std} == STATISTICS
+    check_model(run)
+    model = build_model(run, {"num_classes": 3, "image_size": size, "channels": 3})
+    head = model.head.weight.clone()
+    load_encoder(model, run.start)
+    options = {**SHAPE_OF_FIXTURES, "num_classes": 3, "img_size": size}
+    want = vp.create_model(name, encoding, weights=FIXTURES / fixture, **options).state_dict()
+    found = model.state_dict()
+    assert torch.equal(found["head.weight"], head)
+    assert found.keys() == want.keys()
+    assert [key for key in found if not key.startswith("head") and not torch.equal(found[key], want[key])] == []
+
+
+def test_weights_of_transformers_that_do_not_fit_say_what_they_are(tmp_path):
+    options = ["--model.options", json.dumps({**SHAPE_OF_FIXTURES, "embed_dim": 24})]
+    run = picture_config(tmp_path, "--init", str(FIXTURES / "hf_vit"), "--encoding", "learned", *options)
+    with pytest.raises(ConfigError, match=r"do not fit the model \(theirs is a vit of transformers; docs/weights.md"):
+        check_model(run)
+
+
+def test_a_damaged_configuration_of_transformers_is_one_line(tmp_path):
+    shutil.copytree(FIXTURES / "hf_vit", tmp_path / "downloaded")
+    run = picture_config(tmp_path, "--init", str(tmp_path / "downloaded"), "--encoding", "learned")
+    for file in ("preprocessor_config.json", "config.json"):
+        start.configuration_of.cache_clear()
+        (tmp_path / "downloaded" / file).write_text("{")
+        with pytest.raises(ConfigError, match=r"init: the configuration of .*downloaded cannot be read"):
+            adopt_statistics(run)

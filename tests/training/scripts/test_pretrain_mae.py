@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 
 import visionpos as vp
 from tests.training.scripts.test_classify import contents, interrupt
@@ -13,7 +14,7 @@ from train.probe import command
 from visionpos.training.config.command_line import parse
 from visionpos.training.config.schema import PretrainConfig
 from visionpos.training.errors import ConfigError, run_command
-from visionpos.training.run import classification
+from visionpos.training.run import checkpoint, classification
 from visionpos.training.run.build import build_model, pretrained_encoder
 from visionpos.training.run.pretraining import train
 from visionpos.training.run.probing import fit_linear, nearest_neighbours, probe
@@ -251,3 +252,20 @@ def test_positions_are_read_from_a_run_on_pictures_and_from_one_on_a_task(tmp_pa
     classification.train(task_config(tmp_path / "task"))
     command([str(tmp_path / "task" / "run"), "--positions"])
     assert "none: R^2 of row and column of a patch, 512 pictures" in capsys.readouterr().out
+
+
+def test_an_encoder_saved_as_a_file_starts_what_its_run_starts_to_the_bit(tmp_path):
+    """Fine-tuning on a labelled subset, from the directory of a pretraining run and from its encoder alone."""
+    train(pretrain_config(tmp_path, "--encoding", "learned+rope_mixed", "--recipe.epochs", "1"))
+    file = tmp_path / "encoder.safetensors"
+    save_file(pretrained_encoder(str(tmp_path / "mae")), file)
+    found = {}
+    for name, init in {"run": tmp_path / "mae", "file": file}.items():
+        flags = ["--encoding", "learned+rope_mixed", "--data.per_class", "8", "--data.size", "[8, 12]"]
+        config = picture_config(tmp_path, "--init", str(init), *flags, "--recipe.epochs", "2")
+        config.output = str(tmp_path / name)
+        result = classification.train(config)
+        found[name] = result["accuracy"], result["loss"], checkpoint.load(tmp_path / name / "checkpoints").tensors
+    assert found["run"][:2] == found["file"][:2]
+    for kind, tensors in found["run"][2].items():
+        assert all(torch.equal(value, found["file"][2][kind][key]) for key, value in tensors.items()), kind

@@ -191,9 +191,10 @@ class Config:
         recipe: How it learns.
         encoding: A name, names joined by '+', {name: ..., option: ...}, a list of those, or a file of one.
         init: Pretrained weights to start from: a `train.pretrain_mae` run, a .safetensors file, a directory of timm's
-            save_for_hf, hf-hub:USER/MODEL, or a timm name such as vit_tiny_patch16_224.augreg_in21k; null for random
-            weights. {encoding} and {seed} in it stand for this run's, as in directory names. Mean, std, size and crop
-            of the pictures are then those of the weights' configuration where `data` gives none.
+            save_for_hf or of transformers, hf-hub:USER/MODEL, or a timm name such as
+            vit_tiny_patch16_224.augreg_in21k; null for random weights. {encoding} and {seed} in it stand for this
+            run's, as in directory names. Mean, std, size and crop of the pictures are then those of the weights'
+            configuration where `data` gives none.
         seed: Decides shared weights, order of the data and augmentation, alike for every encoding.
         output: Directory of the run; by default runs/<config file>/<encoding>-seed<seed>.
         resume: Continue the run found in `output`; false makes an existing run an error.

@@ -2,6 +2,7 @@
 
     init: vit_tiny_patch16_224.augreg_in21k      a name of timm.list_pretrained(), or hf-hub:USER/MODEL
     init: saved/                                 a directory that timm's save_for_hf wrote, or local-dir:saved
+    init: downloaded/                            one of Hugging Face transformers: config.json, model.safetensors
     init: weights.safetensors                    one file; a config.json beside it is its configuration
     init: runs/mae/rope_axial-seed0              a run of train.pretrain_mae, which build.py reads
 
@@ -23,6 +24,7 @@ from urllib.request import getproxies
 
 import timm
 from huggingface_hub import constants
+from timm.layers import to_2tuple
 from timm.models import load_model_config_from_hf
 from timm.models._hub import load_model_config_from_path  # timm exports that of the hub alone
 from torch import Tensor, nn
@@ -30,14 +32,14 @@ from torch import Tensor, nn
 from visionpos.training.config.schema import Config
 from visionpos.training.errors import ConfigError, did_you_mean
 from visionpos.weights.load import fit_pretrained, load_converted
-from visionpos.weights.read import read_weights
+from visionpos.weights.read import read_config, read_weights
 
 __all__ = ["adopt_statistics", "fit_start", "is_run", "reachable_hub", "start_weights"]
 
 ANSWER_SECONDS = 1.5  # to wait for the hub before weights are looked for in the cache alone
 ACCEPTED = (
     "the directory of a train.pretrain_mae run with a checkpoint, a .safetensors file, a directory that timm's "
-    "save_for_hf wrote, hf-hub:USER/MODEL, or a name of timm.list_pretrained()"
+    "save_for_hf or Hugging Face's save_pretrained wrote, hf-hub:USER/MODEL, or a name of timm.list_pretrained()"
 )
 # what a file cannot be read by, a directory lacks, the hub refuses, or timm asserts
 FAULTS = (OSError, ValueError, RuntimeError, KeyError, TypeError, AssertionError)
@@ -87,10 +89,41 @@ def configuration_of(start: str) -> dict[str, Any]:
         ConfigError: there are none of that name, or their configuration cannot be read.
     """
     path = Path(start)
+    if is_of_transformers(start):
+        return _transformers_configuration(path if path.is_dir() else path.parent)
     if is_run(start) or path.is_file():
         folder = path.parent
         return {} if is_run(start) or not (folder / "config.json").is_file() else _configuration(f"local-dir:{folder}")
     return _configuration(_source(start))
+
+
+def is_of_transformers(start: str) -> bool:
+    """Return whether a directory, or that of a file, is one that Hugging Face transformers saved a model in."""
+    return "model_type" in _saved(start) and "architecture" not in _saved(start)
+
+
+def _saved(start: str) -> dict[str, Any]:
+    """Return what the config.json of a directory, or beside a file, says; empty for other starts.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    try:
+        return read_config(start) if Path(start).exists() else {}
+    except FAULTS as error:
+        raise ConfigError(f"init: the configuration of {start} cannot be read: {error}") from None
+
+
+def _transformers_configuration(folder: Path) -> dict[str, Any]:
+    """Return in timm's words the size of a transformers model, and the mean and std of its preprocessor_config.json."""
+    try:
+        height, width = to_2tuple(read_config(folder).get("image_size", 224))
+        file = folder / "preprocessor_config.json"
+        seen = json.loads(file.read_text()) if file.is_file() else {}
+        statistics = {"mean": seen.get("image_mean"), "std": seen.get("image_std")}
+        return {"input_size": (3, height, width)} | {key: tuple(each) for key, each in statistics.items() if each}
+    except FAULTS as error:
+        raise ConfigError(f"init: the configuration of {folder} cannot be read: {error}") from None
 
 
 def _configuration(source: str) -> dict[str, Any]:
@@ -124,7 +157,7 @@ def start_weights(start: str) -> dict[str, Tensor]:
         ConfigError: they are not there, cannot be read, or cannot be fetched.
     """
     try:
-        if Path(start).is_file():
+        if Path(start).is_file() or is_of_transformers(start):
             return dict(read_weights(start))
         source = _source(start)
         with nullcontext() if source.startswith("local-dir:") else reachable_hub():
@@ -164,6 +197,8 @@ def _options(start: str) -> str:
     if not file.is_file():
         return " (no config.json of timm's save_for_hf beside them says which model and size they are of)"
     saved = json.loads(file.read_text())
+    if is_of_transformers(start):
+        return f" (theirs is a {saved['model_type']} of transformers; docs/weights.md says which timm model takes it)"
     return f" (theirs is {saved.get('architecture')} with model.options {saved.get('model_args', {})})"
 
 
