@@ -307,3 +307,12 @@ def test_create_model():
     assert [encoding.name for encoding in vp.get_encoding(model)] == ["rope_axial"]
     plain = vp.create_model("vit_tiny_patch16_224", depth=1)
     assert type(plain) is timm.models.vision_transformer.VisionTransformer
+
+
+@pytest.mark.parametrize("encoding", ["none", "learned", "rope_axial", "relative_table+peg"])
+@pytest.mark.parametrize("name", ["vitamin_small_224", "vit_tiny_r_s16_p8_224"])
+def test_a_hybrid_stem_is_told_of_pictures_that_the_model_was_not_built_for(name, encoding):
+    model = vp.create_model(name, encoding=encoding, num_classes=3, depth=1).eval()
+    grid = " x ".join(map(str, model.patch_embed.grid_size))
+    with pytest.raises(ValueError, match=f"the pictures have .* patches, but the model was built for {grid}: build it"):
+        model(torch.randn(1, 3, 256, 192))

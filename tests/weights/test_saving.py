@@ -11,6 +11,7 @@ from timm.models import save_for_hf
 import visionpos as vp
 from tests.small import pictures, randomised
 from tests.tiny_timm_models import SMALL, SMALL_SWIN, SWIN, VIT, small
+from visionpos.analysis.hosts import ZOO
 
 # timm records the arguments of a model since 1.0.31
 recorded = pytest.mark.skipif(not find_spec("timm.models._input"), reason="this timm records no arguments")
@@ -90,6 +91,16 @@ def test_a_second_conversion_is_the_one_that_is_saved(tmp_path):
 
 
 @recorded
+def test_a_table_of_ones_own_where_the_host_had_another_is_built_as_it_was_saved(tmp_path):
+    name, options, size = ZOO["SAM"]
+    model = randomised(vp.create_model(name, encoding="none", **options))
+    vp.set_encoding(model, "learned2d")
+    loaded = reload(model.eval(), tmp_path)
+    x = torch.randn(2, 3, *size)
+    with torch.no_grad():
+        assert torch.equal(loaded(x), model(x))
+
+
 def test_an_encoding_that_is_new_does_not_come_back_as_the_hosts_own(tmp_path):
     """BEiT's own relative_table has three rows for the class token; the default of that name has not."""
     options = {"img_size": (32, 48), "patch_size": 8, "embed_dim": 48, "depth": 1, "num_heads": 3}

@@ -33,8 +33,17 @@ def mix(x: Tensor, mixers: nn.ModuleList, context: AttentionContext | None) -> T
 def locate(
     x: Tensor, grid_size: tuple[int, int], num_prefix_tokens: int, augmentation: CoordinateAugmentation | None
 ) -> Positions:
-    """Return the positions of patch tokens: x (B, N, C) on the model's own grid, or (B, H, W, C) on the grid of x."""
+    """Return the positions of patch tokens: x (B, N, C) on the model's own grid, or (B, H, W, C) on the grid of x.
+
+    Raises:
+        ValueError: another number of tokens than that grid has; a hybrid stem takes pictures of any size.
+    """
     feat_shape = tuple(x.shape[1:3]) if x.ndim == 4 else grid_size
+    if x.ndim == 3 and x.shape[1] != grid_size[0] * grid_size[1]:
+        raise ValueError(
+            f"the pictures have {x.shape[1]} patches, but the model was built for {grid_size[0]} x {grid_size[1]}: "
+            "build it with their size as img_size"
+        )
     positions = Positions.grid(feat_shape, int(num_prefix_tokens), device=x.device).promote(x.dtype)
     return positions if augmentation is None else augmentation(positions)
 
