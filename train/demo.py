@@ -18,6 +18,7 @@ import math
 import multiprocessing
 import os
 import shutil
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -49,7 +50,7 @@ def demo(output: Path, steps: int, seed: int = 0) -> dict[str, Any]:
     for config in configs:
         if (Path(config.output) / "config.yaml").exists():
             shutil.rmtree(config.output)
-    with ProcessPoolExecutor(processes(), multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(processes(), new_processes()) as pool:
         results = list(pool.map(train, configs))
     rows = [
         {
@@ -74,6 +75,15 @@ def demo(output: Path, steps: int, seed: int = 0) -> dict[str, Any]:
     write_json(output / "demo.json", report)
     draw(configs, rows, output / "demo.png")
     return report
+
+
+def new_processes() -> multiprocessing.context.BaseContext:
+    """Return a way to start processes without anything computed; on Linux they share an import of torch."""
+    if sys.platform != "linux":
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["visionpos.training.run.classification"])
+    return context
 
 
 def processes() -> int:

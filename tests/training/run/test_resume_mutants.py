@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from timm.utils import ModelEmaV3
 
@@ -150,6 +151,7 @@ def look_at_pictures(folder: Path) -> dict[str, list[str]]:
     return look_at("pictures", right | RESTORING, False, folder) | look_at("pictures", EVERYWHERE, True, folder / "all")
 
 
+@pytest.mark.slow
 def test_every_wrong_way_to_resume_is_noticed(fresh, tmp_path):
     (tmp_path / "all").mkdir()
     found = fresh(look_at_pictures, tmp_path)
