@@ -212,6 +212,7 @@ def _set_encoding(model: nn.Module, spec: list[Item]) -> nn.Module:
             named = not isinstance(item, PositionEncoding)
             if any(other is encoding or (named and other._spec == encoding._spec) for other in place):
                 raise ValueError(f"{encoding.name} is asked for twice, with the same options")
+            _check_width(encoding, place)
             place.append(encoding)
     inputs = [encoding for stem in by_stem for encoding in stem]
     reference, new = next(model.parameters()), _distinct(inputs, layers)
@@ -280,6 +281,20 @@ def _build(item: Item, facts: list[LayerFacts], old: Layers) -> list[PositionEnc
 def _check_fit(encoding: PositionEncoding, facts: LayerFacts) -> None:
     dimensions = [key for key in FIXED if key not in ("layer", "depth") and hasattr(encoding, key)]
     check_agreement(type(encoding), {key: getattr(encoding, key) for key in dimensions}, facts)
+
+
+def _check_width(encoding: PositionEncoding, before: list[PositionEncoding]) -> None:
+    """Check that queries still have the channels that an encoding of them was built for.
+
+    Raises:
+        ValueError: one in front of it gives them more.
+    """
+    wider = next((other for other in before if getattr(other, "widens", False)), None)
+    if wider is not None and (encoding.place == "rotary" or (encoding.content_dependent and encoding.place == "bias")):
+        raise ValueError(
+            f"encoding: {encoding.name} turns or reads queries as they are, and {wider.name} gives them more channels: "
+            f"name {encoding.name} in front of {wider.name}"
+        )
 
 
 def _write_down(model: nn.Module, host: Host) -> None:

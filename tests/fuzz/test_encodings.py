@@ -82,7 +82,7 @@ def used(encoding, positions):
     return encoding(torch.zeros(BATCH, heads, tokens, tokens), positions, *more)
 
 
-@counts(fast=500, slow=30_000)
+@counts(fast=2_400, slow=30_000)
 def test_options_of_any_value(count, record_property):
     positions = vp.Positions.grid(GRID, num_prefix_tokens=1)
 

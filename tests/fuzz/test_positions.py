@@ -32,7 +32,7 @@ def small(shape):
         return True
 
 
-@counts(fast=250, slow=14_000)
+@counts(fast=1_050, slow=14_000)
 def test_coordinates_of_any_kind(count, record_property):
     def attempt(coords, feat_shape, prefix):
         positions = vp.Positions(coords, feat_shape, prefix)
@@ -55,7 +55,7 @@ def test_coordinates_of_any_kind(count, record_property):
     )
 
 
-@counts(fast=250, slow=14_000)
+@counts(fast=1_050, slow=14_000)
 def test_grids_indices_and_windows_of_any_kind(count, record_property):
     def attempt(shape, prefix, index, window, shift):
         positions = vp.Positions.grid(shape, prefix)

@@ -31,7 +31,7 @@ LEAF = st.one_of(WORD, st.lists(WORD, min_size=1, max_size=3).map("+".join), DIC
 SPECS = mostly(st.recursive(LEAF, lambda inner: st.lists(inner, max_size=3), max_leaves=3), JUNK, percent=5)
 
 
-@counts(fast=120, slow=12_000)
+@counts(fast=250, slow=12_000)
 def test_any_spec(count, record_property):
     def attempt(kind, spec):
         model, x = MODELS[kind]

@@ -113,6 +113,17 @@ def test_attention_keeps_its_scale_and_the_width_of_its_values(host, monkeypatch
     assert (got - want).abs().max() < 1e-10
 
 
+@pytest.mark.parametrize("after", ["comrope", "rope_axial", "string", "shaw", "decomposed"])
+def test_what_needs_queries_of_their_own_width_is_named_in_front(after):
+    options = {"img_size": (12, 20), "patch_size": 4, "embed_dim": 32, "depth": 1, "num_heads": 2, "num_classes": 3}
+    with pytest.raises(
+        ValueError, match=f"{after} .* and pope gives them more channels: name {after} in front of pope"
+    ):
+        vp.create_model("vit_tiny_patch16_224", encoding=["pope", after], **options)
+    model = vp.create_model("vit_tiny_patch16_224", encoding=[after, "pope", "alibi2d"], **options)
+    assert model(torch.randn(1, 3, 12, 20)).isfinite().all()
+
+
 def test_relative():
     assert relative_residual(randomised(build())) < 1e-12
 

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ..options import Count, Size, Spread
+from ..options import Count, Scale, Size
 from ..places import InputEncoding
 from ..positions import Positions
 from ..registry import register_encoding
@@ -49,7 +49,7 @@ class Factorized(InputEncoding):
         combine: Literal["sum", "product"] = "sum",
         coordinates: Literal["fraction", "index"] = "fraction",
         keep_aspect: bool = False,
-        init_std: Spread = 0.02,
+        init_std: Scale = 0.02,
     ):
         super().__init__(dim)
         self.feat_shape, self.combine, self.coordinates = tuple(feat_shape), combine, coordinates

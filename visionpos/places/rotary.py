@@ -58,6 +58,7 @@ class RotaryEncoding(PositionEncoding):
     """
 
     place = "rotary"
+    widens: ClassVar[bool] = False  # leaves q and k with more channels than they had
     linear: ClassVar[bool] = True  # multiplies q and k by matrices, those of prefix tokens by the identity
     num_series: int | Literal["axes"] = 0  # of a head's pairs, one after the other, from fast to slow; 0: none
 

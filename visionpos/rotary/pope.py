@@ -51,6 +51,7 @@ class PoPE(RotaryEncoding):
 
     paper = "Gopalakrishnan et al. 2025, arXiv 2509.10534"
     learnable = True
+    widens = True
     linear = False
     translation_invariant = True
     extrapolation = "run_on"  # longer sequences, without more, are what the paper is about
