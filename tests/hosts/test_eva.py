@@ -6,6 +6,7 @@ order), so outputs are compared to 2e-6 there; everything else is compared bit b
 
 import copy
 import inspect
+import pickle
 
 import pytest
 import timm
@@ -234,6 +235,17 @@ def test_timms_augmentation_of_coordinates_becomes_ours():
     assert torch.equal(kept.eval()(x), kept(x))
     with pytest.raises(ValueError, match="a mixed rope with rope_shift_coords.* cannot be converted"):
         vp.set_encoding(eva(**ROPE, rope_type="mixed", rope_jitter_coords=1.1), "none")
+
+
+@pytest.mark.parametrize("spec", ["rope_dinov3", "sincos2d+rope_axial", "alibi2d"])
+def test_a_layer_called_alone_asks_for_the_positions_that_all_layers_share(spec):
+    model, tokens = vp.set_encoding(eva(), spec), torch.randn(2, 97, 48)
+    for each in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        for call in (each.blocks[1], each.blocks[1].attn):
+            with pytest.raises(RuntimeError, match="this attention layer needs positions"):
+                call(tokens)
+        vp.set_encoding(each, "sincos2d")  # which is in the tokens by then
+        assert each.blocks[1](tokens).shape == tokens.shape
 
 
 def test_a_layer_called_alone_asks_for_positions():

@@ -221,11 +221,13 @@ def prepare_encodings(layer: nn.Module, context: AttentionContext | Tensor | Non
     """Return the encodings that act in a self-attention layer: those that all layers share, then its own.
 
     Raises:
-        RuntimeError: the layer has encodings, but was called without a context.
+        RuntimeError: the layer has encodings, or shares some, but was called without a context.
     """
     if isinstance(context, AttentionContext):
         return (*context.prepared, *prepare_all(layer.encodings, context.positions, context.kept))
-    return prepare_all(layer.encodings, positions_of(context, "attention layer")) if len(layer.encodings) else ()
+    if any(len(encodings) for encodings in (layer.encodings, *vars(layer).get("shared", ()))):
+        positions_of(context, "attention layer")  # raises
+    return ()
 
 
 def caller_masks(

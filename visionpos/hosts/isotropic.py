@@ -235,6 +235,7 @@ class IsotropicHost(Host):
         for layer in self.layers(model):
             attn = attention_of(layer)
             attn.__class__, attn.encodings = self.attentions[type(attn)], nn.ModuleList()
+            attn.shared = (model.pos_embed_shared,)  # a tuple, so that it is no child: it is the model's
             layer.mixers = nn.ModuleList()
         for block in model.blocks:
             block.__class__ = self.blocks.get(type(block), type(block))  # of one that is attention: it has it already
