@@ -104,6 +104,8 @@ path = Path("docs/encodings.md")
 text = path.read_text()
 start, end = text.index("## All encodings"), text.index("\\n\\n## Input")
 text = text[:start] + page.overview() + text[end:]
+start = text.index("## Which one")
+text = text[:start] + page.evidence() + text[text.index("\\n\\n## ", text.index("## What speaks for each")) :]
 path.write_text(text.replace("### shaw", page.section("ring") + "\\n\\n### shaw"))
 plot_encoding("ring", page.GRID).savefig("docs/pictures/ring.png")
 """

@@ -15,7 +15,7 @@ OWN = None
 HVP_SPECS = [OWN, "rope_axial", "alibi2d"]
 SIX_HOSTS = ["ViT, class token", "DINOv3", "BEiT", "CaiT", "Swin", "Hiera"]
 FLOAT32_IN_TIMM = ["EVA-02", "DINOv3", "RoPE-ViT, axial", "RoPE-ViT, mixed", "ViT, relative bias", "Swin v2", "CoAtNet"]
-FLOAT32_IN_TIMM += ["Qwen3-ViT", "DeepSeek-ViT"]
+FLOAT32_IN_TIMM += ["Qwen3-ViT", "DeepSeek-ViT", "Gemma 4", "Swin v2-CR"]
 SIX_ENCODINGS = ["learned", "rope_mixed", "relative_table", "decomposed", "fire", "peg"]
 
 
@@ -32,6 +32,9 @@ def drawn(model):
     for module in model.modules():
         if type(module) is RmsNormFp32:  # in float32 in timm, whatever the dtype of the model
             module.__class__ = torch.nn.RMSNorm
+        for name in ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2"):  # differential attention, in float32 as well
+            if hasattr(module, name):
+                getattr(module, name).requires_grad_(False)
     with torch.no_grad():
         for parameter in model.double().eval().parameters():
             parameter.add_(0.2 * torch.randn(parameter.shape, dtype=parameter.dtype, generator=generator))

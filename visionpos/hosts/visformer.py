@@ -48,9 +48,10 @@ class EncodedVisformer(EncodedGridModel, Visformer):
         """Yield the maps after each of the first stages, of pictures x."""
         x = x if self.stem is None else self.stem(x)
         for number in range(1, count + 1):
-            embed, encodings = getattr(self, f"patch_embed{number}"), HOST.input_lists(self)[number - 1]
-            x = x if embed is None else embed(x)
-            x = self.pos_drop(add_to_map(x, encodings)) if len(encodings) else x
+            embed = getattr(self, f"patch_embed{number}")
+            if embed is not None:  # of a stage that timm has pruned
+                x, encodings = embed(x), HOST.input_lists(self)[number - 1]
+                x = self.pos_drop(add_to_map(x, encodings)) if len(encodings) else x
             stage = getattr(self, f"stage{number}")
             x = checkpoint_seq(stage, x) if self.grad_checkpointing else stage(x)
             yield x
