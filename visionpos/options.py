@@ -30,7 +30,7 @@ Count = Annotated[int, Range(lambda value: value >= 1, "a positive integer")]
 Natural = Annotated[int, Range(lambda value: value >= 0, "an integer, 0 or more")]
 Positive = Annotated[float, Range(lambda value: 0 < value <= LARGEST, "a positive, finite number")]
 Spread = Annotated[float, Range(lambda value: 0 <= value <= LARGEST, "a finite number, 0 or more")]
-Scale = Annotated[float, Range(lambda value: 0 <= value <= 1e15, "a number from 0 to 1e15")]  # of what is multiplied
+Scale = Annotated[float, Range(lambda value: 0 <= value <= 1e4, "a number from 0 to 10000")]  # of what is multiplied
 Finite = Annotated[float, Range(lambda value: abs(value) <= LARGEST, "a finite number")]
 Share = Annotated[float, Range(lambda value: 0 <= value < 1, "in [0, 1)")]
 Fraction = Annotated[float, Range(lambda value: 0 <= value <= 1, "in [0, 1]")]

@@ -146,7 +146,7 @@ def test_gradients(layout):
     ("options", "message"),
     [
         ({"head_dim": 6}, "head_dim must be a positive multiple of 4 .* got 6"),
-        ({"init_std": -1.0}, "harope: init_std must be a finite number, 0 or more, got -1.0"),
+        ({"init_std": -1.0}, "harope: init_std must be a number from 0 to 10000, got -1.0"),
         ({"layout": "half_per_axis"}, "harope: layout must be one of 'interleaved', 'half', got"),
     ],
 )

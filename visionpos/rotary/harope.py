@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..frequencies import require_multiple, to_float64
-from ..options import Count, Positive, Spread
+from ..options import Count, Positive, Scale
 from ..positions import Positions
 from ..registry import register_encoding
 from ..rotation import Layout
@@ -66,7 +66,7 @@ class HARoPE(BasisRotary):
         num_heads: Count,
         head_dim: Count,
         temperature: Positive = 100.0,
-        init_std: Spread = 0.0,
+        init_std: Scale = 0.0,
         layout: Layout = "interleaved",
         **grid_options,
     ):
