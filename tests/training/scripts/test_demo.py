@@ -16,7 +16,11 @@ def model_with(encoding):
     )
 
 
-def test_it_leaves_a_table_a_picture_and_five_runs_in_the_place_of_older_ones(tmp_path, capsys):
+def test_it_leaves_a_table_a_picture_and_five_runs_in_the_place_of_older_ones(tmp_path, capsys, monkeypatch):
+    reports = []
+    monkeypatch.setattr(
+        "train.demo.demo", lambda *args, **options: reports.append(demo(*args, **options)) or reports[0]
+    )
     for name in ("none", "learned", "rope_axial"):  # of a demo of another length, which are neither continued nor kept
         (tmp_path / "demo" / name).mkdir(parents=True)
         (tmp_path / "demo" / name / "config.yaml").write_text("recipe: {steps: 3}")
@@ -24,6 +28,7 @@ def test_it_leaves_a_table_a_picture_and_five_runs_in_the_place_of_older_ones(tm
     command(["--output", str(tmp_path / "demo"), "--steps", "2"])
     printed = capsys.readouterr().out
     written = json.loads((tmp_path / "demo" / "demo.json").read_text())
+    assert [written] == json.loads(json.dumps(reports))
     assert f"{processes()} at a time, one thread each: about" in printed
     assert printed.rstrip().endswith(f"{table(written)}\n\n{conclusion(written, tmp_path / 'demo')}")
     assert [row["encoding"] for row in written["rows"]] == [
