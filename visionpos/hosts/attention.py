@@ -225,7 +225,7 @@ def prepare_encodings(layer: nn.Module, context: AttentionContext | Tensor | Non
     """
     if isinstance(context, AttentionContext):
         return (*context.prepared, *prepare_all(layer.encodings, context.positions, context.kept))
-    if any(len(encodings) for encodings in (layer.encodings, *vars(layer).get("shared", ()))):
+    if any(len(encodings) for encodings in (layer.encodings, *getattr(layer, "shared", ()))):
         positions_of(context, "attention layer")  # raises
     return ()
 
