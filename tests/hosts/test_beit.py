@@ -120,7 +120,7 @@ def test_copies_are_independent_and_equal(spec, options):
 @pytest.mark.parametrize("spec", ["relative_table", "learned+rope_mixed+alibi2d", "sincos2d+peg"])
 @pytest.mark.parametrize("options", [TABLES, SHARED], ids=["tables", "shared table"])
 def test_gradient_checkpointing(spec, options):
-    checks.check_checkpointing(vp.set_encoding(beit(**options), spec), SIZE, SIZE)
+    checks.check_checkpointing(vp.set_encoding(beit(**options), spec), pictures(SIZE), pictures(SIZE))
 
 
 @pytest.mark.parametrize("name", ENCODINGS)

@@ -161,7 +161,7 @@ def test_copies_are_independent_and_equal(spec):
 
 @pytest.mark.parametrize("spec", ["learned", "relative_table", "learned+rope_mixed+alibi2d", "sincos2d+peg"])
 def test_gradient_checkpointing(spec):
-    checks.check_checkpointing(vp.set_encoding(cait(), spec), SIZE, SIZE)
+    checks.check_checkpointing(vp.set_encoding(cait(), spec), pictures(SIZE), pictures(SIZE))
 
 
 @pytest.mark.parametrize("name", ENCODINGS)

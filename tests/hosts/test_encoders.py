@@ -38,16 +38,12 @@ def plain_model(kind):
     return randomised(timm.create_model(name, **options, **({"num_classes": 5} if "classes" in kind else {})))
 
 
-def names_of(model):
-    return [encoding.name for encoding in vp.get_encoding(model)]
-
-
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
 def test_converting_to_what_the_host_has_changes_nothing_but_rounding(kind):
     plain = plain_model(kind)
     model, native = copy.deepcopy(plain), NATIVE[KINDS[kind][0][: KINDS[kind][0].index("_vit") + 4]]
-    assert names_of(model) == native
+    assert checks.names_of(model) == native
     for _ in range(2):
         checks.check_same_names(model, plain)
         for size in (SIZE, OTHER, (4 * 8, 4 * 8)):
@@ -92,7 +88,7 @@ def test_copies_and_checkpointing(kind, spec):
     model = plain_model(kind)
     vp.get_encoding(model) if spec is None else vp.set_encoding(model, spec)
     checks.check_copies(model)
-    checks.check_checkpointing(model, SIZE, OTHER)
+    checks.check_checkpointing(model, pictures(SIZE), pictures(OTHER))
 
 
 @pytest.mark.parametrize("name", ["rope_axial", "relative_table", "learned2d"])
@@ -159,7 +155,7 @@ def test_features_and_models_of_timm(kind):
     features = vp.create_model(name, "alibi2d", features_only=True, out_indices=(0, 1), **options).eval()
     assert [feature.shape for feature in features(pictures())] == [(2, 48, 8, 12)] * 2
     model = vp.create_model(name, "rope_axial", num_classes=5, **options)
-    assert names_of(model) == ["rope_axial"]
+    assert checks.names_of(model) == ["rope_axial"]
     assert model(pictures()).shape == (2, 5)
 
 

@@ -187,7 +187,7 @@ def test_copies_are_independent_and_equal(spec):
 def test_gradient_checkpointing_with_three_sizes_in_one_backward(spec):
     model = eva(**ROPE, rope_type="mixed", rope_grid_indexing="xy", dynamic_img_size=True)
     vp.get_encoding(model) if spec is None else vp.set_encoding(model, spec)
-    checks.check_checkpointing(model, SIZE, OTHER, (24, 40))
+    checks.check_checkpointing(model, *map(pictures, (SIZE, OTHER, (24, 40))))
 
 
 @pytest.mark.parametrize("spec", [None, "learned", "rope_axial+relative_table", "rope_mixed", "sincos2d+alibi2d"])

@@ -40,16 +40,12 @@ def encoder_of(model):
     return getattr(model, "encoder", model)
 
 
-def names_of(model):
-    return [encoding.name for encoding in vp.get_encoding(model)]
-
-
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
 def test_converting_to_what_the_host_has_changes_nothing_but_rounding(kind):
     plain = plain_model(kind)
     model = copy.deepcopy(plain)
-    assert names_of(model) == NATIVE
+    assert checks.names_of(model) == NATIVE
     batch, singles = ragged_batch(GRIDS, 54)
     for _ in range(2):
         checks.check_same_names(model, plain)
@@ -113,17 +109,7 @@ def test_training_copies_checkpointing_and_kept_patches(kind, spec):
     batch, _ = ragged_batch(GRIDS, 54)
     want = model(batch)
     assert torch.equal(copy.deepcopy(model)(batch), want)
-    model.train()
-
-    def gradients():
-        model.zero_grad()
-        (model(batch).square().mean() + model(pictures(OTHER)).square().mean()).backward()
-        return [parameter.grad.clone() for parameter in model.parameters()]
-
-    plain = gradients()
-    assert all(gradient.isfinite().all() for gradient in plain)
-    model.set_grad_checkpointing()
-    assert all((a - b).abs().max() < 1e-5 for a, b in zip(plain, gradients(), strict=True))
+    checks.check_checkpointing(model, batch, pictures(OTHER), bound=1e-5)
     checks.check_groups(model.eval())
     if spec is None:
         keep = torch.stack([torch.randperm(54, generator=torch.Generator().manual_seed(i)) for i in (0, 1)])

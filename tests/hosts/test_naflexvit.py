@@ -58,16 +58,12 @@ def plain_model(kind="learned", **more):
     return randomised(timm.create_model(name, **{**SMALL, **options, **more}))
 
 
-def names_of(model):
-    return [encoding.name for encoding in vp.get_encoding(model)]
-
-
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
 def test_converting_to_what_the_host_has_changes_nothing_but_rounding(kind):
     plain = plain_model(kind)
     model, native = copy.deepcopy(plain), KINDS[kind][2]
-    assert names_of(model) == native
+    assert checks.names_of(model) == native
     checks.check_same_names(model, plain)
     batch, singles = ragged_batch(GRIDS, 40)
     for x in (batch, *singles):
@@ -190,16 +186,7 @@ def test_training_checkpointing_and_copies(spec):
     checks.check_copies(model)
     checks.check_training(model)
     batch, _ = ragged_batch(GRIDS, 40)
-
-    def gradients():
-        model.zero_grad()
-        (model(batch).square().mean() + model(pictures(OTHER)).square().mean()).backward()
-        return [parameter.grad.clone() for parameter in model.parameters()]
-
-    want = gradients()
-    assert all(gradient.isfinite().all() for gradient in want)
-    model.set_grad_checkpointing()
-    assert all((a - b).abs().max() < 1e-6 for a, b in zip(want, gradients(), strict=True))
+    checks.check_checkpointing(model, batch, pictures(OTHER))
 
 
 @pytest.mark.parametrize("kind", ["learned", "factorized"])
@@ -239,7 +226,7 @@ def test_augmented_coordinates():
     """timm's own random shift is taken over; a draw serves the input and the blocks, and evaluation has none."""
     options = {"rope_type": "dinov3", "rope_rotate_half": True, "rope_rescale_coords": 2.0, "pos_embed": "none"}
     model = plain_model(**options)
-    assert names_of(model) == ["rope_dinov3"]
+    assert checks.names_of(model) == ["rope_dinov3"]
     assert model.coordinate_augmentation == vp.CoordinateAugmentation(rescale=2.0)
     batch, _ = ragged_batch(GRIDS, 40)
     for x in (batch, pictures()):
@@ -263,7 +250,7 @@ def test_what_timm_makes_of_other_families():
         model = vp.create_model(name, native, use_naflex=True, **options).eval()
         model.load_state_dict(plain.state_dict())
         assert isinstance(model, timm.models.naflexvit.NaFlexVit)
-        assert set(names_of(model)) == {native}
+        assert set(checks.names_of(model)) == {native}
         assert (model(pictures()) - plain(pictures())).abs().max() < 1e-6
         assert distance(model, *ragged_batch(GRIDS, 40)) < 1e-6
 
@@ -275,7 +262,7 @@ def test_saved_and_loaded(tmp_path):
         loaded = timm.create_model(f"local-dir:{tmp_path / str(spec)}", pretrained=True).eval()
         batch, _ = ragged_batch(GRIDS, 40)
         assert torch.equal(loaded(batch), model(batch))
-        assert names_of(loaded) == names_of(model)
+        assert checks.names_of(loaded) == checks.names_of(model)
 
 
 def test_another_size_of_its_own():

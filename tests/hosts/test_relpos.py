@@ -145,7 +145,7 @@ def test_copies_are_independent_and_equal(options, names):
 def test_gradient_checkpointing(spec):
     model = relpos(**SHARED)
     vp.get_encoding(model) if spec is None else vp.set_encoding(model, spec)
-    checks.check_checkpointing(model, SIZE, SIZE)
+    checks.check_checkpointing(model, pictures(SIZE), pictures(SIZE))
 
 
 @pytest.mark.parametrize("name", ENCODINGS)

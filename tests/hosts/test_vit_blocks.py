@@ -148,7 +148,7 @@ def test_training_copies_checkpointing_and_kept_patches(kind, spec):
     if "peg" not in spec and "lepe" not in spec:  # which add up neighbours in another order
         assert (kept - whole.gather(1, keep.unsqueeze(-1).expand(-1, -1, 48))).abs().max() < 1e-5
     checks.check_training(model)
-    checks.check_checkpointing(model, SIZE, OTHER)
+    checks.check_checkpointing(model, pictures(SIZE), pictures(OTHER))
 
 
 @pytest.mark.parametrize("layers", [[1], [0, 3]])
