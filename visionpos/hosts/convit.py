@@ -22,7 +22,7 @@ from .attention import AttentionContext, attend_logits, encoded, prepare_encodin
 from .gated_positions import GatedPositions
 from .host import first, register_host
 from .isotropic import IsotropicHost, mix
-from .parameters import bind_parameters
+from .parameters import bind_first
 from .without_prefix import WithoutPrefixTokens
 
 
@@ -113,8 +113,7 @@ class ConVitHost(IsotropicHost):
     def bind_native(self, model: ConVit) -> None:
         super().bind_native(model)
         for block in model.blocks:
-            if (own := first(block.attn.encodings, GatedPositions)) is not None:
-                bind_parameters(own, block.attn)
+            bind_first(block.attn.encodings, GatedPositions, block.attn)
 
     def input_facts(self, model: ConVit) -> LayerFacts:
         return replace(super().input_facts(model), num_prefix_tokens=0)

@@ -21,7 +21,7 @@ from ..input.factorized import Factorized
 from ..rotary.rope_axial import RopeAxial
 from .attention import AttentionContext, attend, caller_masks, encoded, prepare_encodings
 from .encoders import ClassifierMixin, EncoderHost, EncoderMixin
-from .grids import trained_size
+from .grid_hosts import trained_size
 from .host import first, register_host
 from .isotropic import keep_tokens, mix
 from .masks import add_masks

@@ -18,8 +18,8 @@ from ..encoding import LayerFacts, PositionEncoding
 from ..input.learned import Learned
 from ..positions import Positions
 from .attention import AttentionContext, positions_of
-from .host import Host, attention_of, encoding_parameters, first, layer_lists
-from .parameters import adopt_parameters, bind_parameters, has_parameters, replace_encodings
+from .host import Host, attention_of, encoding_parameters, layer_lists
+from .parameters import adopt_parameters, bind_first, has_parameters, replace_encodings
 
 
 def mix(x: Tensor, mixers: nn.ModuleList, context: AttentionContext | None) -> Tensor:
@@ -306,6 +306,4 @@ class IsotropicHost(Host):
 
     def bind_native(self, model: nn.Module) -> None:
         """Put parameters that timm and its checkpoints have under names of their own there."""
-        learned = first(model.pos_embed_input, Learned)
-        if learned is not None:
-            bind_parameters(learned, model)
+        bind_first(model.pos_embed_input, Learned, model)

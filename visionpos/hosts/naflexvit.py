@@ -11,15 +11,16 @@ from torch import nn
 from ..encoding import LayerFacts
 from ..input.factorized import Factorized
 from ..input.learned2d import Learned2D
-from .eva import EvaHost
-from .grids import trained_size
-from .host import first, register_host
+from .grid_hosts import trained_size
+from .host import register_host
 from .naflex_model import EncodedNaFlexVit
-from .parameters import adopt_parameters, bind_parameters
+from .parameters import adopt_parameters, bind_first
+from .rope import RopeHost
+from .rope_blocks import EvaBlocks
 from .vit_blocks import VitBlocks
 
 
-class NaFlexVitHost(VitBlocks, EvaHost):
+class NaFlexVitHost(VitBlocks, RopeHost):
     """The family of NaFlexVit, whose blocks are those of ViT or EVA. Tables keep their names in `embeds`.
 
     Tables and ropes differ from timm's by rounding alone, about 1e-6, and not at all on the table's own grid.
@@ -27,8 +28,8 @@ class NaFlexVitHost(VitBlocks, EvaHost):
 
     name = "NaFlexVit (NaFlex, SigLIP 2, C-RADIO)"
     models: ClassVar = {NaFlexVit: EncodedNaFlexVit}
-    blocks: ClassVar = {**VitBlocks.blocks, **EvaHost.blocks}
-    attentions: ClassVar = {**VitBlocks.attentions, **EvaHost.attentions}
+    blocks: ClassVar = {**VitBlocks.blocks, **EvaBlocks.blocks}
+    attentions: ClassVar = {**VitBlocks.attentions, **EvaBlocks.attentions}
 
     def grid_size(self, model: NaFlexVit) -> tuple[int, int]:
         return model.embeds.grid_size
@@ -82,9 +83,7 @@ class NaFlexVitHost(VitBlocks, EvaHost):
     def bind_native(self, model: NaFlexVit) -> None:
         super().bind_native(model)
         for kind in (Learned2D, Factorized):
-            table = first(model.pos_embed_input, kind)
-            if table is not None:
-                bind_parameters(table, model.embeds)
+            bind_first(model.pos_embed_input, kind, model.embeds)
 
 
 HOST = register_host(NaFlexVitHost())
