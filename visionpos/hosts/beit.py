@@ -49,10 +49,6 @@ class EncodedBeit(IsotropicForward, Beit):
 
     holders = ("rel_pos_bias",)
 
-    def forward_stem(self, x: Tensor, keep: Tensor | None = None) -> tuple[Tensor, AttentionContext]:
-        x, context = super().forward_stem(x, keep)
-        return self.pos_drop(x), context
-
 
 class BeitHost(IsotropicHost):
     """The family of BEiT, whose tables keep their names.

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from ..conditional.peg import PEG
 from ..encoding import LayerFacts
-from .conv_rel_pos import ConvRelPosEnc
 from .grid_hosts import EncodedGridModel, StagedHost
 from .grids import add_to_tokens, encode_grid
 from .host import mixes_tokens, refuse_pairs, register_host
+from .native_encodings import ConvRelPosEnc
 from .parameters import adopt_parameters, bind_first, bind_parameters
 
 

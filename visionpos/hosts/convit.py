@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from ..encoding import LayerFacts
 from ..positions import Positions
 from .attention import AttentionContext, attend_logits, encoded, prepare_encodings, self_attention, split_heads
-from .gated_positions import GatedPositions
 from .host import first, register_host
 from .isotropic import IsotropicHost, mix
+from .native_encodings import GatedPositions
 from .parameters import bind_first
 from .without_prefix import WithoutPrefixTokens
 
@@ -89,10 +89,6 @@ class EncodedConVit(WithoutPrefixTokens, ConVit):
                 context = self.context(put_behind_class_token(positions), keep)
             x = self.forward_block(block, x, context)
             yield x, context
-
-    def forward_stem(self, x: Tensor, keep: Tensor | None = None) -> tuple[Tensor, AttentionContext]:
-        x, context = super().forward_stem(x, keep)
-        return self.pos_drop(x), context
 
 
 class ConVitHost(IsotropicHost):

@@ -32,11 +32,6 @@ class EncodedEva(IsotropicMixin, Eva):
         x, context = self._pos_embed(self.patch_embed(x), keep)
         return self.norm_pre(x), context
 
-    def group_matcher(self, coarse: bool = False) -> dict:
-        """Return timm's groups of layers, with the frequencies of all layers in the stem."""
-        matcher = super().group_matcher(coarse)
-        return {**matcher, "stem": matcher["stem"] + "|rope"}
-
 
 class EvaHost(EvaBlocks, RopeHost):
     """The family of Eva."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..encoding import LayerFacts
 from .attention import attend
 from .grid_hosts import EncodedGridModel, StagedHost
-from .grids import AddPositionsToMap, MixPositions, encode_grid
+from .grids import AddPositionsToMap, add_positions, encode_grid
 from .host import register_host
 from .rel_pos import RelPosInBlocks
 
@@ -34,8 +34,12 @@ class EncodedWindowAttention(WindowAttentionGlobal):
         return self.proj_drop(self.proj(out.transpose(1, 2).flatten(2)))
 
 
-class EncodedBlock(MixPositions, GlobalContextVitBlock):
+class EncodedBlock(GlobalContextVitBlock):
     """A block on x (B, H, W, C), after which conditional encodings may mix the tokens of the whole grid."""
+
+    def forward(self, x: Tensor, q_global: Tensor | None = None) -> Tensor:
+        """Return the tokens (B, H, W, C)."""
+        return add_positions(super().forward(x, q_global), self.mixers)
 
 
 class EncodedStem(AddPositionsToMap, Stem):

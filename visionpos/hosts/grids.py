@@ -74,17 +74,17 @@ class AddPositionsToTokens:
 class MixPositions:
     """Mixin for a block on x (B, H, W, C), after which conditional encodings may mix the tokens of the whole grid."""
 
-    def forward(self, x: Tensor, *args) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Return the tokens (B, H, W, C) after the block."""
-        return add_positions(super().forward(x, *args), self.mixers)
+        return add_positions(super().forward(x), self.mixers)
 
 
 class MixMap:
     """Mixin for a block on a map x (B, C, H, W), after which conditional encodings may mix it."""
 
-    def forward(self, x: Tensor, *args) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Return the map (B, C, H, W) after the block."""
-        return add_to_map(super().forward(x, *args), self.mixers)
+        return add_to_map(super().forward(x), self.mixers)
 
 
 def encode_grid(

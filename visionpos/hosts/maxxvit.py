@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..encoding import LayerFacts
 from .attention import attend
 from .grid_hosts import ResizedGridModel, StagedHost
-from .grids import AddPositionsToMap, MixMap, MixPositions, encode_grid
+from .grids import AddPositionsToMap, MixMap, MixPositions, add_to_map, encode_grid
 from .host import register_host
 from .rel_pos import RelPosInBlocks
 
@@ -63,8 +63,12 @@ class EncodedPartition2d(MixMap, timms.PartitionAttention2d):
     """Attention in windows or dilated grids of maps x (B, C, H, W), after which encodings may mix the whole map."""
 
 
-class EncodedTransformerBlock2d(MixMap, timms.TransformerBlock2d):
+class EncodedTransformerBlock2d(timms.TransformerBlock2d):
     """A block of CoAtNet, after which conditional encodings may mix the tokens of the map."""
+
+    def forward(self, x: Tensor, shared_rel_pos: Tensor | None = None) -> Tensor:
+        """Return the tokens (B, C, H, W)."""
+        return add_to_map(super().forward(x, shared_rel_pos), self.mixers)
 
 
 class EncodedStem(AddPositionsToMap, timms.Stem):

@@ -17,7 +17,7 @@ from ..rotary.split import split_qkv
 from .attention import encoded
 from .grids import AddPositionsToMap
 from .host import register_host
-from .meta_network import MetaNetwork
+from .native_encodings import MetaNetwork
 from .parameters import bind_parameters
 from .shifted_windows import EncodedGridBlock
 from .swin import EncodedSwinMixin, SwinHost
@@ -83,6 +83,9 @@ class SwinV2CrHost(SwinHost):
     }
     input_part = "patch_embed"
     native = MetaNetwork
+
+    def stages(self, model: timms.SwinTransformerV2Cr) -> list[list[nn.Module]]:
+        return [list(stage.blocks) for stage in model.stages]
 
     def adopt_table(self, attn: nn.Module) -> MetaNetwork:
         attn.fused_attn = use_fused_attn(experimental=True)
