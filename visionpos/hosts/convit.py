@@ -10,7 +10,6 @@ from dataclasses import replace
 from functools import partial
 from typing import ClassVar
 
-import torch
 import torch.fx
 from timm.layers import register_notrace_module, use_fused_attn
 from timm.models.convit import GPSA, MHSA, Block, ConVit
@@ -78,8 +77,6 @@ def put_behind_class_token(positions: Positions) -> Positions:
 
 class EncodedConVit(WithoutPrefixTokens, ConVit):
     """A ConViT whose positions are encodings of this package."""
-
-    grad_checkpointing = False  # which timm's has not
 
     def through_blocks(self, x: Tensor, context: AttentionContext, blocks) -> Iterator[tuple[Tensor, AttentionContext]]:
         for index, block in enumerate(blocks):

@@ -71,8 +71,8 @@ class GridHost(Host):
         for part in (*inputs, *blocks, *map(attention_of, blocks)):
             if type(part) not in self.parts:
                 raise ValueError(
-                    f"only a {type(model).__name__} of timm's {', '.join(cls.__name__ for cls in self.parts)} takes "
-                    f"encodings; this one has a {type(part).__name__}"
+                    f"a {type(model).__name__} takes encodings with timm's own parts only "
+                    f"({', '.join(cls.__name__ for cls in self.parts)}); this one has a {type(part).__name__}"
                 )
         model.pos_embed_input = nn.ModuleList()
         for part in inputs:

@@ -81,6 +81,7 @@ class IsotropicMixin:
 
     holders: ClassVar[tuple[str, ...]] = ()  # children that hold parameters of encodings outside themselves
     coordinate_augmentation: CoordinateAugmentation | None = None  # applied while training
+    grad_checkpointing: bool = False  # of timm's models that cannot
 
     @property
     def prefix_tokens(self) -> list[Tensor]:

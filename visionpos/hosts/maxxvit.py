@@ -22,7 +22,7 @@ from .rel_pos import RelPosInBlocks
 class EncodedAttention:
     """Self-attention with encodings, of the tokens of windows or maps that have their channels in axis `channels`."""
 
-    channels: ClassVar[int]
+    channels = -1
 
     def forward(self, x: Tensor, shared_rel_pos: Tensor | None = None) -> Tensor:
         """Return what x is, (B * windows, h, w, C) or (B, C, H, W)."""
@@ -44,8 +44,6 @@ class EncodedAttention:
 @register_notrace_module
 class EncodedAttentionCl(EncodedAttention, timms.AttentionCl):
     """Self-attention of MaxViT with encodings, on windows x (B * windows, h, w, C)."""
-
-    channels = -1
 
 
 @register_notrace_module
