@@ -8,6 +8,7 @@ from timm.models.nest import Nest
 
 import visionpos as vp
 from tests.hosts.families import fitting
+from tests.hosts.ragged_batches import ragged_batch
 from tests.small import VIT, pictures, randomised
 from visionpos.analysis.hosts import build
 
@@ -188,6 +189,18 @@ def test_the_newest_families_are_exported(family, spec):
     model, size = newest(family, spec)
     program = torch.export.export(model, (pictures(size, 1),))
     check_sizes(program.module(), model, [size], 1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["NaFlexViT", "Gemma 4"])
+def test_padded_batches_are_exported_where_timms_are(family):
+    batch, _ = ragged_batch([(4, 6), (3, 5), (4, 6)], 26)
+    try:
+        torch.export.export(build(family)[0].eval(), (batch,))
+    except Exception as error:
+        pytest.skip(f"timm's own is not, for it reads grids off the data: {type(error).__name__}")
+    model, _ = newest(family, FOREIGN)
+    assert close(torch.export.export(model, (batch,)).module()(batch), model(batch), 1e-5)
 
 
 EXTRACTED = [
