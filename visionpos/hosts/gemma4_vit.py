@@ -113,7 +113,7 @@ class EncodedGemma4VitEncoder(EncoderMixin, RaggedMixin, Gemma4VitEncoder):
 
     holders = ("patch_embed",)
 
-    def embed(self, x: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, Positions]:
+    def embed(self, x: Tensor | tuple[Tensor | None, ...]) -> tuple[Tensor, Positions]:
         return super().embed(x[0] if isinstance(x, tuple) else x)  # of whole pictures all that counts
 
     def forward_norm(self, x: Tensor) -> Tensor:
