@@ -134,10 +134,11 @@ def test_pooled_tokens_stand_at_multiples_of_their_stride(layer):
     assert list(grid) == [-(-height // step_q), -(-width // step_q)]
 
 
+TRAINED = [name for name in vp.list_encodings() if name not in ("none", "lepe")]  # lepe has a test of its own below
+
+
 @pytest.mark.parametrize("kind", ["plain", "class token"])
-@pytest.mark.parametrize(
-    "name", in_turn([name for name in vp.list_encodings() if name not in ("none", "lepe")], 1)
-)  # see below
+@pytest.mark.parametrize("name", in_turn(TRAINED, 1))
 def test_every_encoding_trains(kind, name):
     model = vp.set_encoding(plain_model(kind, depths=(1, 1, 1)), name).train()
     model(pictures(OTHER)).square().sum().backward()
