@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import visionpos as vp
-from tests.small import pictures, swin
+from tests.small import in_turn, pictures, swin
 
 IN_WINDOWS = [name for name in vp.list_encodings() if vp.encoding_info(name)["place"] in ("rotary", "bias")]
 SIZE = (64, 96)
@@ -59,7 +59,7 @@ def test_shift_masks_hide_fully_at_every_size(dynamic):
     assert torch.equal(mask, vp.shifted_window_mask((24, 36), (6, 6), (3, 3)))
 
 
-@pytest.mark.parametrize("name", [*IN_WINDOWS, "learned", "sincos2d", "sinusoidal"])
+@pytest.mark.parametrize("name", in_turn([*IN_WINDOWS, "learned", "sincos2d", "sinusoidal"], 2))
 def test_every_encoding_trains(name):
     model = vp.set_encoding(swin(), name).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
@@ -100,6 +100,12 @@ def test_window_and_picture_size_can_change():
     assert torch.equal(attn.relative_position_bias_table, want)
     assert model(pictures((96, 144))).shape == (2, 5)
     assert list(swin(img_size=(96, 144), window_size=6).state_dict()) == list(model.state_dict())
+
+
+def test_where_one_side_fits_the_window_the_other_still_shifts():
+    """The authors' model stops shifting along both axes then, which docs/hosts.md says."""
+    model = vp.set_encoding(swin(img_size=(32, 64), window_size=4), "relative_table")  # grids of 8 x 16 and 4 x 8
+    assert [tuple(layer.blocks[1].shift_size) for layer in model.layers] == [(2, 2), (0, 2)]
 
 
 def test_window_larger_than_the_grid_is_cut_by_timm_and_followed():
