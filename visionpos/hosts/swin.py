@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..bias.relative_table import RelativeTable
 from ..encoding import LayerFacts, PositionEncoding
-from .grid_hosts import GridHost, ResizedGridModel
+from .grid_hosts import EncodedGridModel, GridHost
 from .grids import AddPositions
 from .host import register_host
 from .parameters import adopt_parameters, bind_first
@@ -31,8 +31,14 @@ class EncodedSwinBlock(EncodedGridBlock, SwinTransformerBlock):
         return super()._attn(x) if out is None else out
 
 
-class EncodedSwinMixin(ResizedGridModel):
-    """The method that converted Swin Transformers of all versions have besides timm's."""
+class EncodedSwinMixin(EncodedGridModel):
+    """The methods in which converted Swin Transformers of all versions differ from timm's."""
+
+    def set_input_size(self, *args, **kwargs) -> None:
+        """Change the input size as timm does; learned tables are resized, formulas interpolate their coordinates."""
+        super().set_input_size(*args, **kwargs)  # down to the attention layers, which resize their own
+        for encoding in self.pos_embed_input:
+            encoding.set_feat_shape(tuple(self.patch_embed.grid_size))
 
     def sees_across_border(self) -> bool:
         """Return whether a shifted window joins opposite borders of the picture, at the size the model is set to."""
