@@ -7,7 +7,7 @@ from timm.layers import create_feature_extractor
 
 import visionpos as vp
 from tests.small import pictures, randomised
-from visionpos.analysis.hosts import build
+from visionpos.analysis.zoo import build
 
 pytestmark = pytest.mark.unhooked
 
