@@ -214,7 +214,7 @@ def interrupt(folder: Path, kind: str, *flags: str) -> tuple[list[list[int]], li
     return codes, said, differences(outcome(folder / "run"), outcome(folder / "whole"))
 
 
-SLOW = [("task", []), ("mae", []), ("task", SHARDED), ("pictures", SHARDED), ("mae", SHARDED)]
+SLOW = [("task", []), ("mae", []), ("pictures", LOADED), ("task", SHARDED), ("pictures", SHARDED), ("mae", SHARDED)]
 
 
 @pytest.mark.parametrize(
