@@ -1,5 +1,7 @@
 """Gradients and precision of the whole catalogue, in float64."""
 
+from itertools import product
+
 import pytest
 import torch
 
@@ -24,11 +26,17 @@ def output(encoding, positions):
     return encoding(tokens, positions)
 
 
-@pytest.mark.parametrize("kept", [False, True], ids=["grid", "kept"])
-@pytest.mark.parametrize("prefix", [0, 2])
-@pytest.mark.parametrize("grid", [(2, 3), (3, 2), (1, 3)])
+def grids():
+    """Every grid, whole and a part of it, without and with prefix tokens, which take turns among the fast tests."""
+    for turn, (grid, kept) in enumerate(product([(2, 3), (3, 2), (1, 3)], [False, True])):
+        for number, prefix in enumerate([0, 2]):
+            is_fast = number == (turn + turn // 2) % 2
+            yield pytest.param(grid, kept, prefix, marks=[] if is_fast else pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("grid", "kept", "prefix"), grids())
 @pytest.mark.parametrize("name", NAMES)
-def test_gradcheck(name, grid, prefix, kept):
+def test_gradcheck(name, grid, kept, prefix):
     """Of the parameters, in random directions; of the coordinates where there are none."""
     encoding = small_encoding(get_encoding_class(name), grid, prefix=0).double()
     coords = vp.Positions.grid(grid).coords.double()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -76,6 +78,21 @@ def test_the_answer_of_the_readme_is_that_of_the_results():
     assert set(quoted) <= {f"{float(mean):.1f}" for mean in rows}, (
         "the README quotes another number than docs/results.md"
     )
+
+
+def test_the_blocks_of_the_readme_run_one_after_another():
+    names: dict = {}
+    for block in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S):
+        exec(block, names)
+    assert names["q"].shape == (2, 3, 197, 64)
+    assert names["mask"].hidden.shape == (2, 64)
+
+
+def test_an_installation_shows_visionpos_alone(tmp_path):
+    """An editable one too: somebody's own train.py is theirs, not ours."""
+    look = "import importlib.util as u; print([u.find_spec(name) for name in ('train', 'tests', 'benchmarks')])"
+    done = subprocess.run([sys.executable, "-I", "-c", look], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout == "[None, None, None]\n", done.stderr
 
 
 def test_every_page_is_in_the_site():

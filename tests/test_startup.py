@@ -97,8 +97,8 @@ def test_encodings_are_told_of_without_timm_and_without_the_compiler(arguments):
     [
         "import timm, visionpos",
         "import visionpos, importlib.util; importlib.util.find_spec('timm'); import timm.layers, timm",
-        "from visionpos.masked.decoder import MaskedDecoder; import timm",
-        "import visionpos.timm_models, timm",
+        pytest.param("from visionpos.masked.decoder import MaskedDecoder; import timm", marks=pytest.mark.slow),
+        pytest.param("import visionpos.timm_models, timm", marks=pytest.mark.slow),
     ],
 )
 def test_timm_knows_the_models_in_every_order_of_imports(imports):

@@ -1,6 +1,11 @@
 """What makes the small models of `visionpos.analysis.hosts.ZOO` deeper: two attention layers or more."""
 
+from itertools import product
+
+import pytest
+
 import visionpos as vp
+from visionpos.analysis.hosts import ZOO
 
 # their blocks see where tokens are by the shape of what they get
 GRIDS = (
@@ -66,3 +71,14 @@ def fitting(family, spec):
 
 def deeper(family):
     return DEEPER.get(family, {"depth": 2})
+
+
+def everywhere(**choices):
+    """Give a test every family with every choice: among the fast tests each family has one of them, in turn."""
+    every = list(product(*choices.values()))
+    cases = [
+        pytest.param(family, *choice, marks=[] if number == turn % len(every) else pytest.mark.slow)
+        for turn, family in enumerate(ZOO)
+        for number, choice in enumerate(every)
+    ]
+    return pytest.mark.parametrize(("family", *choices), cases, ids=lambda value: str(value))

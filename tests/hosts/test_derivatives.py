@@ -8,7 +8,7 @@ from timm.layers import RmsNormFp32
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import visionpos as vp
-from tests.hosts.families import fitting
+from tests.hosts.families import everywhere, fitting
 from visionpos.analysis.hosts import ZOO, build
 
 OWN = None
@@ -60,8 +60,7 @@ def inner(a, b):
     return sum((x * y).sum() for x, y in zip(a, b, strict=True))
 
 
-@pytest.mark.parametrize("spec", HVP_SPECS)
-@pytest.mark.parametrize("family", ZOO)
+@everywhere(spec=HVP_SPECS)
 def test_hessian_vector_products_are_central_differences(family, spec):
     """By pictures and all parameters together, along a random direction."""
     model, x = converted(family, spec)
@@ -85,8 +84,7 @@ def test_hessian_vector_products_are_central_differences(family, spec):
     assert (inner(off, off) / inner(want, want)).sqrt() < 1e-6
 
 
-@pytest.mark.parametrize("spec", HVP_SPECS)
-@pytest.mark.parametrize("family", ZOO)
+@everywhere(spec=HVP_SPECS)
 def test_a_step_with_a_gradient_penalty(family, spec):
     """The penalty's gradient reaches every parameter that decides on the gradient, and a small step lowers it."""
     model, x = converted(family, spec)
@@ -106,8 +104,7 @@ def test_a_step_with_a_gradient_penalty(family, spec):
     assert penalty() < before
 
 
-@pytest.mark.parametrize("spec", [OWN, "rope_mixed"])
-@pytest.mark.parametrize("family", ZOO)
+@everywhere(spec=[OWN, "rope_mixed"])
 def test_jacobians_of_many_gradients_at_once(family, spec):
     model, x = converted(family, spec)
     one_by_one, at_once = (torch.autograd.functional.jacobian(model, x[:1], vectorize=v) for v in (False, True))

@@ -11,7 +11,7 @@ from timm.optim import param_groups_layer_decay
 from torchvision.models.feature_extraction import get_graph_node_names
 
 import visionpos as vp
-from tests.hosts.families import CHANNELS, GRIDS, fitting
+from tests.hosts.families import CHANNELS, GRIDS, everywhere, fitting
 from tests.small import randomised
 from visionpos.analysis.hosts import ZOO, build, host_matrix, own_encoding
 from visionpos.hosts import attention
@@ -63,8 +63,7 @@ def test_asking_for_what_it_has_changes_nothing(family):
 
 @pytest.mark.unhooked
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
-@pytest.mark.parametrize("spec", [None, "sincos2d+rope_axial+alibi2d"])
-@pytest.mark.parametrize("family", ZOO)
+@everywhere(spec=[None, "sincos2d+rope_axial+alibi2d"])
 def test_traced_by_torchscript(family, spec):
     """Sizes are tensors in such a trace. Some families take them from the picture, others from the model."""
     model, size = build(family, **({"dynamic_img_size": True} if family.startswith(("ViT, c", "EVA")) else {}))
@@ -97,8 +96,7 @@ def test_traced_by_torch_fx_where_timm_is(family, spec):
     assert len(list(model.parameters())) - len(list(extractor.parameters())) == lost
 
 
-@pytest.mark.parametrize("spec", [None, "sincos2d+rope_axial+alibi2d"])
-@pytest.mark.parametrize("family", ZOO)
+@everywhere(spec=[None, "sincos2d+rope_axial+alibi2d"])
 def test_no_pictures_give_no_answers(family, spec):
     """An empty batch, the last of a data set or one of a worker without data, passes where it passes in timm."""
     plain, (height, width) = build(family)
@@ -120,8 +118,7 @@ def test_a_bias_left_to_a_kernel_acts_where_attention_is_none_of_its_own(family,
     close(model(x), want, 1e-5 * want.abs().max())
 
 
-@pytest.mark.parametrize("spec", [SPEC, "alibi2d"])  # biases are float32 tables
-@pytest.mark.parametrize("family", ZOO)
+@everywhere(spec=[SPEC, "alibi2d"])  # biases are float32 tables
 def test_memory_format_and_precision(family, spec):
     model, x = converted(family, spec)
     want = model(x)
@@ -135,8 +132,7 @@ def test_memory_format_and_precision(family, spec):
     assert half.isfinite().all()
 
 
-@pytest.mark.parametrize("family", ZOO)
-@pytest.mark.parametrize("spec", ["rope_axial", "relative_table"])
+@everywhere(spec=["rope_axial", "relative_table"])
 def test_meta_device_then_weights_then_buffers(family, spec):
     source, x = converted(family, spec)
     with torch.device("meta"):

@@ -15,7 +15,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
 )
 
 import visionpos as vp
-from tests.hosts.families import CHANNELS, GRIDS, deeper, fitting
+from tests.hosts.families import CHANNELS, GRIDS, deeper, everywhere, fitting
 from tests.small import randomised
 from visionpos.analysis.hosts import ZOO, build
 
@@ -105,8 +105,7 @@ def meet_before_every_block(model, blocks, calls):
     return found
 
 
-@pytest.mark.parametrize("spec", [OWN, ALL_PLACES])
-@pytest.mark.parametrize("family", ZOO)
+@everywhere(spec=[OWN, ALL_PLACES])
 def test_two_threads_get_what_each_gets_alone(family, spec):
     model, size = converted(family, spec)
     calls = inputs(family, size)
@@ -151,9 +150,7 @@ def gradients(model, calls):
     }
 
 
-@pytest.mark.parametrize("implementation", [CheckpointImpl.NO_REENTRANT, CheckpointImpl.REENTRANT])
-@pytest.mark.parametrize("spec", [OWN, ALL_PLACES])
-@pytest.mark.parametrize("family", ZOO)
+@everywhere(spec=[OWN, ALL_PLACES], implementation=list(CheckpointImpl))
 def test_activation_checkpointing_from_outside_changes_no_gradient(family, spec, implementation):
     model, size = converted(family, spec)
     calls, kinds = inputs(family, size), {type(block) for block in blocks_of(model).values()}
@@ -180,8 +177,7 @@ def same_state(a, b):
     )
 
 
-@pytest.mark.parametrize("where", ["attn", "mlp"])
-@pytest.mark.parametrize("family", ZOO)
+@everywhere(where=["attn", "mlp"])
 def test_a_pass_that_fails_in_the_middle_leaves_nothing_behind(family, where):
     model, size = converted(family, ALL_PLACES)
     (first, second), blocks = inputs(family, size), list(blocks_of(model).values())

@@ -9,7 +9,7 @@ from timm.layers import create_feature_extractor
 from timm.models import save_for_hf
 
 import visionpos as vp
-from tests.hosts.families import CHANNELS, deeper, fitting
+from tests.hosts.families import CHANNELS, deeper, everywhere, fitting
 from tests.small import pictures, randomised
 from visionpos.analysis.hosts import ZOO, build
 from visionpos.convert import find_host
@@ -40,8 +40,7 @@ def same(a, b):
     return list(a) == list(b) and all(torch.equal(a[key], b[key]) for key in a)
 
 
-@pytest.mark.parametrize("spec", SPECS)
-@pytest.mark.parametrize("family", ZOO)
+@everywhere(spec=SPECS)
 def test_a_model_given_what_it_has_stays_what_it_is(family, spec):
     model, x = model_of(family, spec)
     plain = state(model)
@@ -179,17 +178,14 @@ def test_what_no_longer_fits_a_pruned_model_is_one_line(name):
 
 
 @pytest.mark.skipif(not hasattr(timm.models, "get_model_args"), reason="this timm records no arguments")
-@pytest.mark.parametrize(
-    "specs",
-    [
+@everywhere(
+    specs=[
         ["learned+relative_table+peg"],
         ["alibi2d", "log_cpb"],
         ["none", "learned2d"],
         [[{"name": "lookhere", "layers": [1]}, {"name": "alibi2d", "layers": [0]}], "lookhere+shaw"],
-    ],
-    ids=str,
+    ]
 )
-@pytest.mark.parametrize("family", ZOO)
 def test_saved_and_loaded_it_is_the_same_function(family, specs, tmp_path):
     """Whatever the host told an encoding is written down, or follows from the host again."""
     options = {"pretrained_window_sizes": (2, 2)} if family == "Swin v2" else {}

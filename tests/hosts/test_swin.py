@@ -102,6 +102,12 @@ def test_window_and_picture_size_can_change():
     assert list(swin(img_size=(96, 144), window_size=6).state_dict()) == list(model.state_dict())
 
 
+def test_where_one_side_fits_the_window_the_other_still_shifts():
+    """The authors' model stops shifting along both axes then, which docs/hosts.md says."""
+    model = vp.set_encoding(swin(img_size=(32, 64), window_size=4), "relative_table")  # grids of 8 x 16 and 4 x 8
+    assert [tuple(layer.blocks[1].shift_size) for layer in model.layers] == [(2, 2), (0, 2)]
+
+
 def test_window_larger_than_the_grid_is_cut_by_timm_and_followed():
     model = vp.set_encoding(swin(window_size=7, img_size=(32, 64)), {"name": "relative_table", "init_std": 0.5})
     assert model.layers[1].blocks[0].attn.window_size == (4, 7)

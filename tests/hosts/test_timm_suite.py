@@ -13,13 +13,11 @@ from timm.layers import create_feature_extractor, get_graph_node_names
 from torch import Tensor
 
 import visionpos as vp
-from tests.hosts.families import deeper, fitting
+from tests.hosts.families import deeper, everywhere, fitting
 from visionpos.analysis.hosts import ZOO, build
 
 OWN = None
 SPECS = [OWN, "learned", "rope_axial"]
-everywhere = pytest.mark.parametrize("family", ZOO)
-encoded = pytest.mark.parametrize("spec", SPECS, ids=str)
 
 
 def pair(family, spec):
@@ -67,14 +65,12 @@ def check(question, family, spec):
     agree(want, question(model, x), spec is OWN)
 
 
-@encoded
-@everywhere
+@everywhere(spec=SPECS)
 def test_forward(family, spec):
     check(lambda model, x: model(x), family, spec)
 
 
-@encoded
-@everywhere
+@everywhere(spec=SPECS)
 def test_backward(family, spec):
     """Every parameter has a gradient, as many as timm's, and those of the encoding besides."""
 
@@ -94,8 +90,7 @@ def test_backward(family, spec):
     assert all(gradient.isfinite().all() for gradient in got.values() if gradient is not None)
 
 
-@encoded
-@everywhere
+@everywhere(spec=SPECS)
 def test_default_cfg(family, spec):
     """The classifier and the stem that the configuration names; no classifier, unpooled tokens; a new classifier."""
 
@@ -127,15 +122,13 @@ WAYS = [
 
 
 @pytest.mark.parametrize("way", WAYS, ids=str)
-@encoded
-@everywhere
+@everywhere(spec=SPECS)
 def test_forward_intermediates(family, spec, way):
     check(lambda model, x: model.forward_intermediates(x, intermediates_only=True, **way), family, spec)
     check(lambda model, x: model.forward_intermediates(x), family, spec)
 
 
-@encoded
-@everywhere
+@everywhere(spec=SPECS)
 def test_prune_intermediate_layers(family, spec):
     def answers(model, x):
         kept = model.prune_intermediate_layers(indices=[0], prune_norm=True, prune_head=True)
@@ -148,8 +141,7 @@ FORMS = [{}, *(pytest.param({"out_indices": form}, marks=pytest.mark.slow) for f
 
 
 @pytest.mark.parametrize("form", FORMS, ids=str)
-@encoded
-@everywhere
+@everywhere(spec=SPECS)
 def test_features(family, spec, form):
     """`features_only=True` in every form: channels, reductions and shapes are timm's."""
     name, options, size = ZOO[family]
@@ -179,8 +171,7 @@ def graph(model):
 
 @pytest.mark.slow
 @pytest.mark.unhooked
-@encoded
-@everywhere
+@everywhere(spec=SPECS)
 def test_forward_fx(family, spec):
     """The graph computes what the model does."""
     plain, model, x = pair(family, spec)
@@ -193,8 +184,7 @@ def test_forward_fx(family, spec):
 
 @pytest.mark.slow
 @pytest.mark.unhooked
-@encoded
-@everywhere
+@everywhere(spec=SPECS)
 def test_backward_fx(family, spec):
     """The graph has all parameters of the model, as its own, and all of them learn."""
     plain, model, x = pair(family, spec)

@@ -3,11 +3,13 @@
 import re
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from visionpos.training.config.command_line import config_class, find_config, parse
+from visionpos.training.config.schema import Config, PretrainConfig
 from visionpos.training.errors import ConfigError, run_command
 from visionpos.training.run.build import check_model
 
@@ -29,6 +31,18 @@ def test_every_run_file_is_complete(path):
     assert config.output == f"runs/{path.stem}/{config.encoding}-seed0"
     for word in ("Command", "Hardware"):
         assert f"# {word}" in path.read_text()
+
+
+def test_a_run_file_is_of_the_objective_whose_field_it_has(tmp_path):
+    @dataclass
+    class Contrastive(Config):
+        temperature: float = 0.1
+
+    (tmp_path / "mine.yaml").write_text("temperature: 0.2\n")
+    (tmp_path / "masked.yaml").write_text("masked:\n  mask_ratio: 0.5\n")
+    assert config_class(tmp_path / "mine.yaml") is Contrastive
+    assert config_class(tmp_path / "masked.yaml") is PretrainConfig
+    assert config_class(ROOT / "configs/run/direction_demo.yaml") is Config
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda path: path.stem)

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_ty
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace, set_loader
 
-from visionpos.training.config.schema import Config, PretrainConfig, encoding_label, file_name
+from visionpos.training.config.schema import Config, encoding_label, file_name
 from visionpos.training.errors import ConfigError, did_you_mean, one_line, reporting
 
 __all__ = [
@@ -102,8 +102,9 @@ def _names_to_paths(argv: Sequence[str]) -> list[str]:
 
 
 def config_class(path: Path) -> type[Config]:
-    """Return the class that a run's file configures: PretrainConfig if it has a group `masked`, or else Config."""
-    return PretrainConfig if "masked" in read_fields(path) else Config
+    """Return the class that a run's file configures: the one with a field of its own in the file, or else Config."""
+    given = read_fields(path).keys()
+    return next((kind for kind in Config.__subclasses__() if given & kind.__annotations__.keys()), Config)
 
 
 def _load_encoding(spec: Any, folders: Sequence[Path]) -> Any:
