@@ -73,6 +73,7 @@ def stand_in(monkeypatch):
         monkeypatch.setattr("importlib.util.find_spec", lambda name: ray)
         monkeypatch.setitem(sys.modules, "ray", ray)
         monkeypatch.setattr(sweep_worker, "POLL_SECONDS", 0)
+        monkeypatch.delenv("RAY_ADDRESS", raising=False)
         return ray
 
     return install
@@ -155,6 +156,17 @@ def test_what_no_node_has_is_one_line_and_leaves_nothing(nodes, flags, line, tmp
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1:many"])
+def test_a_cluster_that_does_not_answer_is_one_line(address, tmp_path, stand_in, monkeypatch, capsys):
+    stand_in({"CPU": 1})
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    assert run_command(lambda: command([*write(tmp_path), *RAY])) == 2
+    error = capsys.readouterr().err
+    assert f"--engine: ray given, but no cluster of Ray's answers (RAY_ADDRESS: {address})" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
+
+
 def test_without_ray_the_loop_works_and_the_engine_is_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.setitem(sys.modules, "ray", None)
@@ -192,7 +204,7 @@ def weights(run: Path) -> dict:
 
 @pytest.mark.slow
 def test_a_node_is_killed_and_every_run_ends_once_with_the_bits_of_the_loop(cluster, tmp_path):
-    nodes, long = cluster[1], ["--recipe.steps", "1000", "--recipe.eval_every", "20", "--threads", "1"]
+    nodes, long = cluster[1], ["--recipe.steps", "600", "--recipe.eval_every", "50", "--threads", "1"]
     flags = [*write(tmp_path, sweep=SWEEP), *long]
     run = tmp_path / "runs" / NAMES[0]
     sweep = start([*flags, *RAY])
@@ -209,7 +221,7 @@ def test_a_node_is_killed_and_every_run_ends_once_with_the_bits_of_the_loop(clus
     for name in NAMES:
         ours, theirs = (tmp_path / folder / name for folder in ("runs", "loop"))
         steps = [line.split('"step": ')[1].split(",")[0] for line in (ours / "log.jsonl").read_text().splitlines()]
-        assert steps == [str(step) for step in range(20, 1001, 20)]
+        assert steps == [str(step) for step in range(50, 601, 50)]
         assert final(ours) == final(theirs)
         one, other = weights(ours), weights(theirs)
         assert one.keys() == other.keys()

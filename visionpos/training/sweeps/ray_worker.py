@@ -7,9 +7,11 @@ Ray starts in place of the dead one. The directory of the runs must be the same 
 
 import importlib.util
 import os
+import socket
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
+from urllib.parse import urlsplit
 
 from visionpos.training.errors import ConfigError, Interrupted, reporting
 from visionpos.training.run.lock import hold, holder
@@ -17,6 +19,8 @@ from visionpos.training.sweeps.plan import Job, Plan
 from visionpos.training.sweeps.worker import Worker, do, record_failure
 
 __all__ = ["PerRun", "RayWorker"]
+
+ANSWER_SECONDS = 5.0  # to wait for the cluster's first node
 
 
 @dataclass(frozen=True)
@@ -128,7 +132,11 @@ def connected(needs: dict[str, float], devices: set[str]) -> ModuleType:
         )
     import ray
 
-    with reporting("--engine: ray given, but no cluster of Ray's answers"):
+    address = os.environ.get("RAY_ADDRESS", "")
+    with reporting(f"--engine: ray given, but no cluster of Ray's answers (RAY_ADDRESS: {address or 'not set'})"):
+        where = urlsplit(address if "://" in address else f"//{address}")
+        if where.port:  # else it is empty, or a word of Ray's; Ray itself tries for ten minutes and more
+            socket.create_connection((where.hostname, where.port), ANSWER_SECONDS).close()
         ray.init(logging_level="warning")
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     largest = {name: max(node.get(name, 0) for node in nodes) for name in needs}
