@@ -1,5 +1,6 @@
 """The small models and images that tests share: H and W differ, and every call gives the same numbers."""
 
+import pytest
 import torch
 
 import visionpos as vp
@@ -39,3 +40,8 @@ def randomised(model, scale=0.1, seed=0):
 
 def pictures(size=SIZE, batch=2, seed=1, channels=3):
     return torch.randn(batch, channels, *size, generator=torch.Generator().manual_seed(seed))
+
+
+def in_turn(names, turn):
+    """Parameters of a test: every third name, from the one whose turn it is, among the fast tests, the others slow."""
+    return [name if i % 3 == turn else pytest.param(name, marks=pytest.mark.slow) for i, name in enumerate(names)]

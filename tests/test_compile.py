@@ -7,6 +7,7 @@ import timm
 import torch
 
 import visionpos as vp
+from tests.small import in_turn
 
 pytestmark = pytest.mark.unhooked
 
@@ -22,7 +23,7 @@ def vit(**more):
     return timm.create_model("vit_tiny_patch16_224", **options, **more)
 
 
-@pytest.mark.parametrize("name", vp.list_encodings())
+@pytest.mark.parametrize("name", in_turn(vp.list_encodings(), 0))
 def test_vit_traces_as_one_graph(name):
     """fullgraph: dynamo must take the whole model; the backend that compiles is tried below."""
     model, x = vp.set_encoding(vit(), name), torch.randn(2, 3, 16, 24)
@@ -68,10 +69,10 @@ def test_one_export_serves_other_sizes(name):
         assert (exported(x) - model(x)).abs().max() < 1e-5, size
 
 
-SLOW_ONNX = [pytest.param(name, marks=pytest.mark.slow) for name in ("learned", "alibi2d")]
+SLOW_ONNX = [pytest.param(name, marks=pytest.mark.slow) for name in ("learned", "alibi2d", "relative_table")]
 
 
-@pytest.mark.parametrize("name", ["rope_axial", "relative_table", *SLOW_ONNX])
+@pytest.mark.parametrize("name", ["rope_axial", *SLOW_ONNX])
 def test_onnx_runtime_at_sizes_that_were_not_traced(name, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     model = vp.set_encoding(vit(dynamic_img_size=True).eval(), name).requires_grad_(False)

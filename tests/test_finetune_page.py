@@ -8,9 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.mark.slow
 def test_the_walk_through_runs_as_it_stands(tmp_path):
     page = (ROOT / "docs" / "finetune.md").read_text()
     (made,), commands = re.findall(r"```python\n(.*?)```", page, re.S), re.findall(r"```\n(python -m .*?)\n```", page)

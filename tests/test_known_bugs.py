@@ -270,6 +270,7 @@ def test_bug_10_tables_cast_by_sharded_mixed_precision(process_group):
         check("rope_axial")
 
 
+@pytest.mark.slow
 @pytest.mark.unhooked
 def test_bug_11_compiled_again_at_every_step():
     def check():

@@ -110,6 +110,7 @@ def test_bug_15_antialias_in_low_precision():
         check()
 
 
+@pytest.mark.slow
 @pytest.mark.unhooked
 def test_bug_16_export_of_one_size_only():
     """ONNX Runtime at other sizes: test_compile.py."""

@@ -49,7 +49,7 @@ def impatient(monkeypatch):
     monkeypatch.setattr("benchmarks.clock.take_turns.__defaults__", (0.0001,))
 
 
-@pytest.mark.parametrize("setting", [FORWARD, BOTH], ids=["forward", "both"])
+@pytest.mark.parametrize("setting", [pytest.param(FORWARD, marks=pytest.mark.slow), BOTH], ids=["forward", "both"])
 @pytest.mark.parametrize("name", BUILDS)
 def test_rows_equal_their_peers_and_have_ratios(name, setting):
     case = BUILDS[name](setting)

@@ -10,7 +10,7 @@ from timm.models.beit import Beit
 import visionpos as vp
 from tests.hosts import isotropic_checks as checks
 from tests.hosts.isotropic_checks import ENCODINGS, OTHER, SIZE
-from tests.small import pictures
+from tests.small import in_turn, pictures
 
 
 def beit(**options):
@@ -74,7 +74,7 @@ def test_a_model_of_timm():
     assert torch.equal(model(pictures()), plain(pictures()))
 
 
-@pytest.mark.parametrize("name", ENCODINGS)
+@pytest.mark.parametrize("name", in_turn(ENCODINGS, 1))
 def test_every_encoding_trains(name):
     model = vp.set_encoding(beit(**TABLES if name != "learned" else SHARED), name)
     checks.check_training(model)
@@ -87,7 +87,7 @@ def test_a_shared_table_trains():
     assert model.rel_pos_bias.relative_position_bias_table.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize("name", [*ENCODINGS, "none"])
+@pytest.mark.parametrize("name", [*in_turn(ENCODINGS, 0), "none"])
 @pytest.mark.parametrize("options", [TABLES, SHARED], ids=["tables", "shared table"])
 def test_patch_order_matters_only_with_an_encoding(name, options):
     difference = checks.order_matters(vp.set_encoding(beit(**options, use_abs_pos_emb=True), name))
@@ -123,7 +123,7 @@ def test_gradient_checkpointing(spec, options):
     checks.check_checkpointing(vp.set_encoding(beit(**options), spec), pictures(SIZE), pictures(SIZE))
 
 
-@pytest.mark.parametrize("name", ENCODINGS)
+@pytest.mark.parametrize("name", in_turn(ENCODINGS, 1))
 def test_other_resolutions(name):
     model = vp.set_encoding(beit(**TABLES), name)
     model.set_input_size(OTHER)

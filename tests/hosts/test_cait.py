@@ -11,7 +11,7 @@ from timm.models.cait import Cait, ClassAttn
 import visionpos as vp
 from tests.hosts import isotropic_checks as checks
 from tests.hosts.isotropic_checks import ENCODINGS, OTHER, SIZE
-from tests.small import pictures
+from tests.small import in_turn, pictures
 from visionpos.hosts.attention import encoded, prepare_encodings
 
 GRID = (8, 12)
@@ -141,14 +141,14 @@ def test_a_masked_autoencoder(spec):
     assert mae(pictures(OTHER)).loss.isfinite()
 
 
-@pytest.mark.parametrize("name", ENCODINGS)
+@pytest.mark.parametrize("name", in_turn(ENCODINGS, 0))
 def test_every_encoding_trains(name):
     model = vp.set_encoding(cait(depth=1), name)
     checks.check_training(model)
     assert {encoding.name for encoding in vp.get_encoding(model)} == {name}
 
 
-@pytest.mark.parametrize("name", [*ENCODINGS, "none"])
+@pytest.mark.parametrize("name", [*in_turn(ENCODINGS, 1), "none"])
 def test_patch_order_matters_only_with_an_encoding(name):
     difference = checks.order_matters(vp.set_encoding(cait(depth=1), name))
     assert difference < 1e-12 if name == "none" else difference > 1e-7
@@ -164,7 +164,7 @@ def test_gradient_checkpointing(spec):
     checks.check_checkpointing(vp.set_encoding(cait(), spec), pictures(SIZE), pictures(SIZE))
 
 
-@pytest.mark.parametrize("name", ENCODINGS)
+@pytest.mark.parametrize("name", in_turn(ENCODINGS, 0))
 def test_other_resolutions(name):
     """Which timm's own has not: its table is for one size."""
     model = vp.set_encoding(cait(depth=1), name)

@@ -17,7 +17,7 @@ from timm.models.eva import Eva
 import visionpos as vp
 from tests.hosts import isotropic_checks as checks
 from tests.hosts.isotropic_checks import ENCODINGS, OTHER, SIZE
-from tests.small import pictures
+from tests.small import in_turn, pictures
 
 
 def eva(**options):
@@ -118,7 +118,7 @@ def test_models_of_timm(name, rope):
     assert (model(pictures()) - plain(pictures())).abs().max() < 2e-6
 
 
-@pytest.mark.parametrize("name", ENCODINGS)
+@pytest.mark.parametrize("name", in_turn(ENCODINGS, 1))
 def test_every_encoding_trains(name):
     model = vp.set_encoding(eva(**ROPE, num_reg_tokens=2), name)
     assert not [path for path, _ in model.named_parameters() if "rope" in path and path != "rope.freqs"]
@@ -133,7 +133,7 @@ def test_a_host_that_keeps_its_own_trains(options):
     checks.check_training(model)
 
 
-@pytest.mark.parametrize("name", [*ENCODINGS, "none"])
+@pytest.mark.parametrize("name", [*in_turn(ENCODINGS, 2), "none"])
 def test_patch_order_matters_only_with_an_encoding(name):
     difference = checks.order_matters(vp.set_encoding(eva(**ROPE), name))
     assert difference < 1e-12 if name == "none" else difference > 1e-7
@@ -209,7 +209,7 @@ def test_patch_dropout_equals_the_full_model_with_dropped_tokens_masked_out(spec
     assert (torch.stack(full) - model.forward_features(pictures())[:, :50]).abs().max() > 1e-2
 
 
-@pytest.mark.parametrize("name", ENCODINGS)
+@pytest.mark.parametrize("name", in_turn(ENCODINGS, 1))
 def test_other_resolutions(name):
     """A forward pass of another size, and set_input_size, agree; shapes are not square."""
     model = vp.set_encoding(eva(dynamic_img_size=True), name)

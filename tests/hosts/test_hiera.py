@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 import visionpos as vp
-from tests.small import pictures
+from tests.small import in_turn, pictures
 
 OUTPUT = ["lepe"]  # adds to the output of each token, and pooled queries have fewer
 ENCODINGS = [name for name in vp.list_encodings() if name not in ("none", *OUTPUT)]
@@ -60,7 +60,7 @@ def test_weight_decay_spares_what_timm_forgets():
     assert not any("pos_embed" in name for name in model.state_dict())
 
 
-@pytest.mark.parametrize("name", ENCODINGS)
+@pytest.mark.parametrize("name", in_turn(ENCODINGS, 0))
 def test_every_encoding_trains(name):
     model = vp.set_encoding(hiera(), name).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)

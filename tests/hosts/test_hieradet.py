@@ -8,7 +8,7 @@ import torch
 from timm.layers import create_feature_extractor
 
 import visionpos as vp
-from tests.small import pictures, randomised
+from tests.small import in_turn, pictures, randomised
 from visionpos.convert import find_host
 
 SIZE, OTHER = (64, 96), (64, 32)
@@ -112,7 +112,7 @@ def test_what_adds_to_every_token_has_no_place_where_queries_are_pooled(spec):
     assert vp.set_encoding(model, {**spec, "layers": [0, 1, 3]})(pictures(SIZE)).isfinite().all()
 
 
-@pytest.mark.parametrize("name", [name for name in vp.list_encodings() if name not in ("none", "lepe")])
+@pytest.mark.parametrize("name", in_turn([name for name in vp.list_encodings() if name not in ("none", "lepe")], 1))
 def test_every_encoding_trains_at_two_sizes(name):
     model = vp.set_encoding(hieradet(), name).train()
     sum(model(pictures(size)).square().sum() for size in (SIZE, OTHER)).backward()

@@ -12,7 +12,7 @@ from timm.models import save_for_hf
 from timm.models.mvitv2 import MultiScaleVit, MultiScaleVitCfg
 
 import visionpos as vp
-from tests.small import pictures, randomised
+from tests.small import in_turn, pictures, randomised
 from visionpos.convert import find_host
 
 SIZE, OTHER = (64, 64), (64, 40)
@@ -134,8 +134,11 @@ def test_pooled_tokens_stand_at_multiples_of_their_stride(layer):
     assert list(grid) == [-(-height // step_q), -(-width // step_q)]
 
 
+TRAINED = [name for name in vp.list_encodings() if name not in ("none", "lepe")]  # lepe has a test of its own below
+
+
 @pytest.mark.parametrize("kind", ["plain", "class token"])
-@pytest.mark.parametrize("name", [name for name in vp.list_encodings() if name not in ("none", "lepe")])  # see below
+@pytest.mark.parametrize("name", in_turn(TRAINED, 1))
 def test_every_encoding_trains(kind, name):
     model = vp.set_encoding(plain_model(kind, depths=(1, 1, 1)), name).train()
     model(pictures(OTHER)).square().sum().backward()

@@ -9,7 +9,7 @@ from timm.models.nest import Nest
 
 import visionpos as vp
 from tests.hosts.same_bits import OWN, check_same_bits
-from tests.small import pictures, randomised
+from tests.small import in_turn, pictures, randomised
 
 SIZE = (64, 64)
 SMALL = {"embed_dims": (24, 48, 96), "num_heads": (2, 3, 3), "depths": (1, 2, 1), "num_classes": 4}
@@ -70,7 +70,7 @@ def test_a_convolution_between_layers_sees_the_whole_level():
     assert [row.nonzero().flatten().tolist() for row in changed] == borders
 
 
-@pytest.mark.parametrize("name", [name for name in vp.list_encodings() if name != "none"])
+@pytest.mark.parametrize("name", in_turn([name for name in vp.list_encodings() if name != "none"], 0))
 def test_every_encoding_trains(name):
     model = vp.set_encoding(nest((32, 32), num_heads=(3, 3, 3), depths=(1, 1, 1)), name)
     model.train()(pictures((32, 32))).square().sum().backward()

@@ -10,7 +10,7 @@ from timm.models.vision_transformer_relpos import ResPostRelPosBlock, VisionTran
 import visionpos as vp
 from tests.hosts import isotropic_checks as checks
 from tests.hosts.isotropic_checks import ENCODINGS, OTHER, SIZE
-from tests.small import pictures
+from tests.small import in_turn, pictures
 
 
 def relpos(**options):
@@ -101,7 +101,7 @@ def test_models_of_timm():
         assert torch.equal(model(pictures()), plain(pictures()))
 
 
-@pytest.mark.parametrize("name", ENCODINGS)
+@pytest.mark.parametrize("name", in_turn(ENCODINGS, 2))
 def test_every_encoding_trains(name):
     model = vp.set_encoding(relpos(class_token=len(name) % 2 == 0), name)
     checks.check_training(model)
@@ -113,7 +113,7 @@ def test_tables_train(options):
     checks.check_training(vp.set_encoding(relpos(**options), "relative_table+learned"))
 
 
-@pytest.mark.parametrize("name", [*ENCODINGS, "none"])
+@pytest.mark.parametrize("name", [*in_turn(ENCODINGS, 1), "none"])
 def test_patch_order_matters_only_with_an_encoding(name):
     difference = checks.order_matters(vp.set_encoding(relpos(class_token=True), name))
     assert difference < 1e-12 if name == "none" else difference > 1e-7
@@ -148,7 +148,7 @@ def test_gradient_checkpointing(spec):
     checks.check_checkpointing(model, pictures(SIZE), pictures(SIZE))
 
 
-@pytest.mark.parametrize("name", ENCODINGS)
+@pytest.mark.parametrize("name", in_turn(ENCODINGS, 2))
 def test_other_resolutions(name):
     model = vp.set_encoding(relpos(), name)
     model.set_input_size(OTHER)

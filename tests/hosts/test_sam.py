@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 import visionpos as vp
-from tests.small import pictures
+from tests.small import in_turn, pictures
 
 ENCODINGS = [name for name in vp.list_encodings() if name != "none"]
 SIZE = (24, 40)  # 6 x 10 tokens; windows of 4 x 4 need padding
@@ -71,7 +71,7 @@ def test_own_rope_is_refused():
         vp.set_encoding(sam(use_rel_pos=False, use_rope=True), "rope_axial")
 
 
-@pytest.mark.parametrize("name", ENCODINGS)
+@pytest.mark.parametrize("name", in_turn(ENCODINGS, 2))
 def test_every_encoding_trains(name):
     model = vp.set_encoding(sam(), name).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import visionpos as vp
-from tests.small import pictures, swin
+from tests.small import in_turn, pictures, swin
 
 IN_WINDOWS = [name for name in vp.list_encodings() if vp.encoding_info(name)["place"] in ("rotary", "bias")]
 SIZE = (64, 96)
@@ -59,7 +59,7 @@ def test_shift_masks_hide_fully_at_every_size(dynamic):
     assert torch.equal(mask, vp.shifted_window_mask((24, 36), (6, 6), (3, 3)))
 
 
-@pytest.mark.parametrize("name", [*IN_WINDOWS, "learned", "sincos2d", "sinusoidal"])
+@pytest.mark.parametrize("name", in_turn([*IN_WINDOWS, "learned", "sincos2d", "sinusoidal"], 2))
 def test_every_encoding_trains(name):
     model = vp.set_encoding(swin(), name).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)

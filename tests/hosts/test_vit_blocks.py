@@ -11,7 +11,7 @@ from timm.layers import create_feature_extractor
 import visionpos as vp
 from tests.hosts import isotropic_checks as checks
 from tests.hosts.isotropic_checks import ENCODINGS, OTHER, SIZE
-from tests.small import VIT, pictures, randomised
+from tests.small import VIT, in_turn, pictures, randomised
 
 KINDS = {
     "parallel": ("vit_base_patch16_xp_224", {}),
@@ -129,7 +129,7 @@ def test_both_maps_of_differential_attention_turn_and_values_are_mixed_once():
     assert lepe.dim == 48
 
 
-@pytest.mark.parametrize("name", [*ENCODINGS, "none"])
+@pytest.mark.parametrize("name", [*in_turn(ENCODINGS, 2), "none"])
 @pytest.mark.parametrize("kind", SOME)
 def test_patch_order_matters_only_with_an_encoding(kind, name):
     difference = checks.order_matters(vp.set_encoding(plain_model(kind), name))

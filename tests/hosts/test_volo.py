@@ -9,7 +9,7 @@ from timm.layers import create_feature_extractor
 from timm.models.volo import VOLO
 
 import visionpos as vp
-from tests.small import pictures, randomised
+from tests.small import in_turn, pictures, randomised
 from visionpos.convert import find_host
 
 SIZE, OTHER = (64, 96), (96, 32)
@@ -83,7 +83,7 @@ def test_layers_are_the_transformer_blocks():
     assert find_host(model).mixing_layers(model) == [0, 2]
 
 
-@pytest.mark.parametrize("name", [name for name in vp.list_encodings() if name != "none"])
+@pytest.mark.parametrize("name", in_turn([name for name in vp.list_encodings() if name != "none"], 2))
 def test_every_encoding_trains(name):
     model = vp.set_encoding(volo(), name).train()
     model(pictures(SIZE)).square().sum().backward()

@@ -170,7 +170,9 @@ def test_bfloat16(spec):
 
 
 @pytest.mark.unhooked
-@pytest.mark.parametrize("spec", ["sincos2d", "learned+rope_mixed+relative_table"])
+@pytest.mark.parametrize(
+    "spec", [pytest.param("sincos2d", marks=pytest.mark.slow), "learned+rope_mixed+relative_table"]
+)
 def test_compiled(spec):
     torch._dynamo.reset()
     mae, images = autoencoder(vit(spec, depth=1), spec), pictures(SIZE)

@@ -75,7 +75,7 @@ def test_gradcheck(batch, layout):
     assert torch.autograd.gradcheck(split_qkv, (qkv,))
 
 
-@pytest.mark.parametrize("layout", ["interleaved", "half"])
+@pytest.mark.parametrize("layout", ["interleaved", pytest.param("half", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("heads", "batch"), [(HEADS, None), (1, None), (1, 2), (HEADS, 2)])
 def test_the_gradient_of_the_gradient(heads, batch, layout):
     """By the buffer, by the angles and by both; the plain operations say what is right as well."""

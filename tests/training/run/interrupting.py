@@ -19,6 +19,7 @@ import torch
 from timm.utils import ModelEmaV3
 from tqdm import tqdm
 
+import visionpos as vp
 from tests.training.scripts.test_pretrain_mae import pretrain_config
 from tests.training.tiny_run import picture_config, task_config
 from visionpos.training.config.schema import Config, PretrainConfig
@@ -43,6 +44,7 @@ KINDS: dict[str, tuple[Callable[..., Config], list[str]]] = {
 def prepare() -> None:
     """Make this process one to fork from, and evaluations short."""
     torch.set_num_threads(1)
+    vp.supported_hosts()  # imports every family, or every child does
     tqdm.get_lock()  # or every child leaves one behind
     source.EVALUATION_TASK_SIZE = source.EVALUATION_BATCH_SIZE = 16
 
