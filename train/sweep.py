@@ -10,6 +10,8 @@ list could disagree with the runs: a run is finished when its directory has a re
 locked the directory, and otherwise free. So the run of a killed worker is at once continued by another. A run that
 fails is recorded in its directory and left alone by all workers now at work; one started later tries it once more. The
 six runs of this sweep file, with its own 400 steps, take 3.6 minutes of one CPU thread's time; other files say theirs.
+
+With `--engine ray` one command is enough for all GPUs of Ray's cluster; docs/scale.md has the commands.
 """
 
 from __future__ import annotations
@@ -60,8 +62,8 @@ class Parser(argparse.ArgumentParser):
         raise ConfigError(message)
 
 
-def command(argv: Sequence[str]) -> list[Job]:
-    """Read the command line, list the jobs or do them, and return those that failed."""
+def arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str], dict[str, float]]:
+    """Return the flags of this command, those of the runs, and what each run is to get from Ray."""
     parser = Parser(usage=argparse.SUPPRESS, allow_abbrev=False, description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = "All other flags are those of train.classify, and hold for every run; --debug shows tracebacks."
@@ -69,7 +71,22 @@ def command(argv: Sequence[str]) -> list[Job]:
     parser.add_argument("--dry-run", action="store_true", help="list the runs and their state, and train nothing")
     parser.add_argument("--output", help="directory of the runs; by default as the file says, or runs/<sweep file>")
     parser.add_argument("--storage", help="Optuna's journal; by default optuna.journal in the directory of the runs")
+    parser.add_argument("--engine", choices=["loop", "ray"], default="loop", help="one run after the other, or by Ray")
+    ray = parser.add_argument_group("with --engine ray, for each run")
+    ray.add_argument("--cpus", type=float, help="cores that are counted for it; by default 1")
+    ray.add_argument("--gpus", type=float, help="1, or a share of one: 0.5 for two runs on a GPU; by default 0")
+    ray.add_argument("--retries", type=int, help="how often it may lose its process or node; by default 3")
     flags, overrides = parser.parse_known_args(argv)
+    given = {name: getattr(flags, name) for name in ("cpus", "gpus", "retries") if getattr(flags, name) is not None}
+    if flags.engine == "loop" and given:
+        name, value = next(iter(given.items()))
+        raise ConfigError(f"--{name}: {value:g} given, but --engine loop has no use for it; accepted with --engine ray")
+    return flags, overrides, given
+
+
+def command(argv: Sequence[str]) -> list[Job]:
+    """Read the command line, list the jobs or do them, and return those that failed."""
+    flags, overrides, per_run = arguments(argv)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("torchrun: a sweep trains each run in one process; start it without, once for each GPU")
     for name in ("output", "storage"):
@@ -79,16 +96,19 @@ def command(argv: Sequence[str]) -> list[Job]:
     from visionpos.training.run.lock import hold
     from visionpos.training.run.record import write_json
     from visionpos.training.sweeps.plan import open_plan
+    from visionpos.training.sweeps.ray_worker import PerRun, RayWorker
     from visionpos.training.sweeps.worker import Worker
 
+    resources = PerRun(**per_run)
     plan = open_plan(file, overrides, flags.output, flags.storage)
     if flags.dry_run:
         print(listing(plan))
         return []
+    worker = RayWorker(plan, resources) if flags.engine == "ray" else Worker(plan)
     with hold(plan.folder) as ours:
         if ours:  # for the report; another worker that is here at this moment writes the same
             write_json(plan.folder / "sweep.json", {"vary": list(plan.sweep.vary), "tune": plan.sweep.tune.fields})
-    failed = Worker(plan).run()
+    failed = worker.run()
     for job in failed:
         print(one_line(f"failed: {job.path}: {job.error['error']}"), file=sys.stderr)
     print(f"{plan.folder}: {'all runs are finished' if not failed else f'{len(failed)} runs failed'}")

@@ -1,11 +1,11 @@
-"""What makes the small models of `visionpos.analysis.hosts.ZOO` deeper: two attention layers or more."""
+"""What makes the small models of `visionpos.analysis.zoo.ZOO` deeper: two attention layers or more."""
 
 from itertools import product
 
 import pytest
 
 import visionpos as vp
-from visionpos.analysis.hosts import ZOO
+from visionpos.analysis.zoo import ZOO
 
 # their blocks see where tokens are by the shape of what they get
 GRIDS = (

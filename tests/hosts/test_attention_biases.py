@@ -9,7 +9,7 @@ import torch
 import visionpos as vp
 from tests.hosts.families import deeper
 from tests.small import pictures, randomised
-from visionpos.analysis.hosts import build
+from visionpos.analysis.zoo import build
 
 # timm's rounding of the same sums: a bias of three axes does not reach torch's fused attention there
 FAMILIES = {

@@ -9,7 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import visionpos as vp
 from tests.hosts.families import everywhere, fitting
-from visionpos.analysis.hosts import ZOO, build
+from visionpos.analysis.zoo import ZOO, build
 
 OWN = None
 HVP_SPECS = [OWN, "rope_axial", "alibi2d"]

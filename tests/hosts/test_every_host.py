@@ -13,7 +13,8 @@ from torchvision.models.feature_extraction import get_graph_node_names
 import visionpos as vp
 from tests.hosts.families import CHANNELS, GRIDS, everywhere, fitting
 from tests.small import randomised
-from visionpos.analysis.hosts import ZOO, build, host_matrix, own_encoding
+from visionpos.analysis.hosts import host_matrix, own_encoding
+from visionpos.analysis.zoo import ZOO, build
 from visionpos.hosts import attention
 from visionpos.kernels.coordinates import has_formula
 

@@ -6,7 +6,7 @@ import torchvision
 from torch import nn
 
 import visionpos as vp
-from visionpos.analysis.hosts import build
+from visionpos.analysis.zoo import build
 
 OTHERS = {
     "torchvision ViT": lambda: torchvision.models.VisionTransformer(32, 16, 1, 2, 32, 64),

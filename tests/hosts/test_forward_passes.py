@@ -17,7 +17,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
 import visionpos as vp
 from tests.hosts.families import CHANNELS, GRIDS, deeper, everywhere, fitting
 from tests.small import randomised
-from visionpos.analysis.hosts import ZOO, build
+from visionpos.analysis.zoo import ZOO, build
 
 OWN, ALL_PLACES = "own", "sincos2d+rope_axial+alibi2d+peg"
 ONE_SIZE = (

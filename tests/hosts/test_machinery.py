@@ -10,7 +10,7 @@ import visionpos as vp
 from tests.hosts.families import fitting
 from tests.hosts.ragged_batches import ragged_batch
 from tests.small import VIT, pictures, randomised
-from visionpos.analysis.hosts import build
+from visionpos.analysis.zoo import build
 
 pytestmark = pytest.mark.unhooked
 

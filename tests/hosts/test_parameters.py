@@ -11,7 +11,7 @@ from timm.models import save_for_hf
 import visionpos as vp
 from tests.hosts.families import CHANNELS, deeper, everywhere, fitting
 from tests.small import pictures, randomised
-from visionpos.analysis.hosts import ZOO, build
+from visionpos.analysis.zoo import ZOO, build
 from visionpos.convert import find_host
 from visionpos.hosts.parameters import OfLayer, bind_parameters, copy_encoding, release_parameters
 

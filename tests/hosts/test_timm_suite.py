@@ -14,7 +14,7 @@ from torch import Tensor
 
 import visionpos as vp
 from tests.hosts.families import deeper, everywhere, fitting
-from visionpos.analysis.hosts import ZOO, build
+from visionpos.analysis.zoo import ZOO, build
 
 OWN = None
 SPECS = [OWN, "learned", "rope_axial"]

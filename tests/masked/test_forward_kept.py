@@ -5,7 +5,7 @@ import torch
 
 import visionpos as vp
 from tests.small import pictures, randomised
-from visionpos.analysis.hosts import ZOO, build
+from visionpos.analysis.zoo import ZOO, build
 from visionpos.hosts.attention import encoded
 from visionpos.hosts.isotropic import keep_tokens
 

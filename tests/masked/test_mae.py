@@ -13,7 +13,7 @@ from timm.optim import param_groups_layer_decay
 import visionpos as vp
 from tests.masked.tiny_mae import OTHER, SIZE, autoencoder, drawn, vit
 from tests.small import pictures
-from visionpos.analysis.hosts import build
+from visionpos.analysis.zoo import build
 
 ENCODERS = {
     "class token": {},

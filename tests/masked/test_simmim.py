@@ -10,7 +10,7 @@ import torch
 import visionpos as vp
 from tests import small
 from tests.small import pictures
-from visionpos.analysis.hosts import build
+from visionpos.analysis.zoo import build
 
 SIZE, GRID = (32, 64), (4, 8)  # two stages of patches of 4: units of 8 pixels
 VERSIONS = ["swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256"]

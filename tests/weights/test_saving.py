@@ -11,7 +11,7 @@ from timm.models import save_for_hf
 import visionpos as vp
 from tests.small import pictures, randomised
 from tests.tiny_timm_models import SMALL, SMALL_SWIN, SWIN, VIT, small
-from visionpos.analysis.hosts import ZOO
+from visionpos.analysis.zoo import ZOO
 
 # timm records the arguments of a model since 1.0.31
 recorded = pytest.mark.skipif(not find_spec("timm.models._input"), reason="this timm records no arguments")

@@ -148,6 +148,7 @@ def without_key_biases(folder: Path) -> dict[str, torch.Tensor]:
 
 
 SHARDED = ["--parallel", "fsdp"]
+LOADED = ["--data.memory", "0", "--data.workers", "0", "--data.size", "[8, 12]", "--recipe.lr", "1e-3"]
 SIZES = ["--model.options.dynamic_img_size", "true", "--encoding", "{name: rope_axial, extrapolate: false}"]
 
 
@@ -158,6 +159,7 @@ SIZES = ["--model.options.dynamic_img_size", "true", "--encoding", "{name: rope_
         ("pictures", SIZES, True),
         ("mae", [], False),
         ("task", SHARDED, False),
+        pytest.param("pictures", LOADED, False, marks=pytest.mark.slow),
         pytest.param("pictures", [*SHARDED, *SIZES], True, marks=pytest.mark.slow),
         pytest.param("mae", SHARDED, False, marks=pytest.mark.slow),
     ],
@@ -212,7 +214,7 @@ def interrupt(folder: Path, kind: str, *flags: str) -> tuple[list[list[int]], li
     return codes, said, differences(outcome(folder / "run"), outcome(folder / "whole"))
 
 
-SLOW = [("task", []), ("mae", []), ("task", SHARDED), ("pictures", SHARDED), ("mae", SHARDED)]
+SLOW = [("task", []), ("mae", []), ("pictures", LOADED), ("task", SHARDED), ("pictures", SHARDED), ("mae", SHARDED)]
 
 
 @pytest.mark.parametrize(

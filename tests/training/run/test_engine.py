@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 
 def trainer_of(config):
     torch.manual_seed(config.seed)
-    source = open_source(config.data, config.recipe, config.seed, CPU)
+    source = open_source(config.data, config.recipe, config.seed, Distributed(CPU))
     return Trainer(build_model(config, source.metadata), Classification(source, config), config, Distributed(CPU))
 
 

@@ -9,6 +9,7 @@ from tests.training.tiny_run import picture_config, task_config
 from visionpos.training.config.schema import Data
 from visionpos.training.data.datasets import Pictures
 from visionpos.training.errors import ConfigError
+from visionpos.training.run.distributed import Distributed
 from visionpos.training.run.source import (
     PictureSource,
     copies_note,
@@ -22,7 +23,7 @@ CPU = torch.device("cpu")
 
 
 def source_of(config):
-    return open_source(config.data, config.recipe, config.seed, CPU)
+    return open_source(config.data, config.recipe, config.seed, Distributed(CPU))
 
 
 @pytest.mark.parametrize("make", [task_config, picture_config])

@@ -16,6 +16,7 @@ from visionpos.training.config.command_line import parse
 from visionpos.training.data.folders import Listed, is_flat, list_folder, split_files
 from visionpos.training.errors import ConfigError, DataError, run_command
 from visionpos.training.run.classification import train
+from visionpos.training.run.distributed import Distributed
 from visionpos.training.run.evaluation import by_class, confusion_matrix, evaluate
 from visionpos.training.run.listed import listed_pictures, resident_bytes
 from visionpos.training.run.loader import LoaderSource
@@ -54,7 +55,7 @@ def photo_config(folder, *flags, count=10):
 
 def open_photos(folder, *flags):
     made = photo_config(folder, *flags)
-    return open_source(made.data, made.recipe, made.seed, CPU)
+    return open_source(made.data, made.recipe, made.seed, Distributed(CPU))
 
 
 @pytest.mark.parametrize("way", [[], ["--data.memory", "0"], ["--recipe.crop_scale", "[0.5, 1]"]], ids=str)
@@ -109,12 +110,12 @@ def test_what_is_flat_and_what_has_splits_of_its_own(tmp_path):
     assert len(both["train"].files) == len(both["test"].files) == 6
     made = photo_config(tmp_path, "--data.name", str(tmp_path / "split"), "--data.test_fraction", "0.5")
     with pytest.raises(DataError, match="nothing to split off"):
-        open_source(made.data, made.recipe, 0, CPU)
+        open_source(made.data, made.recipe, 0, Distributed(CPU))
 
 
 def test_the_limit_of_memory_is_measured_and_switches_by_itself(tmp_path):
     made = photo_config(tmp_path, "--recipe.crop_padding", "2")
-    source = open_source(made.data, made.recipe, 0, CPU)
+    source = open_source(made.data, made.recipe, 0, Distributed(CPU))
     held = source.augment.crops.stretches.untyped_storage().nbytes() + source.test.images.nbytes
     assert resident_bytes(made.data, made.recipe, listed_pictures(made.data)) == held
     for limit, kind in ((held, PictureSource), (held - 1, LoaderSource)):
@@ -122,13 +123,17 @@ def test_the_limit_of_memory_is_measured_and_switches_by_itself(tmp_path):
 
 
 def test_a_loader_gives_the_pictures_that_memory_would(tmp_path):
-    """Its own order, but each picture as it is when all are resident; evaluation is the same, picture by picture."""
+    """The same pictures in every step, as they are when all are resident; evaluation is the same, too."""
     plain = ["--recipe.flip", "false", "--data.mean", "[0.5, 0.4, 0.3]", "--data.std", "[0.2, 0.3, 0.4]"]
     resident, lazy = open_photos(tmp_path, *plain), open_photos(tmp_path, *plain, "--data.memory", "0")
     assert lazy.steps_per_epoch == resident.steps_per_epoch == 3
     (ours, labels), (theirs, wanted) = (next(iter(source.evaluation("test"))) for source in (lazy, resident))
     assert torch.equal(labels, wanted)
     assert (ours - theirs).abs().max() < 1.5 / 255 / 0.2
+    for step in (4, 1):
+        (ours, labels), (theirs, wanted) = lazy.batch(step), resident.batch(step)
+        assert torch.equal(labels, wanted)
+        assert (ours - theirs).abs().max() < 1.5 / 255 / 0.2
     seen = torch.cat([lazy.batch(step)[0] for step in range(3)])
     known, _ = resident.augment(torch.arange(24), resident.generator)
     nearest = torch.cdist(seen.flatten(1), known.flatten(1)).argmin(1)
@@ -145,6 +150,8 @@ def test_a_batch_of_a_loader_is_a_function_of_seed_and_step(workers, tmp_path):
     assert torch.equal(torch.get_rng_state(), before)
     again = open_photos(tmp_path, *flags)
     assert torch.equal(again.batch(4)[0], batches[4]), "in the middle of the second epoch"
+    alone = open_photos(tmp_path, *flags, "--data.workers", "1")
+    assert torch.equal(alone.batch(4)[0], batches[4]), "whatever the number of workers"
     assert not torch.equal(batches[0], batches[3]), "a new order in every epoch"
     assert not torch.equal(open_photos(tmp_path, *flags, "--seed", "1").batch(0)[0], batches[0])
 

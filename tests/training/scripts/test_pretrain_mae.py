@@ -125,7 +125,7 @@ def test_layer_decay_slows_lower_layers(tmp_path):
     from visionpos.training.run.source import open_source
 
     config = fine_tune(tmp_path, "--recipe.layer_decay", "0.5")
-    source = open_source(config.data, config.recipe, 0, torch.device("cpu"))
+    source = open_source(config.data, config.recipe, 0, Distributed(torch.device("cpu")))
     model = build_model(config, source.metadata)
     scales = {id(p): group["lr_scale"] for group in parameter_groups(model, config.recipe) for p in group["params"]}
     by_name = {name: scales[id(parameter)] for name, parameter in model.named_parameters()}

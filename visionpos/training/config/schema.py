@@ -2,48 +2,20 @@
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, fields, is_dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
+from visionpos.training.config import ranges
+from visionpos.training.config.ranges import check_ranges, within
 from visionpos.training.data.augmentation import Augmentation
 from visionpos.training.data.names import CIFAR_NAMES, TASKS
 from visionpos.training.errors import ConfigError, did_you_mean
 
 __all__ = ["Config", "Data", "Masked", "Model", "PretrainConfig", "Recipe", "encoding_label", "file_name"]
 
-
-class Range(NamedTuple):
-    """Say which values a field accepts, as a test and in words."""
-
-    accepts: Callable[[Any], bool]
-    text: str
-
-
-COUNT = Range(lambda value: 1 <= value < 2**31, "a whole number from 1, below 2**31")
-SEED = Range(lambda value: 0 <= value < 2**64, "a whole number from 0, below 2**64")
-NATURAL = Range(lambda value: 0 <= value < float("inf"), "a number from 0")
-SHARE = Range(lambda value: 0 <= value < 1, "a number from 0 to below 1")
-FRACTION = Range(lambda value: 0 < value < 1, "a number above 0, below 1")
-POSITIVE = Range(lambda value: 0 < value < float("inf"), "a number above 0")
-DECAY_FACTOR = Range(lambda value: 0 < value <= 1, "a number above 0, at most 1")
-MASK_RATIO = Range(lambda value: 0 < value <= 0.95, "a number above 0, at most 0.95")
-SIZE = Range(lambda value: min(value if isinstance(value, tuple) else (value,)) >= 1, "whole numbers from 1")
-PORTION = Range(lambda value: 0 < value <= 1, "a number above 0, at most 1")
-MEAN = Range(lambda value: all(0 <= each <= 1 for each in value), "three numbers from 0 to 1")
-STD = Range(lambda value: all(0 < each <= 1 for each in value), "three numbers above 0, at most 1")
-CROP_SCALE = Range(lambda value: 0 < value[0] <= value[1] <= 1, "two numbers above 0, at most 1, the smaller first")
-GRID = Range(lambda value: min(value) >= 1 and max(value) < 2**31, "two whole numbers from 1, cells down and across")
-BETAS = Range(lambda value: all(0 <= beta < 1 for beta in value), "two numbers from 0 to below 1")
-
-
 LONGEST_NAME = 220  # bytes of a directory's name, of which file systems accept 255, before "-seed0" is added
-
-
-def within(accepted: Range, default: Any) -> Any:
-    """Return a dataclass field with the range of its values; null is accepted wherever the type accepts it."""
-    return field(default=default, metadata={"range": accepted})
 
 
 @dataclass
@@ -91,23 +63,23 @@ class Data:
 
     name: str
     root: str = "data"
-    size: int | tuple[int, int] | None = within(SIZE, None)
-    crop_pct: float | None = within(PORTION, None)
-    mean: tuple[float, float, float] | None = within(MEAN, None)
-    std: tuple[float, float, float] | None = within(STD, None)
+    size: int | tuple[int, int] | None = within(ranges.SIZE, None)
+    crop_pct: float | None = within(ranges.PORTION, None)
+    mean: tuple[float, float, float] | None = within(ranges.MEAN, None)
+    std: tuple[float, float, float] | None = within(ranges.STD, None)
     download: bool = False
-    per_class: int | None = within(COUNT, None)
-    validation: int = within(NATURAL, 0)
-    test_fraction: float | None = within(FRACTION, None)
-    split_seed: int = within(NATURAL, 0)
-    memory: float = within(NATURAL, 4.0)
-    workers: int = within(NATURAL, 2)
+    per_class: int | None = within(ranges.COUNT, None)
+    validation: int = within(ranges.NATURAL, 0)
+    test_fraction: float | None = within(ranges.FRACTION, None)
+    split_seed: int = within(ranges.NATURAL, 0)
+    memory: float = within(ranges.NATURAL, 4.0)
+    workers: int = within(ranges.NATURAL, 2)
     splits: tuple[str, str] = ("train", "validation")
-    num_classes: int | None = within(COUNT, None)
-    grid: tuple[int, int] = within(GRID, (6, 6))
-    cell: int = within(COUNT, 4)
+    num_classes: int | None = within(ranges.COUNT, None)
+    grid: tuple[int, int] = within(ranges.GRID, (6, 6))
+    cell: int = within(ranges.COUNT, 4)
     holdout: Literal["none", "left"] = "none"
-    noise: float = within(NATURAL, 0.3)
+    noise: float = within(ranges.NATURAL, 0.3)
 
     @property
     def is_task(self) -> bool:
@@ -145,19 +117,19 @@ class Optimization:
         ema_decay: Decay of the averaged weights, reached gradually as in timm; null for none.
     """
 
-    epochs: int | None = within(COUNT, None)
-    steps: int | None = within(COUNT, None)
-    eval_every: int = within(COUNT, 1)
-    batch_size: int = within(COUNT, 128)
+    epochs: int | None = within(ranges.COUNT, None)
+    steps: int | None = within(ranges.COUNT, None)
+    eval_every: int = within(ranges.COUNT, 1)
+    batch_size: int = within(ranges.COUNT, 128)
     optimizer: Literal["adamw", "muon"] = "adamw"
-    lr: float = within(POSITIVE, 1e-3)
-    min_lr: float = within(NATURAL, 1e-5)
-    betas: tuple[float, float] = within(BETAS, (0.9, 0.95))
-    weight_decay: float = within(NATURAL, 0.05)
-    layer_decay: float | None = within(DECAY_FACTOR, None)
-    warmup: float = within(SHARE, 0.05)
-    clip_grad: float | None = within(POSITIVE, 1.0)
-    ema_decay: float | None = within(SHARE, 0.999)
+    lr: float = within(ranges.POSITIVE, 1e-3)
+    min_lr: float = within(ranges.NATURAL, 1e-5)
+    betas: tuple[float, float] = within(ranges.BETAS, (0.9, 0.95))
+    weight_decay: float = within(ranges.NATURAL, 0.05)
+    layer_decay: float | None = within(ranges.DECAY_FACTOR, None)
+    warmup: float = within(ranges.SHARE, 0.05)
+    clip_grad: float | None = within(ranges.POSITIVE, 1.0)
+    ema_decay: float | None = within(ranges.SHARE, 0.999)
 
 
 @dataclass(frozen=True)
@@ -170,8 +142,8 @@ class Recipe(Augmentation, Optimization):  # fields in the order of bases from t
             largest share of the area, as [0.08, 1]; null for none. The pictures are then read by timm's loaders.
     """
 
-    mixup_off_epoch: int | None = within(NATURAL, None)
-    crop_scale: tuple[float, float] | None = within(CROP_SCALE, None)
+    mixup_off_epoch: int | None = within(ranges.NATURAL, None)
+    crop_scale: tuple[float, float] | None = within(ranges.CROP_SCALE, None)
 
     def __post_init__(self):
         """Raise ConfigError for an augmentation outside its range."""
@@ -215,18 +187,18 @@ class Config:
     recipe: Recipe = field(default_factory=Recipe)
     encoding: Any = "none"
     init: str | None = None
-    seed: int = within(SEED, 0)
+    seed: int = within(ranges.SEED, 0)
     output: str | None = None
     resume: bool = True
     device: str = "auto"
-    threads: int | None = within(COUNT, None)
+    threads: int | None = within(ranges.COUNT, None)
     deterministic: bool = False
     tracker: str | None = None
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     parallel: Literal["ddp", "fsdp"] = "ddp"
     compile: Literal["auto", "on", "graphs", "off"] = "auto"
-    log_every: int = within(COUNT, 50)
-    profile: int | None = within(COUNT, None)
+    log_every: int = within(ranges.COUNT, 50)
+    profile: int | None = within(ranges.COUNT, None)
 
     @property
     def start(self) -> str | None:
@@ -283,12 +255,12 @@ class Masked:
     """
 
     method: Literal["mae", "simmim"] = "mae"
-    ratio: float = within(MASK_RATIO, 0.75)
+    ratio: float = within(ranges.MASK_RATIO, 0.75)
     masking: Literal["random", "block", "grid"] = "random"
     norm_pix_loss: bool = True
-    decoder_dim: int = within(COUNT, 128)
-    decoder_depth: int = within(COUNT, 2)
-    decoder_num_heads: int = within(COUNT, 4)
+    decoder_dim: int = within(ranges.COUNT, 128)
+    decoder_depth: int = within(ranges.COUNT, 2)
+    decoder_num_heads: int = within(ranges.COUNT, 4)
     decoder_encoding: Any = "sincos2d"
 
 
@@ -311,18 +283,6 @@ class PretrainConfig(Config):
         decoder = [name for name in vars(self.masked) if name.startswith("decoder_")]
         for name in changed(self.masked, decoder) if self.masked.method == "simmim" else ():
             raise ConfigError(f"masked.{name}: {getattr(self.masked, name)} given, but simmim has no decoder")
-
-
-def check_ranges(group: Any, prefix: str = "") -> None:
-    """Raise ConfigError for a field, in a group of fields or one inside it, whose value is outside its range."""
-    for each in fields(group):
-        name, value, accepted = prefix + each.name, getattr(group, each.name), each.metadata.get("range")
-        if is_dataclass(value):
-            check_ranges(value, f"{name}.")
-        elif isinstance(value, str) and (not value or "\0" in value):
-            raise ConfigError(f"{name}: {value!r} given; accepted: text of one character or more, none of them NUL")
-        elif accepted and value is not None and not accepted.accepts(value):
-            raise ConfigError(f"{name}: {value} given; accepted: {accepted.text}")
 
 
 def changed(group: object, names: Iterable[str]) -> list[str]:

@@ -1,11 +1,16 @@
-"""Random parts of a data set, balanced over its classes: subsets to train on, and pictures held out for tuning."""
+"""Random orders of a data set, and parts balanced over its classes: to train on, or held out for tuning."""
 
 import torch
 
 from visionpos.training.data.datasets import Pictures
 from visionpos.training.errors import DataError
 
-__all__ = ["holdout", "holdout_rows", "subset", "subset_rows"]
+__all__ = ["holdout", "holdout_rows", "shuffled", "subset", "subset_rows"]
+
+
+def shuffled(count: int, seed: int) -> torch.Tensor:
+    """Return the rows 0 to count - 1, (count,) int64, in a random order."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
 
 
 def subset(pictures: Pictures, per_class: int, seed: int) -> Pictures:
@@ -53,5 +58,5 @@ def holdout_rows(labels: torch.Tensor, count: int, seed: int) -> tuple[torch.Ten
 def _shuffled_by_class(labels: torch.Tensor, seed: int) -> list[torch.Tensor]:
     """Return the indices of each class's pictures in a random order."""
     labels = labels.cpu()
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    order = shuffled(len(labels), seed)
     return [order[labels[order] == label] for label in range(int(labels.max()) + 1)]

@@ -56,6 +56,15 @@ class Distributed:
         own = [self.local_rows(each) for each in rows]
         return type(rows)(*own) if hasattr(rows, "_fields") else tuple(own)
 
+    def all_rows(self, own: Tensor) -> Tensor:
+        """Return all rows of a tensor of which each process has its `local_rows`, equally many; all must ask."""
+        if self.size == 1:
+            return own
+        own = own.to(self.device)
+        shares = [torch.empty_like(own) for _ in range(self.size)]
+        dist.all_gather(shares, own)
+        return torch.stack(shares, dim=1).flatten(0, 1)  # row i of process r was row i * size + r
+
     def check(self, config: Config) -> None:
         """Raise ConfigError for what these processes cannot do, such as FSDP where there is only one."""
         batch_size = config.recipe.batch_size

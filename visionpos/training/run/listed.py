@@ -11,9 +11,27 @@ from visionpos.training.data.readers import CIFAR, decode
 from visionpos.training.data.subsets import holdout_rows, subset_rows
 from visionpos.training.errors import ConfigError
 
-__all__ = ["SPLIT_SEED", "keep_split", "listed_pictures", "resident_bytes", "split_record"]
+__all__ = ["SPLIT_SEED", "is_resident", "keep_split", "listed_pictures", "resident_bytes", "split_record"]
 
 SPLIT_SEED = 0  # of the subset and the validation pictures: alike in all runs, whatever their seed
+
+
+def is_resident(data: Data, recipe: Recipe, listed: dict[str, Listed] | None) -> bool:
+    """Return whether all pictures lie on the device: they fit `data.memory`, and none is cut out of its file.
+
+    Raises:
+        ConfigError: pictures that no loader reads, those of an archive, are to be cut out of files.
+    """
+    if data.is_named:
+        return False
+    if listed is None:
+        if recipe.crop_scale is not None:
+            raise ConfigError(
+                f"recipe.crop_scale: {list(recipe.crop_scale)} given for {data.name!r}; accepted for class folders and "
+                "timm's names (torch/, hfds/, wds/ ...)"
+            )
+        return True
+    return recipe.crop_scale is None and resident_bytes(data, recipe, listed) <= data.memory * 2**30
 
 
 def resident_bytes(data: Data, recipe: Recipe, listed: dict[str, Listed]) -> int:

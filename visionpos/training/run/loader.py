@@ -4,14 +4,12 @@ It takes over where pictures on the device would be more than `data.memory`, whe
 file (`recipe.crop_scale`), and for data sets by timm's names: `torch/`, `hfds/`, `hfids/`, `wds/`, `tfds/`. timm reads,
 decodes, crops and scales; all else that happens to a picture is done by `data/augment`, on the device.
 
-A batch is a function of (seed, step) as long as the number of workers and the versions stay: an interrupted run goes on
-with the pictures it would have seen. That it ends with the same bits is promised for resident pictures only.
+Which pictures a batch has, and which process decodes them, is the business of `reading.py`. An interrupted run goes on
+with the pictures it would have seen; that it ends with the same bits is promised for resident pictures only.
 """
 
 import itertools
-import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -23,13 +21,15 @@ from visionpos.training.config.schema import Data, Recipe
 from visionpos.training.data.augment import Augment, normalize
 from visionpos.training.data.datasets import Pictures
 from visionpos.training.data.streams import stream
+from visionpos.training.data.subsets import shuffled
 from visionpos.training.errors import ConfigError, DataError, one_line
+from visionpos.training.run.distributed import Distributed
+from visionpos.training.run.reading import Batches, in_order, reading, training_batches
 
 __all__ = ["LoaderSource", "class_names", "evaluation_loader", "loader_batches", "open_named"]
 
 EVALUATION_BATCH_SIZE = 256
 MEASURED_PICTURES = 1024  # from which mean and std are taken where neither the data nor the weights give them
-Batches = Iterator[tuple[Tensor, Tensor]]
 
 
 class LoaderSource:
@@ -43,7 +43,10 @@ class LoaderSource:
         data: The data's configuration; `size` must be given.
         recipe: What happens to training pictures.
         seed: Of order and augmentation.
-        device: Where batches are wanted.
+        distributed: Where batches are wanted, and the processes that share the decoding of each.
+
+    Raises:
+        ConfigError: no size is given, a batch is larger than the set, or several processes are to share a stream.
     """
 
     split_record = None
@@ -57,11 +60,17 @@ class LoaderSource:
         data: Data,
         recipe: Recipe,
         seed: int,
-        device: torch.device,
+        distributed: Distributed,
     ):
         if data.shape is None:
             raise ConfigError("data.size: null given; accepted for pictures that are read as they are used: a size")
-        self.splits, self.data, self.recipe, self.seed, self.device = (split,), data, recipe, seed, device
+        if distributed.size > 1 and isinstance(train, IterableDataset):
+            raise ConfigError(
+                f"data.name: {data.name!r} given, a stream, which {distributed.size} processes cannot share picture by "
+                "picture; accepted under torchrun: folders, torch/... and hfds/...; for streams timm's own train.py"
+            )
+        self.splits, self.data, self.recipe, self.seed = (split,), data, recipe, seed
+        self.distributed, self.device = distributed, distributed.device
         mean, std = data.mean, data.std
         if mean is None or std is None:
             own_mean, own_std = measure(train, data)
@@ -70,8 +79,8 @@ class LoaderSource:
         self.steps_per_epoch = len(self.loader)
         if not self.steps_per_epoch:
             raise ConfigError(f"recipe.batch_size: {recipe.batch_size} given; accepted: at most {len(train)} pictures")
-        self.generator = torch.Generator(device)
-        self.iterator: Iterator | None = None
+        self.generator = torch.Generator(self.device)
+        self.iterator: Batches | None = None
         self.next_step = -1
         self.metadata = {
             "num_classes": len(classes),
@@ -89,10 +98,9 @@ class LoaderSource:
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Return augmented pictures (B, C, H, W) and targets (B, K) of a training step."""
-        if step != self.next_step or step % self.steps_per_epoch == 0:
-            self._go_to(step)
-        with private_randomness(stream("crop", self.seed, step)):  # without workers, crops are drawn here
-            images, labels = next(self.iterator)
+        if step != self.next_step:
+            self.iterator = training_batches(self.loader, self.distributed, self.seed, step)
+        images, labels = next(self.iterator)
         self.next_step = step + 1
         images, labels = images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
         self.generator.manual_seed(stream("augmentation", self.seed, step))
@@ -102,17 +110,6 @@ class LoaderSource:
         rows = torch.arange(len(labels), device=self.device)
         return augment(rows, self.generator, mixing=end is None or step < end * self.steps_per_epoch)
 
-    def _go_to(self, step: int) -> None:
-        """Start the epoch of a step, and leave out what comes before the step."""
-        epoch, index = divmod(step, self.steps_per_epoch)
-        if hasattr(self.loader.dataset, "set_epoch"):  # timm's iterable data sets shuffle by it
-            self.loader.dataset.set_epoch(epoch)
-        with private_randomness(stream("order", self.seed, epoch)):
-            self.iterator = iter(self.loader)  # draws the order and the seeds of the workers
-        for earlier in range(step - index, step):
-            with private_randomness(stream("crop", self.seed, earlier)):
-                next(self.iterator)
-
     def describe(self, step: int) -> str:
         """Return which examples the batch of a step has, in words."""
         epoch, index = divmod(step, self.steps_per_epoch)
@@ -120,7 +117,7 @@ class LoaderSource:
 
     def evaluation(self, split: str) -> Batches:
         """Yield the test pictures, normalised, and their labels."""
-        return loader_batches(self.test, self.metadata, self.device)
+        return loader_batches(in_order(self.test, self.distributed), self.metadata, self.device)
 
 
 def training_loader(dataset: Dataset, data: Data, recipe: Recipe) -> DataLoader:
@@ -161,13 +158,13 @@ def _loader(dataset: Dataset, data: Data, batch_size: int, **options: Any) -> Da
 
 
 def loader_batches(
-    loader: DataLoader,
+    batches: Iterable[tuple[Tensor, Tensor]],
     metadata: dict[str, Any],
     device: torch.device,
     change: Callable[[Tensor], Tensor] = lambda images: images,
 ) -> Batches:
     """Yield normalised pictures and labels on a device, the uint8 pictures of each batch changed first."""
-    for images, labels in loader:
+    for images, labels in batches:
         images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
         yield normalize(change(images), metadata["mean"], metadata["std"]), labels
 
@@ -176,10 +173,8 @@ def measure(dataset: Dataset, data: Data) -> tuple[tuple[float, ...], tuple[floa
     """Return mean and std of the channels, of some pictures drawn at random, or the first ones of a stream."""
     loader = evaluation_loader(dataset, data)
     if not isinstance(dataset, IterableDataset):
-        rows = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))[:MEASURED_PICTURES].tolist()
-        loader = DataLoader(
-            dataset, loader.batch_size, sampler=rows, num_workers=data.workers, collate_fn=loader.collate_fn
-        )
+        rows = shuffled(len(dataset), 0)[:MEASURED_PICTURES].split(loader.batch_size)
+        loader = reading(loader, dataset, [batch.tolist() for batch in rows])
     images = torch.cat([images for images, _ in itertools.islice(loader, MEASURED_PICTURES // EVALUATION_BATCH_SIZE)])
     return Pictures(images, torch.zeros(len(images), dtype=torch.int64), ()).mean_std()
 
@@ -216,16 +211,3 @@ def class_names(dataset: Dataset, data: Data) -> tuple[str, ...]:
     if names is None and data.num_classes is None:
         raise ConfigError(f"data.num_classes: not given, and {data.name!r} does not say it; accepted: a whole number")
     return tuple(map(str, names or range(data.num_classes)))
-
-
-@contextmanager
-def private_randomness(seed: int) -> Iterator[None]:
-    """Seed Python's and torch's global generators for the block, and leave them as they were."""
-    before = random.getstate()
-    try:
-        with torch.random.fork_rng(devices=[]):
-            random.seed(seed)
-            torch.default_generator.manual_seed(seed)
-            yield
-    finally:
-        random.setstate(before)

@@ -96,7 +96,7 @@ def execute(task: TrainingTask, config: Config) -> dict[str, Any]:
 
 def open_trainer(task: TrainingTask, config: Config, distributed: Distributed) -> Trainer:
     """Return everything that training needs, at its start."""
-    source = open_source(config.data, config.recipe, config.seed, distributed.device)
+    source = open_source(config.data, config.recipe, config.seed, distributed)
     torch.manual_seed(config.seed)
     return Trainer(*task.build(config, source, distributed.device), config, distributed)
 

@@ -16,13 +16,14 @@ from torch import Tensor
 from visionpos.training.config.schema import Data, Recipe
 from visionpos.training.data.augment import Augment, normalize
 from visionpos.training.data.datasets import Pictures, load_listed, load_pictures
-from visionpos.training.data.folders import Listed, PictureFiles, is_flat, list_folder
+from visionpos.training.data.folders import PictureFiles, is_flat, list_folder
 from visionpos.training.data.readers import CIFAR
 from visionpos.training.data.streams import stream
-from visionpos.training.data.subsets import holdout, subset
+from visionpos.training.data.subsets import holdout, shuffled, subset
 from visionpos.training.data.tasks import PositionTask
 from visionpos.training.errors import ConfigError
-from visionpos.training.run.listed import SPLIT_SEED, keep_split, listed_pictures, resident_bytes, split_record
+from visionpos.training.run.distributed import Distributed
+from visionpos.training.run.listed import SPLIT_SEED, is_resident, keep_split, listed_pictures, split_record
 from visionpos.training.run.loader import LoaderSource, class_names, evaluation_loader, loader_batches, open_named
 
 __all__ = [
@@ -68,40 +69,23 @@ class Source(Protocol):
         """Yield the pictures and labels of a split, the same at every call."""
 
 
-def open_source(data: Data, recipe: Recipe, seed: int, device: torch.device) -> Source:
-    """Return the source that a configuration describes, with its pictures on the device."""
+def open_source(data: Data, recipe: Recipe, seed: int, distributed: Distributed) -> Source:
+    """Return the source that a configuration describes, with its pictures on the device of this process."""
     if data.is_task:
-        return TaskSource(open_task(data), recipe.batch_size, seed, device)
+        return TaskSource(open_task(data), recipe.batch_size, seed, distributed.device)
     listed = None if data.is_named else listed_pictures(data)
     if is_resident(data, recipe, listed):
-        source = _resident(data, recipe, seed, device)
+        source = _resident(data, recipe, seed, distributed.device)
     elif data.is_named:
         train, test = (open_named(data, which, recipe.batch_size, seed) for which in (0, 1))
-        source = LoaderSource(train, test, class_names(train, data), "test", data, recipe, seed, device)
+        source = LoaderSource(train, test, class_names(train, data), "test", data, recipe, seed, distributed)
     else:
         files = map(PictureFiles, (listed["train"], listed["test"]))
-        source = LoaderSource(*files, listed["train"].classes, picture_split(data), data, recipe, seed, device)
+        classes, split = listed["train"].classes, picture_split(data)
+        source = LoaderSource(*files, classes, split, data, recipe, seed, distributed)
     if listed and is_flat(Path(data.name)):
         source.split_record = split_record(listed)
     return source
-
-
-def is_resident(data: Data, recipe: Recipe, listed: dict[str, Listed] | None) -> bool:
-    """Return whether all pictures lie on the device: they fit `data.memory`, and none is cut out of its file.
-
-    Raises:
-        ConfigError: pictures that no loader reads, those of an archive, are to be cut out of files.
-    """
-    if data.is_named:
-        return False
-    if listed is None:
-        if recipe.crop_scale is not None:
-            raise ConfigError(
-                f"recipe.crop_scale: {list(recipe.crop_scale)} given for {data.name!r}; accepted for class folders and "
-                "timm's names (torch/, hfds/, wds/ ...)"
-            )
-        return True
-    return recipe.crop_scale is None and resident_bytes(data, recipe, listed) <= data.memory * 2**30
 
 
 def _resident(data: Data, recipe: Recipe, seed: int, device: torch.device) -> "PictureSource":
@@ -162,8 +146,8 @@ class PictureSource:
         """Return (B,) indices of the training pictures of a step."""
         epoch, index = divmod(step, self.steps_per_epoch)
         if self.order[0] != epoch:
-            shuffle = torch.Generator().manual_seed(stream("order", self.seed, epoch))
-            self.order = epoch, torch.randperm(self.metadata["train_size"], generator=shuffle).to(self.device)
+            order = shuffled(self.metadata["train_size"], stream("order", self.seed, epoch))
+            self.order = epoch, order.to(self.device)
         return self.order[1][index * self.recipe.batch_size : (index + 1) * self.recipe.batch_size]
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:

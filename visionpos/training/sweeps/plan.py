@@ -49,6 +49,11 @@ class Job:
         return all((self.path / name).exists() for name in needed)
 
     @property
+    def is_known(self) -> bool:
+        """Return whether it can be tried: its settings are known, or why they never will be."""
+        return self.config is not None or self.problem is not None
+
+    @property
     def error(self) -> dict[str, Any] | None:
         """Return what went wrong when it was last tried."""
         path = self.path / "error.json"
@@ -162,6 +167,11 @@ class Plan:
     sweep: Sweep
     folder: Path
     cells: list[Cell]
+
+    @property
+    def devices(self) -> set[str]:
+        """Return what the runs ask for to compute on."""
+        return {configure(cell.flags).device for cell in self.cells}
 
     def jobs(self, is_done: IsDone, ask: bool = False) -> Iterator[Job]:
         """Yield every run in the order in which to take them: trials first, then seed by seed, each with all encodings.

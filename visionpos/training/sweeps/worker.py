@@ -21,13 +21,20 @@ from visionpos.training.run.loop import duration
 from visionpos.training.run.record import write_json
 from visionpos.training.sweeps.plan import Job, Plan
 
-__all__ = ["Worker"]
+__all__ = ["Worker", "do", "record_failure"]
 
 POLL_SECONDS = 2.0  # between looks for a run that a killed worker left
 
 
 class Worker:
-    """Train what is free until nothing is left."""
+    """Train what is free until nothing is left.
+
+    Args:
+        plan: The runs, which other workers may share.
+    """
+
+    slots = 1  # runs that it does at a time
+    has_room = True  # whether it can begin another one
 
     def __init__(self, plan: Plan):
         self.plan = plan
@@ -45,43 +52,52 @@ class Worker:
         return job.finished or (job.error not in (None, self.earlier.get(job.path)) and holder(job.path) is None)
 
     def _take_one(self) -> bool:
-        """Do the first job that is free; if there is none, wait a little. Return False if all are done."""
+        """Begin the first job that is free; if there is none, wait a little. Return False if all are done."""
         busy = False
-        for job in self.plan.jobs(self.is_done, ask=True):
+        for job in self.plan.jobs(self.is_done, ask=self.has_room):
             if not self.is_done(job):
-                if self._attempt(job):
+                if job.is_known and self._attempt(job):
                     return True
                 busy = True
         if busy:
             time.sleep(POLL_SECONDS)
         return busy
 
-    def _progress(self, job: Job) -> str:
-        """Return which of how many runs is next, and how long all that are left would take this worker alone."""
+    def _announce(self, job: Job, begun: int = 0) -> None:
+        """Print which of how many runs is next, and how long all that are left would take this worker alone."""
         done = [self.is_done(each) for each in self.plan.jobs(self.is_done)]
         left = ""
         if self.seconds:
-            mean = sum(self.seconds) / len(self.seconds)
+            mean = sum(self.seconds) / len(self.seconds) / self.slots
             left = f", about {duration(mean * done.count(False))} left for this worker alone"
-        return f"{job.path}: {done.count(True) + 1} of {len(done)}{left}"
+        print(f"{job.path}: {done.count(True) + begun + 1} of {len(done)}{left}", flush=True)
 
     def _attempt(self, job: Job) -> bool:
-        """Do a job unless another worker does, or nobody can yet; return whether this worker did."""
-        if job.config is None and job.problem is None:
-            return False
+        """Do a job unless another worker does; return whether this worker did."""
         with hold(job.path) as ours:
             if ours and not job.finished:
-                started = time.monotonic()
-                print(self._progress(job), flush=True)
-                try:
-                    perform(job)
-                    self.seconds.append(time.monotonic() - started)
-                    (job.path / "error.json").unlink(missing_ok=True)
-                except Interrupted:
-                    raise
-                except Exception as error:  # whatever it is, the other jobs go on
-                    record_failure(job, error)
+                self._announce(job)
+                self._note(do(job))
         return ours
+
+    def _note(self, seconds: float | None) -> None:
+        """Remember how long a run took; None for one that failed."""
+        if seconds is not None:
+            self.seconds.append(seconds)
+
+
+def do(job: Job) -> float | None:
+    """Do a job that this process has locked, and return the seconds it took; None if it failed, which is recorded."""
+    started = time.monotonic()
+    try:
+        perform(job)
+    except Interrupted:
+        raise
+    except Exception as error:  # whatever it is, the other jobs go on
+        record_failure(job, error)
+        return None
+    (job.path / "error.json").unlink(missing_ok=True)
+    return time.monotonic() - started
 
 
 def perform(job: Job) -> None:
