@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+HOSTS = ROOT / "visionpos" / "hosts"
 PAGE = (ROOT / "docs" / "architecture.md").read_text()
 
 
@@ -86,3 +87,25 @@ def test_links_and_paths_lead_somewhere(page):
     paths = re.findall(rf"`((?:{'|'.join(roots)})/[\w./]+\.(?:py|md|yaml|sh))`", text)
     invented = ("/ring.py", "/test_ring.py", "/pico.py")  # by the pages that add an encoding and a host
     assert [path for path in paths if not (ROOT / path).exists() and not path.endswith(invented)] == []
+
+
+LONG_FAMILIES = {  # and what they have twice
+    "gemma4_vit.py": 200,  # an encoder and a classifier, pictures and padded patches, two tables in one parameter
+    "hiera.py": 240,  # tokens in an order of its own, masks, pooled queries
+    "mvitv2.py": 160,  # queries, keys and values pooled each for itself
+    "naflexvit.py": 220,  # pictures and padded patches, two kinds of blocks, three kinds of tables
+}
+
+
+def test_a_family_is_short():
+    families = [path for path in HOSTS.glob("*.py") if "\nHOST = register_host(" in path.read_text()]
+    assert len(families) > 30
+    for path in families:
+        assert path.read_text().count("\n") <= LONG_FAMILIES.get(path.name, 120), path.name
+
+
+def test_what_families_share_is_for_two_or_more():
+    files = {path.stem: path.read_text() for path in HOSTS.glob("*.py") if path.stem != "__init__"}
+    for name, text in files.items():
+        users = [other for other in files.values() if re.search(rf"^from \.{name} import", other, re.MULTILINE)]
+        assert "\nHOST = register_host(" in text or len(users) > 1, name

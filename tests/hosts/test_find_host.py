@@ -6,6 +6,7 @@ import torchvision
 from torch import nn
 
 import visionpos as vp
+from visionpos.analysis.zoo import build
 
 OTHERS = {
     "torchvision ViT": lambda: torchvision.models.VisionTransformer(32, 16, 1, 2, 32, 64),
@@ -35,3 +36,17 @@ def test_a_model_without_layers_is_one_line():
     model = timm.create_model("vit_tiny_patch16_224", depth=0, img_size=(32, 48))
     with pytest.raises(ValueError, match="no attention layers"):
         vp.set_encoding(model, "alibi2d")
+
+
+@pytest.mark.parametrize(
+    ("family", "path"),
+    [("Swin", "layers.0.blocks.0"), ("PVT v2", "stages.0.blocks.0.attn"), ("LeViT", "stem"), ("SAM", "blocks.0.attn")],
+)
+def test_a_part_of_ones_own_is_refused_before_anything_is_changed(family, path):
+    model, _ = build(family)
+    part = model.get_submodule(path)
+    part.__class__ = type("Mine", (type(part),), {})
+    before = [(name, type(module)) for name, module in model.named_modules()]
+    with pytest.raises(ValueError, match=r"takes encodings with timm's own parts only \(.*\); this one has a Mine$"):
+        vp.set_encoding(model, "learned")
+    assert [(name, type(module)) for name, module in model.named_modules()] == before

@@ -77,7 +77,7 @@ def test_every_encoding_trains(name):
 def test_outputs_of_pooled_queries_are_refused(spec):
     model = hiera()
     before = model(pictures(SIZE))
-    with pytest.raises(ValueError, match=r"blocks.1 of Hiera pools its queries"):
+    with pytest.raises(ValueError, match=r"layer 1 of this Hiera pools its tokens"):
         vp.set_encoding(model, spec)
     assert torch.equal(model(pictures(SIZE)), before)
 

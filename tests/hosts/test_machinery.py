@@ -4,9 +4,12 @@ import pytest
 import timm
 import torch
 from timm.layers import create_feature_extractor
+from timm.models.nest import Nest
 
 import visionpos as vp
-from tests.small import pictures, randomised
+from tests.hosts.families import fitting
+from tests.hosts.ragged_batches import ragged_batch
+from tests.small import VIT, pictures, randomised
 from visionpos.analysis.zoo import build
 
 pytestmark = pytest.mark.unhooked
@@ -35,7 +38,10 @@ def close(a, b, tolerance):
 
 def check_compiled(family, spec, backend):
     """One graph; output and gradients are those of the eager model."""
-    model, size = converted(family, spec)
+    check_compiled_model(*converted(family, spec), backend)
+
+
+def check_compiled_model(model, size, backend):
     x = pictures(size).requires_grad_()
 
     def results(run):
@@ -139,6 +145,62 @@ def test_onnx_runtime_for_each_size(family, tmp_path):
     for other in other_sizes(size):
         model.set_input_size(other)
         check_sizes(onnx_runtime(model, tmp_path / "model.onnx", other), model, [other], 1e-4)
+
+
+def vit_with_norms_behind():
+    return timm.create_model("vit_base_patch16_rpn_224", **{**VIT, "init_values": 0.5}), VIT["img_size"]
+
+
+def nest():
+    return Nest(img_size=64, embed_dims=(24, 48, 96), num_heads=(2, 3, 3), depths=(1, 1, 1), num_classes=4), (64, 64)
+
+
+BUILDERS = {"ViT, norms behind": vit_with_norms_behind, "NesT": nest}  # of what is not in `ZOO`
+NEWEST = [
+    *("NaFlexViT", "Gemma 4", "ViT, parallel", "ViT, parallel attention", "ViT, differential", "ViT, norms behind"),
+    *("CrossViT", "CoaT", "ConViT", "NesT", "Swin v2-CR", "TNT", "Visformer"),
+]
+FOREIGN = "sincos2d+rope_axial+alibi2d"
+COMPILED_QUICKLY = [("ViT, parallel", None), ("Visformer", FOREIGN)]  # below 5 s
+EXPORTED_QUICKLY = [(family, FOREIGN) for family in (*NEWEST[:6], "ConViT")]  # about 1 s
+
+
+def slow_but(quick):
+    """Each of the newest families with its own encodings (None) and with others; fast are the quick ones alone."""
+    pairs = [(family, spec) for family in NEWEST for spec in (None, FOREIGN)]
+    return [pytest.param(*pair, marks=() if pair in quick else pytest.mark.slow) for pair in pairs]
+
+
+def newest(family, spec):
+    """A converted model of the family, whose every weight matters, and the size of its pictures."""
+    torch.manual_seed(0)
+    model, size = BUILDERS[family]() if family in BUILDERS else build(family)
+    vp.get_encoding(model) if spec is None else vp.set_encoding(model, fitting(family, spec))
+    return randomised(model), size
+
+
+@pytest.mark.parametrize(("family", "spec"), slow_but(COMPILED_QUICKLY))
+def test_the_newest_families_trace_as_one_graph(family, spec):
+    check_compiled_model(*newest(family, spec), "aot_eager")
+
+
+@pytest.mark.parametrize(("family", "spec"), slow_but(EXPORTED_QUICKLY))
+def test_the_newest_families_are_exported(family, spec):
+    model, size = newest(family, spec)
+    program = torch.export.export(model, (pictures(size, 1),))
+    check_sizes(program.module(), model, [size], 1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["NaFlexViT", "Gemma 4"])
+def test_padded_batches_are_exported_where_timms_are(family):
+    batch, _ = ragged_batch([(4, 6), (3, 5), (4, 6)], 26)
+    try:
+        torch.export.export(build(family)[0].eval(), (batch,))
+    except Exception as error:
+        pytest.skip(f"timm's own is not, for it reads grids off the data: {type(error).__name__}")
+    model, _ = newest(family, FOREIGN)
+    assert close(torch.export.export(model, (batch,)).module()(batch), model(batch), 1e-5)
 
 
 EXTRACTED = [

@@ -48,6 +48,8 @@ class AttentionContext:
         kept: all positions, and which of them are left, (B, K), where `positions` are those of a subset.
     """
 
+    patch_valid: Tensor | None = None  # (B, N), false for padding, of a model that returns it
+
     def __init__(
         self,
         positions: Positions,
@@ -58,6 +60,11 @@ class AttentionContext:
     ):
         self.positions, self.prepared, self.kept = positions, prepared, kept
         self.attn_mask, self.is_causal = attn_mask, is_causal
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Return how many tokens are in front of the patch tokens."""
+        return self.positions.num_prefix_tokens
 
     def __fx_create_arg__(self, tracer: torch.fx.Tracer) -> torch.fx.Node:
         """Return the node of a graph of torch.fx that makes this context, as torch.fx asks of its own classes."""

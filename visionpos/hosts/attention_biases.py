@@ -9,9 +9,11 @@ from timm.layers import to_2tuple
 from torch import Tensor, nn
 
 from ..bias.relative_table import RelativeTable
-from ..encoding import AttentionTensors, LayerFacts, PositionEncoding
-from .grids import GridHost, encode_grid
-from .parameters import adopt_parameters, bind_parameters
+from ..encoding import AttentionTensors, PositionEncoding
+from .attention import NO_DROPOUT, attend_logits
+from .grid_hosts import GridHost
+from .grids import encode_grid
+from .parameters import adopt_parameters, bind_first
 
 NAMES = {"relative_position_bias_table": "attention_biases"}
 
@@ -38,49 +40,46 @@ class EncodedBiases:
         """Do nothing: the encodings compute their own buffers."""
 
 
-def adopt_biases(attn: nn.Module, cls: type) -> None:
-    """Swap the class of an attention layer, and make an encoding of its table."""
-    options = {"num_heads": attn.num_heads, "feat_shape": to_2tuple(attn.resolution), "preset": "levit"}
-    attn.encodings = nn.ModuleList([adopt_parameters(attn, RelativeTable, HeadsFirst(), NAMES, **options)])
-    if "attention_bias_idxs" in attn._non_persistent_buffers_set:
-        attn.attention_bias_idxs = None
-    attn.__class__ = cls
-
-
-def bind_biases(attn: nn.Module) -> None:
-    """Keep the first table without signs of an attention layer as its `attention_biases`."""
-    tables = (each for each in attn.encodings if isinstance(each, RelativeTable) and each.preset == "levit")
-    own = next(tables, None)
-    if own is None or own.owner is own:
-        attn.attention_biases = None
-    if own is not None:
-        bind_parameters(own, attn, HeadsFirst(), NAMES)
-
-
 class BiasesHost(GridHost):
     """A family whose attention has such a table, and the grid of its tokens as `resolution`."""
 
-    def layer_facts(self, model: nn.Module) -> list[LayerFacts]:
-        blocks = self.blocks(model)
-        return [
-            LayerFacts(
-                **self.widths(block),
-                feat_shape=to_2tuple(block.attn.resolution),
-                num_heads=block.attn.num_heads,
-                head_dim=block.attn.key_dim,
-                layer=layer,
-                depth=len(blocks),
-            )
-            for layer, block in enumerate(blocks)
-        ]
-
-    @abstractmethod
-    def widths(self, block: nn.Module) -> dict[str, int]:
-        """Return the numbers of channels of a block, by their names in `LayerFacts`."""
+    def adopt_native_positions(self, model: nn.Module) -> None:
+        for block in self.blocks(model):
+            attn = block.attn
+            options = {"num_heads": attn.num_heads, "feat_shape": to_2tuple(attn.resolution), "preset": "levit"}
+            attn.encodings.append(adopt_parameters(attn, RelativeTable, HeadsFirst(), NAMES, **options))
+            if "attention_bias_idxs" in attn._non_persistent_buffers_set:
+                attn.attention_bias_idxs = None
 
     def bind_native(self, model: nn.Module) -> None:
-        for block in self.blocks(model):
-            bind_biases(block.attn)
+        for attn in (block.attn for block in self.blocks(model)):
+            tables = (each for each in attn.encodings if getattr(each, "preset", None) == "levit")
+            bind_first(tables, RelativeTable, attn, HeadsFirst(), NAMES)
+
+    def seen_shapes(self, model: nn.Module) -> list[tuple[int, int]]:
+        return [to_2tuple(block.attn.resolution) for block in self.blocks(model)]
+
+    @abstractmethod
+    def channels(self, block: nn.Module) -> dict[str, int]:
+        """Return the numbers of channels of a block, but for those of a query, by their names in `LayerFacts`."""
+
+    def facts_of(self, block: nn.Module) -> dict[str, int]:
+        return {**self.channels(block), "num_heads": block.attn.num_heads, "head_dim": block.attn.key_dim}
+
+
+def as_tokens(x: Tensor) -> Tensor:
+    """Return tokens (B, N, C) of a map (B, C, H, W), or as they are."""
+    return x.flatten(2).mT if x.ndim == 4 else x
+
+
+def heads_of(layer: nn.Module, x: Tensor) -> Tensor:
+    """Return the channels of each head, (B, heads, N, C / heads), of tokens (B, N, C) or a map (B, C, H, W)."""
+    return as_tokens(x).unflatten(-1, (layer.num_heads, -1)).transpose(1, 2)
+
+
+def attend_by_steps(layer: nn.Module, tensors: AttentionTensors) -> Tensor:
+    """Return softmax(q k^T scale + bias) v, (B, heads, queries, val_dim), by timm's steps, and so with its bits."""
+    return attend_logits(tensors, (tensors.q @ tensors.k.mT) * layer.scale, NO_DROPOUT)
 
 
 def encode_every_second(

@@ -13,7 +13,7 @@ from ..bias.relative_table import RelativeTable
 from .attention import AttentionContext, math_is_faster, prepare_encodings, self_attention, split_heads
 from .host import first, register_host
 from .isotropic import IsotropicForward, IsotropicHost, mix
-from .parameters import ParameterHolder, adopt_parameters, bind_parameters
+from .parameters import ParameterHolder, adopt_parameters, bind_first, bind_parameters
 from .projections import project
 
 
@@ -48,10 +48,6 @@ class EncodedBeit(IsotropicForward, Beit):
     """A BEiT whose positions are encodings of this package."""
 
     holders = ("rel_pos_bias",)
-
-    def forward_stem(self, x: Tensor, keep: Tensor | None = None) -> tuple[Tensor, AttentionContext]:
-        x, context = super().forward_stem(x, keep)
-        return self.pos_drop(x), context
 
 
 class BeitHost(IsotropicHost):
@@ -95,9 +91,7 @@ class BeitHost(IsotropicHost):
             bind_parameters(shared, model.rel_pos_bias)
         for block in model.blocks:
             block.attn.window_size = grid
-            table = first(block.attn.encodings, RelativeTable)
-            if table is not None:
-                bind_parameters(table, block.attn)
+            bind_first(block.attn.encodings, RelativeTable, block.attn)
 
 
 HOST = register_host(BeitHost())

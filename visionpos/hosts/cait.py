@@ -59,10 +59,6 @@ class EncodedCait(WithoutPrefixTokens, Cait):
 
     num_prefix_tokens = 1  # of the features
 
-    def forward_stem(self, x: Tensor, keep: Tensor | None = None) -> tuple[Tensor, AttentionContext]:
-        x, context = super().forward_stem(x, keep)
-        return self.pos_drop(x), context
-
     def forward_norm(self, x: Tensor) -> Tensor:
         """Return the normalised features (B, 1 + N, C) of patch tokens (B, N, C), the class token first."""
         return self.norm(self.forward_cls(x))

@@ -5,7 +5,6 @@ What mixes tokens, a PEG in timm's, acts in front of all layers of a scale; it b
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -15,10 +14,11 @@ from torch import Tensor, nn
 
 from ..conditional.peg import PEG
 from ..encoding import LayerFacts
-from .conv_rel_pos import ConvRelPosEnc
-from .grids import EncodedGridModel, StagedHost, add_to_tokens, encode_grid
-from .host import first, mixes_tokens, refuse_pairs, register_host
-from .parameters import adopt_parameters, bind_parameters
+from .grid_hosts import EncodedGridModel, StagedHost
+from .grids import add_to_tokens, encode_grid
+from .host import mixes_tokens, refuse_pairs, register_host
+from .native_encodings import ConvRelPosEnc
+from .parameters import adopt_parameters, bind_first, bind_parameters
 
 
 @register_notrace_module
@@ -64,6 +64,8 @@ class CoaTHost(StagedHost):
 
     name = "CoaT"
     models: ClassVar = {CoaT: EncodedCoaT}
+    parts: ClassVar = {FactorAttnConvRelPosEnc: EncodedAttention, PatchEmbed: EncodedPatchEmbed}
+    input_part = "patch_embed1"
 
     def scales(self, model: CoaT) -> list[int]:
         """Return the numbers in timm's names of the scales that were not pruned."""
@@ -80,17 +82,15 @@ class CoaTHost(StagedHost):
     def grids(self, model: CoaT) -> list[tuple[int, int]]:
         return [tuple(getattr(model, f"patch_embed{scale}").grid_size) for scale in self.scales(model)]
 
-    def convert_parts(self, model: CoaT) -> None:
+    def adopt_native_positions(self, model: CoaT) -> None:
         for scale, layers in zip(self.scales(model), self.stages(model), strict=True):
             cpe, crpe = getattr(model, f"cpe{scale}"), getattr(model, f"crpe{scale}")
             own = ConvRelPosEnc(crpe)
             bind_parameters(own, crpe)
             for attn in layers:
-                attn.__class__, attn.encodings, attn.mixers = EncodedAttention, nn.ModuleList([own]), nn.ModuleList()
+                attn.encodings.append(own)
             layers[0].mixers.append(adopt_parameters(cpe, PEG, dim=own.dim))
             cpe.__class__, cpe.mixers = EncodedConvPosEnc, (layers[0].mixers,)
-        model.patch_embed1.input_encodings = (model.pos_embed_input,)
-        model.patch_embed1.__class__ = EncodedPatchEmbed
 
     def install(self, model: CoaT, inputs, layers) -> None:
         refuse_pairs(layers, "CoaT is factorised")
@@ -105,16 +105,14 @@ class CoaTHost(StagedHost):
 
     def bind_native(self, model: CoaT) -> None:
         for scale, layers in zip(self.scales(model), self.stages(model), strict=True):
-            owners = (getattr(model, f"cpe{scale}"), PEG), (getattr(model, f"crpe{scale}"), ConvRelPosEnc)
-            for owner, kind in owners:
-                if (own := first([*layers[0].mixers, *layers[0].encodings], kind)) is not None:
-                    bind_parameters(own, owner)
+            bind_first(layers[0].mixers, PEG, getattr(model, f"cpe{scale}"))
+            bind_first(layers[0].encodings, ConvRelPosEnc, getattr(model, f"crpe{scale}"))
 
     def input_facts(self, model: CoaT) -> LayerFacts:
         return LayerFacts(dim=model.embed_dims[0], feat_shape=self.grids(model)[0])
 
-    def layer_facts(self, model: CoaT) -> list[LayerFacts]:
-        return [replace(facts, num_prefix_tokens=1) for facts in super().layer_facts(model)]
+    def facts_of(self, block: nn.Module) -> dict[str, int]:
+        return {**super().facts_of(block), "num_prefix_tokens": 1}
 
 
 HOST = register_host(CoaTHost())

@@ -10,7 +10,6 @@ from dataclasses import replace
 from functools import partial
 from typing import ClassVar
 
-import torch
 import torch.fx
 from timm.layers import register_notrace_module, use_fused_attn
 from timm.models.convit import GPSA, MHSA, Block, ConVit
@@ -19,10 +18,10 @@ from torch import Tensor, nn
 from ..encoding import LayerFacts
 from ..positions import Positions
 from .attention import AttentionContext, attend_logits, encoded, prepare_encodings, self_attention, split_heads
-from .gated_positions import GatedPositions
 from .host import first, register_host
 from .isotropic import IsotropicHost, mix
-from .parameters import bind_parameters
+from .native_encodings import GatedPositions
+from .parameters import bind_first
 from .without_prefix import WithoutPrefixTokens
 
 
@@ -79,8 +78,6 @@ def put_behind_class_token(positions: Positions) -> Positions:
 class EncodedConVit(WithoutPrefixTokens, ConVit):
     """A ConViT whose positions are encodings of this package."""
 
-    grad_checkpointing = False  # which timm's has not
-
     def through_blocks(self, x: Tensor, context: AttentionContext, blocks) -> Iterator[tuple[Tensor, AttentionContext]]:
         for index, block in enumerate(blocks):
             if index == self.local_up_to_layer and self.cls_token is not None:  # else pruned
@@ -89,10 +86,6 @@ class EncodedConVit(WithoutPrefixTokens, ConVit):
                 context = self.context(put_behind_class_token(positions), keep)
             x = self.forward_block(block, x, context)
             yield x, context
-
-    def forward_stem(self, x: Tensor, keep: Tensor | None = None) -> tuple[Tensor, AttentionContext]:
-        x, context = super().forward_stem(x, keep)
-        return self.pos_drop(x), context
 
 
 class ConVitHost(IsotropicHost):
@@ -113,8 +106,7 @@ class ConVitHost(IsotropicHost):
     def bind_native(self, model: ConVit) -> None:
         super().bind_native(model)
         for block in model.blocks:
-            if (own := first(block.attn.encodings, GatedPositions)) is not None:
-                bind_parameters(own, block.attn)
+            bind_first(block.attn.encodings, GatedPositions, block.attn)
 
     def input_facts(self, model: ConVit) -> LayerFacts:
         return replace(super().input_facts(model), num_prefix_tokens=0)

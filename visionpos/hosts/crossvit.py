@@ -10,11 +10,13 @@ from typing import ClassVar
 
 import torch
 from timm.models.crossvit import CrossVit, scale_image
+from timm.models.vision_transformer import Attention as TimmAttention
+from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from ..encoding import LayerFacts
 from .attention import Attention, AttentionContext
-from .grids import EncodedGridModel
+from .grid_hosts import EncodedGridModel
 from .host import register_host
 from .isotropic import BlockSequence
 from .stems import StemsHost, add_to_grid, context_of_grid
@@ -47,6 +49,7 @@ class CrossVitHost(StemsHost):
 
     name = "CrossVit (CrossViT)"
     models: ClassVar = {CrossVit: EncodedCrossVit}
+    parts: ClassVar = {Block: EncodedBlock, TimmAttention: Attention}
 
     def stages(self, model: CrossVit) -> list[list[nn.Module]]:
         branches = zip(*(part.blocks for part in model.blocks), strict=True)
@@ -62,11 +65,8 @@ class CrossVitHost(StemsHost):
     def tables(self, model: CrossVit) -> list[tuple[nn.Module, str, None]]:
         return [(model, f"pos_embed_{index}", None) for index in range(model.num_branches)]
 
-    def convert_parts(self, model: CrossVit) -> None:
-        super().convert_parts(model)
-        for block in self.blocks(model):
-            block.__class__, block.mixers = EncodedBlock, nn.ModuleList()
-            block.attn.__class__, block.attn.encodings = Attention, nn.ModuleList()
+    def adopt_native_positions(self, model: CrossVit) -> None:
+        super().adopt_native_positions(model)
         for part in model.blocks:
             for blocks, grid in zip(part.blocks, self.grids(model), strict=True):
                 blocks.__class__, blocks.grid_size = EncodedBranch, grid

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from ..encoding import LayerFacts
 from .attention import NO_DROPOUT, attend
-from .grids import AddPositionsToMap, EncodedGridModel, StagedHost, add_to_map, encode_grid, trained_size
+from .grid_hosts import EncodedGridModel, StagedHost, trained_size
+from .grids import AddPositionsToMap, MixMap, encode_grid
 from .host import register_host
 
 
@@ -27,12 +28,8 @@ class EncodedWindowAttention(WindowAttention):
         return self.proj(out.transpose(1, 2).flatten(2))
 
 
-class EncodedSpatialBlock(SpatialBlock):
+class EncodedSpatialBlock(MixMap, SpatialBlock):
     """A block with attention in windows of x (B, C, H, W), after which conditional encodings may mix the whole map."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the map (B, C, H, W)."""
-        return add_to_map(super().forward(x), self.mixers)
 
 
 class EncodedIdentity(AddPositionsToMap, nn.Identity):
@@ -48,6 +45,12 @@ class DaVitHost(StagedHost):
 
     name = "DaVit (DaViT)"
     models: ClassVar = {DaVit: EncodedDaVit}
+    parts: ClassVar = {
+        SpatialBlock: EncodedSpatialBlock,
+        WindowAttention: EncodedWindowAttention,
+        nn.Identity: EncodedIdentity,
+    }
+    input_part = "stages.0.downsample"
 
     def stages(self, model: DaVit) -> list[list[nn.Module]]:
         return [[m for m in stage.modules() if isinstance(m, SpatialBlock)] for stage in model.stages]
@@ -58,13 +61,6 @@ class DaVitHost(StagedHost):
 
     def seen_shape(self, block: nn.Module, grid: tuple[int, int]) -> tuple[int, int]:
         return tuple(block.window_size)
-
-    def convert_parts(self, model: DaVit) -> None:
-        for block in self.blocks(model):
-            block.__class__, block.mixers = EncodedSpatialBlock, nn.ModuleList()
-            block.attn.__class__, block.attn.encodings = EncodedWindowAttention, nn.ModuleList()
-        model.stages[0].downsample.input_encodings = (model.pos_embed_input,)
-        model.stages[0].downsample.__class__ = EncodedIdentity
 
     def input_facts(self, model: DaVit) -> LayerFacts:
         return LayerFacts(dim=model.stem.out_chs, feat_shape=self.grids(model)[0])

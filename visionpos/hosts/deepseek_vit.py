@@ -10,9 +10,9 @@ from torch import Tensor
 
 from .attention import AttentionContext
 from .encoders import ClassifierMixin, EncoderHost, EncoderMixin
-from .eva import EncodedAttentionRope
 from .host import register_host
 from .isotropic import mix
+from .rope_blocks import EncodedAttentionRope
 
 
 class EncodedDeepseekVitBlock(DeepseekVitBlock):

@@ -9,9 +9,9 @@ from timm.models.efficientformer import Attention, EfficientFormer, MetaBlock1d,
 from torch import Tensor, nn
 
 from ..encoding import LayerFacts
-from .attention import NO_DROPOUT, attend_logits
-from .attention_biases import BiasesHost, EncodedBiases, adopt_biases
-from .grids import AddPositionsToMap, EncodedGridModel, add_to_tokens, encode_grid
+from .attention_biases import BiasesHost, EncodedBiases, attend_by_steps, heads_of
+from .grid_hosts import EncodedGridModel
+from .grids import AddPositionsToMap, add_to_tokens, encode_grid
 from .host import register_host
 
 GRID = (7, 7)  # whatever the size of pictures, which must give 49 tokens: timm's table has no other
@@ -21,11 +21,12 @@ GRID = (7, 7)  # whatever the size of pictures, which must give 49 tokens: timm'
 class EncodedAttention(EncodedBiases, Attention):
     """Self-attention of EfficientFormer with encodings, on tokens x (B, 49, C)."""
 
+    resolution = GRID
+
     def forward(self, x: Tensor) -> Tensor:
         """Return tokens (B, 49, C)."""
-        qkv = self.qkv(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, heads, 49, channels)
-        tensors = encode_grid(self, x, GRID, *qkv.split([self.key_dim, self.key_dim, self.val_dim], dim=-1))
-        out = attend_logits(tensors, (tensors.q @ tensors.k.mT) * self.scale, NO_DROPOUT)
+        qkv = heads_of(self, self.qkv(x)).split([self.key_dim, self.key_dim, self.val_dim], dim=-1)
+        out = attend_by_steps(self, encode_grid(self, x, GRID, *qkv))  # (B, heads, 49, val_dim)
         return self.proj(out.transpose(1, 2).flatten(2))
 
 
@@ -55,23 +56,17 @@ class EfficientFormerHost(BiasesHost):
 
     name = "EfficientFormer"
     models: ClassVar = {EfficientFormer: EncodedEfficientFormer}
+    parts: ClassVar = {MetaBlock1d: EncodedBlock, Attention: EncodedAttention, Stem4: EncodedStem}
+    input_part = "stem"
 
     def stages(self, model: EfficientFormer) -> list[list[nn.Module]]:
         return [[block for block in stage.blocks if isinstance(block, MetaBlock1d)] for stage in model.stages]
-
-    def convert_parts(self, model: EfficientFormer) -> None:
-        for block in self.blocks(model):
-            block.__class__, block.mixers = EncodedBlock, nn.ModuleList()
-            block.attn.resolution = GRID
-            adopt_biases(block.attn, EncodedAttention)
-        model.stem.input_encodings = (model.pos_embed_input,)
-        model.stem.__class__ = EncodedStem
 
     def input_facts(self, model: EfficientFormer) -> LayerFacts:
         halvings = sum(not isinstance(stage.downsample, nn.Identity) for stage in model.stages)
         return LayerFacts(dim=model.stem.conv2.out_channels, feat_shape=tuple(n * 2**halvings for n in GRID))
 
-    def widths(self, block: nn.Module) -> dict[str, int]:
+    def channels(self, block: nn.Module) -> dict[str, int]:
         return {"dim": block.attn.proj.out_features, "value_dim": block.attn.val_attn_dim}
 
 

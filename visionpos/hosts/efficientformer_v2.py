@@ -17,15 +17,11 @@ from torch import Tensor, nn
 
 from ..encoding import LayerFacts
 from ..positions import Positions
-from .attention import NO_DROPOUT, attend_logits, encoded
-from .attention_biases import BiasesHost, EncodedBiases, adopt_biases, encode_every_second
-from .grids import AddPositionsToMap, EncodedGridModel, add_to_map, trained_size
+from .attention import attend_logits, encoded
+from .attention_biases import BiasesHost, EncodedBiases, attend_by_steps, encode_every_second, heads_of
+from .grid_hosts import EncodedGridModel, trained_size
+from .grids import AddPositionsToMap, MixMap
 from .host import register_host
-
-
-def split_heads(layer: nn.Module, x: Tensor) -> Tensor:
-    """Return the channels of each head of a map (B, C, H, W), (B, heads, H W, C / heads)."""
-    return x.flatten(2).unflatten(1, (layer.num_heads, -1)).mT
 
 
 @register_notrace_module
@@ -40,7 +36,7 @@ class EncodedAttention(EncodedBiases, Attention2d):
         """Return a map (B, C, H, W)."""
         x = x if self.stride_conv is None else self.stride_conv(x)
         values = self.v(x)
-        q, k, v = (split_heads(self, part) for part in (self.q(x), self.k(x), values))
+        q, k, v = (heads_of(self, part) for part in (self.q(x), self.k(x), values))
         positions = Positions.grid(self.resolution, device=x.device).promote(x.dtype)
         prepared = [(encoding, encoding.prepare(positions)) for encoding in self.encodings]
         own = [table for encoding, table in prepared if encoding.owner is self]
@@ -61,13 +57,13 @@ class EncodedAttentionDownsample(EncodedBiases, Attention2dDownsample):
         """Return a map of a quarter of the tokens."""
         values = self.v(x)
         local = self.v_local(values)
-        q, k, v = (split_heads(self, part) for part in (self.q(x), self.k(x), values))
+        q, k, v = (heads_of(self, part) for part in (self.q(x), self.k(x), values))
         tensors = encode_every_second(self, x.flatten(2).mT, self.resolution, q, k, v)
-        out = attend_logits(tensors, (tensors.q @ tensors.k.mT) * self.scale, NO_DROPOUT)
+        out = attend_by_steps(self, tensors)
         return self.proj(self.act(out.mT.reshape(local.shape) + local))
 
 
-class EncodedBlock(EfficientFormerV2Block):
+class EncodedBlock(MixMap, EfficientFormerV2Block):
     """A block after which conditional encodings may mix the tokens of the map."""
 
     @property
@@ -75,17 +71,9 @@ class EncodedBlock(EfficientFormerV2Block):
         """Return the attention, under the name that it has in other families."""
         return self.token_mixer
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return a map (B, C, H, W)."""
-        return add_to_map(super().forward(x), self.mixers)
 
-
-class EncodedDownsample(Downsample):
+class EncodedDownsample(MixMap, Downsample):
     """Attention beside the convolution between two stages, after which conditional encodings may mix the map."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return a map of a quarter of the tokens."""
-        return add_to_map(super().forward(x), self.mixers)
 
 
 class EncodedStem(AddPositionsToMap, Stem4):
@@ -106,7 +94,9 @@ class EfficientFormerV2Host(BiasesHost):
         Downsample: EncodedDownsample,
         Attention2d: EncodedAttention,
         Attention2dDownsample: EncodedAttentionDownsample,
+        Stem4: EncodedStem,
     }
+    input_part = "stem"
 
     def stages(self, model: EfficientFormerV2) -> list[list[nn.Module]]:
         parts = [[stage.downsample, *stage.blocks] for stage in model.stages]
@@ -115,18 +105,11 @@ class EfficientFormerV2Host(BiasesHost):
             for stage in parts
         ]
 
-    def convert_parts(self, model: EfficientFormerV2) -> None:
-        for block in self.blocks(model):
-            block.__class__, block.mixers = self.parts[type(block)], nn.ModuleList()
-            adopt_biases(block.attn, self.parts[type(block.attn)])
-        model.stem.input_encodings = (model.pos_embed_input,)
-        model.stem.__class__ = EncodedStem
-
     def input_facts(self, model: EfficientFormerV2) -> LayerFacts:
         shape = tuple(-(-n // 4) for n in trained_size(model))
         return LayerFacts(dim=model.stem.conv2.conv.out_channels, feat_shape=shape)
 
-    def widths(self, block: nn.Module) -> dict[str, int]:
+    def channels(self, block: nn.Module) -> dict[str, int]:
         proj, value = block.attn.proj.conv, block.attn.v.conv
         return {"dim": proj.out_channels, "dim_in": value.in_channels, "value_dim": value.out_channels}
 

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from ..encoding import AttentionTensors, LayerFacts
 from ..positions import Positions
 from .attention import NO_DROPOUT, attend_logits, encoded
-from .attention_biases import BiasesHost, EncodedBiases, adopt_biases
-from .grids import AddPositionsToMap, EncodedGridModel, add_to_map, trained_size
+from .attention_biases import BiasesHost, EncodedBiases
+from .grid_hosts import ResizedGridModel, trained_size
+from .grids import AddPositionsToMap, MixMap
 from .host import register_host
 
 
@@ -56,13 +57,11 @@ class EncodedAttention(EncodedBiases, CascadedGroupAttention):
         return self.proj(torch.cat(out, dim=1))
 
     def set_resolution(self, resolution: int) -> None:
-        """Work on windows of another size from now on; tables are resized as their encodings do it."""
+        """Work on windows of another size from now on; the model resizes their tables."""
         self.resolution = resolution
-        for encoding in self.encodings:
-            encoding.set_feat_shape((resolution, resolution))
 
 
-class EncodedBlock(EfficientVitBlock):
+class EncodedBlock(MixMap, EfficientVitBlock):
     """A block after which conditional encodings may mix the tokens of the map."""
 
     @property
@@ -70,23 +69,13 @@ class EncodedBlock(EfficientVitBlock):
         """Return the attention, under the name that it has in other families."""
         return self.mixer.m.attn
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the map (B, C, H, W)."""
-        return add_to_map(super().forward(x), self.mixers)
-
 
 class EncodedPatchEmbedding(AddPositionsToMap, PatchEmbedding):
     """The convolutions before the first stage, to whose map input encodings are added."""
 
 
-class EncodedEfficientVitMsra(EncodedGridModel, EfficientVitMsra):
+class EncodedEfficientVitMsra(ResizedGridModel, EfficientVitMsra):
     """An EfficientViT whose positions are encodings of this package."""
-
-    def set_input_size(self, img_size: int | tuple[int, int] | None = None) -> None:
-        """Change the input size as timm does; encodings resize their own tables."""
-        super().set_input_size(img_size)
-        for encoding in self.pos_embed_input:
-            encoding.set_feat_shape(HOST.input_facts(self).feat_shape)
 
 
 class EfficientVitMsraHost(BiasesHost):
@@ -94,22 +83,18 @@ class EfficientVitMsraHost(BiasesHost):
 
     name = "EfficientVitMsra (EfficientViT)"
     models: ClassVar = {EfficientVitMsra: EncodedEfficientVitMsra}
-
-    def stages(self, model: EfficientVitMsra) -> list[list[nn.Module]]:
-        return [list(stage.blocks) for stage in model.stages]
-
-    def convert_parts(self, model: EfficientVitMsra) -> None:
-        for block in self.blocks(model):
-            block.__class__, block.mixers = EncodedBlock, nn.ModuleList()
-            adopt_biases(block.attn, EncodedAttention)
-        model.patch_embed.input_encodings = (model.pos_embed_input,)
-        model.patch_embed.__class__ = EncodedPatchEmbedding
+    parts: ClassVar = {
+        EfficientVitBlock: EncodedBlock,
+        CascadedGroupAttention: EncodedAttention,
+        PatchEmbedding: EncodedPatchEmbedding,
+    }
+    input_part = "patch_embed"
 
     def input_facts(self, model: EfficientVitMsra) -> LayerFacts:
         shape = tuple(-(-n // 16) for n in trained_size(model))
         return LayerFacts(dim=model.patch_embed.conv4.conv.out_channels, feat_shape=shape)
 
-    def widths(self, block: nn.Module) -> dict[str, int]:
+    def channels(self, block: nn.Module) -> dict[str, int]:
         attn, last = block.attn, block.ffn1.m.pw2
         return {"dim": last.bn.num_features, "value_dim": attn.val_dim * attn.num_heads}
 

@@ -21,11 +21,6 @@ class EncoderMixin(IsotropicMixin):
         x, positions = self.embed(x)
         return x, self.context(positions)
 
-    def group_matcher(self, coarse: bool = False) -> dict:
-        """Return timm's groups of layers, with input and shared encodings in the stem."""
-        matcher = super().group_matcher(coarse)
-        return {**matcher, "stem": matcher["stem"] + "|pos_embed"}
-
 
 class ClassifierMixin:
     """A classifier around a converted encoder."""

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from ..encoding import LayerFacts
 from .attention import attend
-from .grids import AddPositionsToMap, EncodedGridModel, StagedHost, add_positions, encode_grid
+from .grid_hosts import EncodedGridModel, StagedHost
+from .grids import AddPositionsToMap, add_positions, encode_grid
 from .host import register_host
-from .rel_pos import adopt_rel_pos, bind_rel_pos
+from .rel_pos import RelPosInBlocks
 
 
 @register_notrace_module
@@ -49,32 +50,23 @@ class EncodedGCViT(EncodedGridModel, GlobalContextVit):
     """A GCViT whose positions are encodings of this package."""
 
 
-class GCViTHost(StagedHost):
+class GCViTHost(RelPosInBlocks, StagedHost):
     """The family of GCViT; the tables of its windows keep their names."""
 
     name = "GlobalContextVit (GCViT)"
     models: ClassVar = {GlobalContextVit: EncodedGCViT}
-
-    def stages(self, model: GlobalContextVit) -> list[list[nn.Module]]:
-        return [list(stage.blocks) for stage in model.stages]
+    parts: ClassVar = {
+        GlobalContextVitBlock: EncodedBlock,
+        WindowAttentionGlobal: EncodedWindowAttention,
+        Stem: EncodedStem,
+    }
+    input_part = "stem"
 
     def grids(self, model: GlobalContextVit) -> list[tuple[int, int]]:
         return [tuple(stage.feat_size) for stage in model.stages]
 
     def seen_shape(self, block: nn.Module, grid: tuple[int, int]) -> tuple[int, int]:
         return tuple(block.window_size)
-
-    def convert_parts(self, model: GlobalContextVit) -> None:
-        for block in self.blocks(model):
-            block.mixers, block.attn.encodings = nn.ModuleList(), nn.ModuleList()
-            adopt_rel_pos(block.attn, "rel_pos", block.attn.encodings)
-            block.__class__, block.attn.__class__ = EncodedBlock, EncodedWindowAttention
-        model.stem.input_encodings = (model.pos_embed_input,)
-        model.stem.__class__ = EncodedStem
-
-    def bind_native(self, model: GlobalContextVit) -> None:
-        for block in self.blocks(model):
-            bind_rel_pos(block.attn, "rel_pos", block.attn.encodings, tuple(block.window_size))
 
     def input_facts(self, model: GlobalContextVit) -> LayerFacts:
         return LayerFacts(dim=model.stem.conv1.out_channels, feat_shape=self.grids(model)[0])

@@ -18,14 +18,15 @@ from timm.models.gemma4_vit import (
 from torch import Tensor, nn
 
 from ..input.factorized import Factorized
+from ..positions import Positions
 from ..rotary.rope_axial import RopeAxial
 from .attention import AttentionContext, attend, caller_masks, encoded, prepare_encodings
 from .encoders import ClassifierMixin, EncoderHost, EncoderMixin
-from .grids import trained_size
+from .grid_hosts import trained_size
 from .host import first, register_host
-from .isotropic import keep_tokens, mix
+from .isotropic import mix
 from .masks import add_masks
-from .parameters import adopt_parameters, bind_parameters
+from .parameters import PartialView, adopt_parameters, bind_parameters
 from .projections import into_heads
 from .ragged import RaggedMixin
 
@@ -63,16 +64,12 @@ class EncodedGemma4Block(Gemma4Block):
 NAMES = {"pos_embed_y": "table_y", "pos_embed_x": "table_x"}  # an encoding's tables, as the stem calls them
 
 
-class Part:
+class Part(PartialView):
     """A view of one of timm's two tables, which are one parameter that the stem cuts in two."""
 
     def read(self, parameter: Tensor) -> Tensor:
         """Return the table, as it was cut."""
         return parameter
-
-    def write(self, value: Tensor, encoding: Factorized) -> Tensor:
-        """Refuse: both tables are of one length."""
-        raise TypeError(f"{encoding.name} shares a parameter with the other axis, and cannot be resized alone")
 
 
 class EncodedGemma4PatchEmbed(Gemma4PatchEmbed):
@@ -114,16 +111,10 @@ class EncodedGemma4PatchEmbed(Gemma4PatchEmbed):
 class EncodedGemma4VitEncoder(EncoderMixin, RaggedMixin, Gemma4VitEncoder):
     """An encoder whose positions are encodings of this package."""
 
-    @property
-    def tables(self) -> list[Tensor]:
-        """Return the parameter of both tables, if timm's are there."""
-        own = self.patch_embed.position_embedding_table
-        return [*super().tables, *([] if own is None else [own])]
+    holders = ("patch_embed",)
 
-    def forward_stem(self, x: Tensor, keep: Tensor | None = None) -> tuple[Tensor, AttentionContext]:
-        x, positions = self.embed(self.patch_embed(x)[0])
-        x = x if keep is None else keep_tokens(x, keep, 0)
-        return x, self.context(positions, keep)
+    def embed(self, x: Tensor | tuple[Tensor | None, ...]) -> tuple[Tensor, Positions]:
+        return super().embed(x[0] if isinstance(x, tuple) else x)  # of whole pictures all that counts
 
     def forward_norm(self, x: Tensor) -> Tensor:
         return x

@@ -1,22 +1,16 @@
-"""Shared parts of the hosts whose blocks see a grid of tokens, or windows of it: Swin, SAM, MaxViT and their kin.
+"""Encodings on a grid of tokens or windows of it, in the parts of Swin, SAM, MaxViT and their kin.
 
 Where tokens are follows from the shape of what a layer gets, so that nothing has to be handed on.
 """
 
 from __future__ import annotations
 
-import itertools
-from abc import abstractmethod
-from typing import ClassVar
-
 import torch.fx
 from torch import Tensor, nn
 
-from ..encoding import AttentionTensors, LayerFacts, PositionEncoding
+from ..encoding import AttentionTensors, PositionEncoding
 from ..positions import Positions
 from .attention import encoded
-from .host import FixedCoordinates, Host, encoding_parameters, fits_stem, layer_lists
-from .parameters import replace_encodings
 
 
 @torch.fx.wrap  # one call in its graphs: the size of a picture is known when they run
@@ -77,6 +71,22 @@ class AddPositionsToTokens:
         return add_to_tokens(x, self.input_encodings[0], tuple(grid)), grid
 
 
+class MixPositions:
+    """Mixin for a block on x (B, H, W, C), after which conditional encodings may mix the tokens of the whole grid."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the tokens (B, H, W, C) after the block."""
+        return add_positions(super().forward(x), self.mixers)
+
+
+class MixMap:
+    """Mixin for a block on a map x (B, C, H, W), after which conditional encodings may mix it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the map (B, C, H, W) after the block."""
+        return add_to_map(super().forward(x), self.mixers)
+
+
 def encode_grid(
     layer: nn.Module,
     x: Tensor,
@@ -99,128 +109,3 @@ def encode_grid(
     """
     positions = Positions.grid(grid, num_prefix_tokens, device=x.device).promote(x.dtype)
     return encoded(x, q, k, v, [(encoding, encoding.prepare(positions)) for encoding in layer.encodings])
-
-
-class EncodedGridModel(FixedCoordinates):
-    """Mixin with the methods of converted models that name their input encodings `pos_embed_input`."""
-
-    def no_weight_decay(self) -> set[str]:
-        """Return timm's names and every parameter of an encoding."""
-        own = getattr(super(), "no_weight_decay", set)()  # not in every family
-        return {*own, *encoding_parameters(self)}
-
-    def group_matcher(self, coarse: bool = False) -> dict:
-        """Return timm's groups of layers, with input encodings in the stem."""
-        groups = super().group_matcher(coarse)
-        stem = next(name for name in groups if name.startswith("stem"))  # "stem1" of several
-        return {**groups, stem: groups[stem] + r"|^pos_embed_input"}
-
-
-class GridHost(Host):
-    """A family of blocks on a grid or windows of it: each has `attn` with a list of encodings, and `mixers`."""
-
-    models: ClassVar[dict[type, type]]  # timm's class: the converted one
-
-    def accepts(self, model: nn.Module) -> bool:
-        return type(model) in self.models or type(model) in self.models.values()
-
-    def convert(self, model: nn.Module) -> None:
-        if type(model) in self.models.values():
-            return
-        model.pos_embed_input = nn.ModuleList()
-        self.convert_parts(model)
-        model.__class__ = self.models[type(model)]
-
-    @abstractmethod
-    def convert_parts(self, model: nn.Module) -> None:
-        """Swap the classes of blocks and attention, and of what the tokens pass before the first block."""
-
-    @abstractmethod
-    def stages(self, model: nn.Module) -> list[list[nn.Module]]:
-        """Return the blocks with attention of each stage, in order; a stage may have none."""
-
-    def blocks(self, model: nn.Module) -> list[nn.Module]:
-        """Return all blocks with attention, in order."""
-        return [block for stage in self.stages(model) for block in stage]
-
-    def mixing_layers(self, model: nn.Module) -> list[int]:
-        ends = itertools.accumulate(len(stage) for stage in self.stages(model))
-        return [end - len(stage) for end, stage in zip(ends, self.stages(model), strict=True) if stage]
-
-    def input_lists(self, model: nn.Module) -> list[nn.ModuleList]:
-        """Return the list of input encodings of each stem."""
-        return [model.pos_embed_input]
-
-    def encodings(self, model: nn.Module):
-        layers = [[*block.attn.encodings, *block.mixers] for block in self.blocks(model)]
-        return [encoding for encodings in self.input_lists(model) for encoding in encodings], layers
-
-    def install(self, model: nn.Module, inputs, layers) -> None:
-        for facts, encodings in zip(self.layer_facts(model), layers, strict=True):
-            channels = facts.num_heads * facts.head_dim
-            for encoding in encodings:
-                if getattr(encoding, "value_table", None) is not None and channels != facts.value_dim:
-                    timms = type(model).__name__.removeprefix("Encoded")
-                    raise ValueError(
-                        f"{encoding.name} has value vectors of {channels} channels, but layer {facts.layer} of this "
-                        f"{timms} has values of {facts.value_dim}: leave out values=True"
-                    )
-        blocks = self.blocks(model)
-        lists = (place for block, new in zip(blocks, layers, strict=True) for place in layer_lists(block, new))
-        replace_encodings(
-            *(
-                (encodings, [encoding for encoding in inputs if fits_stem(encoding, stem)])
-                for encodings, stem in zip(self.input_lists(model), self.stems(model), strict=True)
-            ),
-            *lists,
-        )
-        self.bind_native(model)
-
-    def bind_native(self, model: nn.Module) -> None:
-        """Put parameters that timm and its checkpoints have under names of their own there; by default, none."""
-
-
-def trained_size(model: nn.Module) -> tuple[int, int]:
-    """Return the picture size (H, W) that timm built a model for, or that of its configuration if it has none.
-
-    `pretrained_cfg_overlay={"input_size": (3, height, width)}` of `timm.create_model` changes the latter.
-
-    Raises:
-        ValueError: there is no configuration, since timm's factory did not build the model.
-    """
-    built, config = getattr(model, "_traits", {}).get("img_size"), getattr(model, "pretrained_cfg", None) or {}
-    if built is not None:
-        return tuple(built)
-    if "input_size" not in config:
-        raise ValueError(
-            f"{type(model).__name__.removeprefix('Encoded')} knows no picture size: build it with timm.create_model, "
-            "or set its pretrained_cfg to {'input_size': (3, height, width)}"
-        )
-    return tuple(config["input_size"][1:])
-
-
-class StagedHost(GridHost):
-    """A family of blocks on grids whose stages have a grid each."""
-
-    @abstractmethod
-    def grids(self, model: nn.Module) -> list[tuple[int, int]]:
-        """Return the grid (H, W) of each stage."""
-
-    def seen_shape(self, block: nn.Module, grid: tuple[int, int]) -> tuple[int, int]:
-        """Return (H, W) of the tokens that see each other in a block on a grid: the grid, or a window."""
-        return grid
-
-    def layer_facts(self, model: nn.Module) -> list[LayerFacts]:
-        stages = zip(self.grids(model), self.stages(model), strict=True)
-        placed = [(grid, block) for grid, blocks in stages for block in blocks]
-        return [
-            LayerFacts(
-                dim=block.attn.proj.weight.shape[0],
-                feat_shape=self.seen_shape(block, grid),
-                num_heads=block.attn.num_heads,
-                head_dim=block.attn.proj.weight.shape[1] // block.attn.num_heads,
-                layer=layer,
-                depth=len(placed),
-            )
-            for layer, (grid, block) in enumerate(placed)
-        ]

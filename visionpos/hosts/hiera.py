@@ -6,8 +6,10 @@ Coordinates travel with the tokens: `unroll` orders both, a mask drops both, and
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection
 from dataclasses import replace
+from typing import ClassVar
 
 import torch
 from timm.models._features import feature_take_indices
@@ -20,9 +22,11 @@ from ..input.abs_win import AbsWin
 from ..input.learned import Learned
 from ..positions import Positions
 from .attention import NO_DROPOUT, AttentionContext, attend, encoded, encoded_pairs, positions_of
-from .host import FixedCoordinates, Host, adds_to_outputs, encoding_parameters, first, layer_lists, register_host
+from .grid_hosts import EncodedGridModel, GridHost
+from .grids import add_to_tokens
+from .host import encoding_parameters, register_host
 from .isotropic import mix
-from .parameters import adopt_parameters, bind_parameters, replace_encodings
+from .parameters import adopt_parameters, bind_first
 
 
 def pool_max(x: Tensor, q_stride: int) -> Tensor:
@@ -101,14 +105,11 @@ class EncodedHieraBlock(HieraBlock):
         return AttentionContext(Positions(torch.stack([axis % n for axis, n in axes], dim=-1), self.feat_shape))
 
 
-class EncodedHiera(FixedCoordinates, Hiera):
+class EncodedHiera(EncodedGridModel, Hiera):
     """A Hiera whose positions are encodings of this package."""
 
     def _pos_embed(self, x: Tensor) -> Tensor:
-        positions = Positions.grid(tuple(self.tokens_spatial_shape), device=x.device)
-        for encoding in self.pos_embed_input:
-            x = encoding(x, positions)
-        return x
+        return add_to_tokens(x, self.pos_embed_input, tuple(self.tokens_spatial_shape))
 
     def forward_stem(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, AttentionContext]:
         """Return the tokens of pictures in unrolled order, (B, T, C), and where they are.
@@ -176,24 +177,22 @@ class EncodedHiera(FixedCoordinates, Hiera):
         return encoding_parameters(self)
 
 
-class HieraHost(Host):
+class HieraHost(GridHost):
     """The family of Hiera on images."""
 
     name = "Hiera"
-
-    def accepts(self, model: nn.Module) -> bool:
-        return type(model) is Hiera or isinstance(model, EncodedHiera)
+    models: ClassVar = {Hiera: EncodedHiera}
+    parts: ClassVar = {HieraBlock: EncodedHieraBlock, MaskUnitAttention: EncodedMaskUnitAttention}
 
     def convert(self, model: Hiera) -> None:
-        if isinstance(model, EncodedHiera):
-            return
         if len(model.tokens_spatial_shape) != 2:
             raise ValueError(
                 f"only Hiera on pictures takes encodings; this one has tokens {model.tokens_spatial_shape}"
             )
+        super().convert(model)
+
+    def adopt_native_positions(self, model: Hiera) -> None:
         facts = self.input_facts(model)
-        model.__class__ = EncodedHiera
-        model.pos_embed_input = nn.ModuleList()
         if model.pos_embed_win is not None:
             options = {"window_size": facts.window_size, "global_size": tuple(model.pos_embed.shape[-2:])}
             model.pos_embed_input.append(adopt_parameters(model, AbsWin, dim=facts.dim, **options))
@@ -205,11 +204,21 @@ class HieraHost(Host):
             size = model.mask_unit_size if block.attn.use_mask_unit_attn else model.tokens_spatial_shape
             block.feat_shape = tuple(n // s**pooled for n, s in zip(size, model.q_stride, strict=True))
             block.stride = tuple(model.q_stride)
-            block.mixers = nn.ModuleList()
-            block.attn.encodings = nn.ModuleList()
-            block.attn.__class__ = EncodedMaskUnitAttention
-            block.__class__ = EncodedHieraBlock
             pooled += block.attn.q_stride > 1
+
+    def stages(self, model: Hiera) -> list[list[nn.Module]]:
+        bounds = itertools.pairwise((0, *(end + 1 for end in model.stage_ends)))
+        return [list(model.blocks[start:end]) for start, end in bounds]
+
+    def seen_shapes(self, model: Hiera) -> list[tuple[int, int]]:
+        return [block.feat_shape for block in model.blocks]
+
+    def facts_of(self, block: nn.Module) -> dict[str, int]:
+        heads = {"num_heads": block.attn.heads, "head_dim": block.attn.head_dim}
+        return {"dim": block.dim_out, "dim_in": block.dim, **heads}
+
+    def pools(self, block: nn.Module) -> bool:
+        return block.attn.q_stride > 1
 
     def input_facts(self, model: Hiera) -> LayerFacts:
         return LayerFacts(
@@ -218,38 +227,8 @@ class HieraHost(Host):
             window_size=tuple(model.mask_unit_size),
         )
 
-    def layer_facts(self, model: Hiera) -> list[LayerFacts]:
-        return [
-            LayerFacts(
-                dim=block.dim_out,
-                dim_in=block.dim,
-                feat_shape=block.feat_shape,
-                num_heads=block.attn.heads,
-                head_dim=block.attn.head_dim,
-                layer=index,
-                depth=len(model.blocks),
-            )
-            for index, block in enumerate(model.blocks)
-        ]
-
-    def mixing_layers(self, model: Hiera) -> list[int]:
-        return [0, *(end + 1 for end in model.stage_ends[:-1])]
-
-    def encodings(self, model: Hiera):
-        return list(model.pos_embed_input), [[*block.attn.encodings, *block.mixers] for block in model.blocks]
-
-    def install(self, model: Hiera, inputs, layers) -> None:
-        for index, (block, encodings) in enumerate(zip(model.blocks, layers, strict=True)):
-            for encoding in filter(adds_to_outputs, encodings if block.attn.q_stride > 1 else ()):
-                raise ValueError(
-                    f"{encoding.name} adds to the output of every token, but blocks.{index} of Hiera pools its queries "
-                    "and has fewer outputs; leave out lepe and values=True"
-                )
-        lists = (place for block, new in zip(model.blocks, layers, strict=True) for place in layer_lists(block, new))
-        replace_encodings((model.pos_embed_input, inputs), *lists)
-        native = first(model.pos_embed_input, (AbsWin, Learned))
-        if native is not None:
-            bind_parameters(native, model)
+    def bind_native(self, model: Hiera) -> None:
+        bind_first(model.pos_embed_input, (AbsWin, Learned), model)
 
 
 HOST = register_host(HieraHost())

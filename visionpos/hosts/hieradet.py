@@ -15,9 +15,10 @@ from ..encoding import LayerFacts
 from ..input.abs_win import AbsWin
 from ..positions import Positions
 from .attention import NO_DROPOUT, attend, encoded_pairs
-from .grids import EncodedGridModel, StagedHost, add_positions, encode_grid, trained_size
-from .host import adds_to_outputs, register_host
-from .parameters import adopt_parameters, bind_parameters
+from .grid_hosts import EncodedGridModel, StagedHost, trained_size
+from .grids import MixPositions, add_positions, encode_grid
+from .host import register_host
+from .parameters import adopt_parameters, bind_first
 
 NAMES = {"pos_embed_win": "pos_embed_window"}
 
@@ -51,12 +52,8 @@ class EncodedMultiScaleAttention(MultiScaleAttention):
         return self.proj(out.flatten(2).unflatten(1, grid))
 
 
-class EncodedMultiScaleBlock(MultiScaleBlock):
+class EncodedMultiScaleBlock(MixPositions, MultiScaleBlock):
     """A block on x (B, H, W, C), after which conditional encodings may mix the whole map."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the tokens (B, h, w, dim_out)."""
-        return add_positions(super().forward(x), self.mixers)
 
 
 class EncodedHieraDet(EncodedGridModel, HieraDet):
@@ -71,6 +68,7 @@ class HieraDetHost(StagedHost):
 
     name = "HieraDet (SAM 2)"
     models: ClassVar = {HieraDet: EncodedHieraDet}
+    parts: ClassVar = {MultiScaleBlock: EncodedMultiScaleBlock, MultiScaleAttention: EncodedMultiScaleAttention}
 
     def stages(self, model: HieraDet) -> list[list[nn.Module]]:
         bounds = itertools.pairwise((0, *(end + 1 for end in model.stage_ends)))
@@ -86,34 +84,25 @@ class HieraDetHost(StagedHost):
     def seen_shape(self, block: nn.Module, grid: tuple[int, int]) -> tuple[int, int]:
         return tuple(block.window_size) if block.is_windowed else grid  # where queries are pooled, there are windows
 
-    def convert_parts(self, model: HieraDet) -> None:
+    def adopt_native_positions(self, model: HieraDet) -> None:
         facts = self.input_facts(model)
         options = {"window_size": facts.window_size, "global_size": model.global_pos_size, "antialias": False}
         model.pos_embed_input.append(adopt_parameters(model, AbsWin, None, NAMES, dim=facts.dim, **options))
-        for block in self.blocks(model):
-            block.__class__, block.mixers = EncodedMultiScaleBlock, nn.ModuleList()
-            block.attn.__class__, block.attn.encodings = EncodedMultiScaleAttention, nn.ModuleList()
 
-    def install(self, model: HieraDet, inputs, layers) -> None:
-        for layer, (block, encodings) in enumerate(zip(self.blocks(model), layers, strict=True)):
-            for encoding in filter(adds_to_outputs, encodings if block.q_stride else ()):
-                raise ValueError(f"{encoding.name} adds to every token, but blocks.{layer} of HieraDet pools queries")
-        super().install(model, inputs, layers)
+    def pools(self, block: nn.Module) -> bool:
+        return bool(block.q_stride)
 
     def bind_native(self, model: HieraDet) -> None:
         tables = [each for each in model.pos_embed_input if isinstance(each, AbsWin) and not each.antialias]
-        model.pos_embed, model.pos_embed_window = None, None
-        for own in [table for table in tables if table.interpolation == "bicubic"][:1]:
-            bind_parameters(own, model, names=NAMES)
+        bind_first([table for table in tables if table.interpolation == "bicubic"], AbsWin, model, names=NAMES)
 
     def input_facts(self, model: HieraDet) -> LayerFacts:
         strides = zip(trained_size(model), model.patch_embed.proj.stride, strict=True)
         shape, window = tuple(-(-n // s) for n, s in strides), (model.window_spec[0],) * 2
         return LayerFacts(dim=model.patch_embed.proj.out_channels, feat_shape=shape, window_size=window)
 
-    def layer_facts(self, model: HieraDet) -> list[LayerFacts]:
-        pairs = zip(super().layer_facts(model), self.blocks(model), strict=True)
-        return [replace(facts, dim_in=block.dim) for facts, block in pairs]
+    def facts_of(self, block: nn.Module) -> dict[str, int]:
+        return {**super().facts_of(block), "dim_in": block.dim}
 
 
 HOST = register_host(HieraDetHost())

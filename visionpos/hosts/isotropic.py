@@ -18,8 +18,8 @@ from ..encoding import LayerFacts, PositionEncoding
 from ..input.learned import Learned
 from ..positions import Positions
 from .attention import AttentionContext, positions_of
-from .host import Host, attention_of, encoding_parameters, first, layer_lists
-from .parameters import adopt_parameters, bind_parameters, has_parameters, replace_encodings
+from .host import Host, attention_of, encoding_parameters, layer_lists
+from .parameters import adopt_parameters, bind_first, has_parameters, replace_encodings
 
 
 def mix(x: Tensor, mixers: nn.ModuleList, context: AttentionContext | None) -> Tensor:
@@ -81,6 +81,7 @@ class IsotropicMixin:
 
     holders: ClassVar[tuple[str, ...]] = ()  # children that hold parameters of encodings outside themselves
     coordinate_augmentation: CoordinateAugmentation | None = None  # applied while training
+    grad_checkpointing: bool = False  # of timm's models that cannot
 
     @property
     def prefix_tokens(self) -> list[Tensor]:
@@ -119,7 +120,8 @@ class IsotropicMixin:
         """
         x, positions = self.embed(self.patch_embed(x))
         x = x if keep is None else keep_tokens(x, keep, positions.num_prefix_tokens)
-        return x, self.context(positions, keep)
+        pos_drop = self._modules.get("pos_drop")  # not in every family
+        return x if pos_drop is None else pos_drop(x), self.context(positions, keep)
 
     def forward_block(self, block: Callable[..., Tensor], x: Tensor, context: AttentionContext) -> Tensor:
         """Return the tokens after one block, checkpointed or not."""
@@ -169,6 +171,13 @@ class IsotropicMixin:
         """Return timm's names and every parameter of an encoding."""
         return super().no_weight_decay() | encoding_parameters(self)
 
+    def group_matcher(self, coarse: bool = False) -> dict | Callable:
+        """Return timm's groups of layers, with the encodings of the whole model in the stem."""
+        groups = super().group_matcher(coarse)
+        if not isinstance(groups, dict):  # CaiT's function has them there already
+            return groups
+        return {**groups, "stem": "|^".join((groups["stem"], "pos_embed", *self.holders))}
+
 
 class IsotropicForward(IsotropicMixin):
     """The forward pass of models whose own has no way for a context: all but EVA."""
@@ -186,6 +195,7 @@ class IsotropicForward(IsotropicMixin):
         stop_early: bool = False,
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
+        output_dict: bool = False,
         **mask,
     ):
         """Return features and intermediates as timm does; `mask` is what the model's stem takes of one."""
@@ -196,14 +206,17 @@ class IsotropicForward(IsotropicMixin):
         for index, (x, context) in enumerate(self.through_blocks(*self.forward_stem(x, **mask), blocks)):  # noqa: B020
             if index in wanted:
                 tokens = self.norm(x) if norm else x
-                found.append(tokens.tensor_split([context.positions.num_prefix_tokens], dim=1))
-        intermediates = [patches for _, patches in found]
+                found.append(tokens.tensor_split([context.num_prefix_tokens], dim=1))
+        prefix, patches = [tokens for tokens, _ in found], [tokens for _, tokens in found]
         if output_fmt == "NCHW":
-            shape = context.positions.feat_shape
-            intermediates = [patches.mT.unflatten(2, shape).contiguous() for patches in intermediates]
-        if return_prefix_tokens:
-            intermediates = [(patches, prefix) for patches, (prefix, _) in zip(intermediates, found, strict=True)]
-        return intermediates if intermediates_only else (self.forward_norm(x), intermediates)
+            patches = [tokens.mT.unflatten(2, context.positions.feat_shape).contiguous() for tokens in patches]
+        if not output_dict:
+            intermediates = list(zip(patches, prefix, strict=True)) if return_prefix_tokens else patches
+            return intermediates if intermediates_only else (self.forward_norm(x), intermediates)
+        named = {"image_intermediates": patches}
+        named |= {"image_intermediates_prefix": prefix} if return_prefix_tokens else {}
+        named |= {} if context.patch_valid is None else {"patch_valid": context.patch_valid}
+        return named if intermediates_only else {**named, "image_features": self.forward_norm(x)}
 
 
 class IsotropicHost(Host):
@@ -306,6 +319,4 @@ class IsotropicHost(Host):
 
     def bind_native(self, model: nn.Module) -> None:
         """Put parameters that timm and its checkpoints have under names of their own there."""
-        learned = first(model.pos_embed_input, Learned)
-        if learned is not None:
-            bind_parameters(learned, model)
+        bind_first(model.pos_embed_input, Learned, model)

@@ -5,39 +5,19 @@ from __future__ import annotations
 from typing import ClassVar
 
 from timm.layers import register_notrace_module
-from timm.models.levit import (
-    Attention,
-    AttentionDownsample,
-    Levit,
-    LevitBlock,
-    LevitDistilled,
-    LevitDownsample,
-    Stem8,
-    Stem16,
-)
+from timm.models import levit as timms
 from torch import Tensor, nn
 
 from ..encoding import AttentionTensors, LayerFacts
-from .attention import NO_DROPOUT, attend_logits
-from .attention_biases import BiasesHost, EncodedBiases, adopt_biases, encode_every_second
-from .grids import AddPositionsToMap, EncodedGridModel, add_to_map, add_to_tokens, encode_grid
+from .attention_biases import BiasesHost, EncodedBiases, as_tokens, attend_by_steps, encode_every_second, heads_of
+from .grid_hosts import EncodedGridModel
+from .grids import AddPositionsToMap, add_to_map, add_to_tokens, encode_grid
 from .host import register_host
-
-
-def as_tokens(x: Tensor) -> Tensor:
-    """Return tokens (B, N, C) of a map (B, C, H, W), or as they are."""
-    return x.flatten(2).mT if x.ndim == 4 else x
-
-
-def split_channels(layer: nn.Module, x: Tensor, *sizes: int) -> tuple[Tensor, ...]:
-    """Return parts (B, heads, N, size) of tokens, or a map, whose channels are those of head after head."""
-    return as_tokens(x).unflatten(-1, (layer.num_heads, -1)).transpose(1, 2).split(sizes, dim=-1)
 
 
 def attend_and_project(layer: nn.Module, tensors: AttentionTensors, x: Tensor) -> Tensor:
     """Return the output of an attention layer with input x, in the form of x, by timm's steps."""
-    logits = (tensors.q @ tensors.k.mT) * layer.scale  # (B, heads, queries, N)
-    out = attend_logits(tensors, logits, NO_DROPOUT).transpose(1, 2).flatten(2)  # (B, queries, heads * val_dim)
+    out = attend_by_steps(layer, tensors).transpose(1, 2).flatten(2)  # (B, queries, heads * val_dim)
     if x.ndim == 4:
         stride = getattr(layer, "stride", 1)
         out = out.mT.unflatten(2, x[:, :, ::stride, ::stride].shape[2:])
@@ -45,38 +25,43 @@ def attend_and_project(layer: nn.Module, tensors: AttentionTensors, x: Tensor) -
 
 
 @register_notrace_module
-class EncodedAttention(EncodedBiases, Attention):
+class EncodedAttention(EncodedBiases, timms.Attention):
     """Self-attention of LeViT with encodings, on tokens x (B, N, C), or a map (B, C, H, W)."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Return what x is, tokens or a map."""
-        qkv = split_channels(self, self.qkv(x), self.key_dim, self.key_dim, self.val_dim)
+        qkv = heads_of(self, self.qkv(x)).split([self.key_dim, self.key_dim, self.val_dim], dim=-1)
         return attend_and_project(self, encode_grid(self, as_tokens(x), self.resolution, *qkv), x)
 
 
 @register_notrace_module
-class EncodedAttentionDownsample(EncodedBiases, AttentionDownsample):
+class EncodedAttentionDownsample(EncodedBiases, timms.AttentionDownsample):
     """Self-attention of LeViT with a query at every second token of each axis."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Return what x is, of a quarter of the tokens."""
-        k, v = split_channels(self, self.kv(x), self.key_dim, self.val_dim)
-        (q,) = split_channels(self, self.q(x), self.key_dim)
+        q, (k, v) = heads_of(self, self.q(x)), heads_of(self, self.kv(x)).split([self.key_dim, self.val_dim], dim=-1)
         return attend_and_project(self, encode_every_second(self, as_tokens(x), self.resolution, q, k, v), x)
 
 
-@register_notrace_module
-class EncodedBlock(LevitBlock):
-    """A block after which conditional encodings may mix the tokens."""
+class MixEither:
+    """Mixin for a block after which conditional encodings may mix the tokens (B, N, C), or the map (B, C, H, W)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return what x is, tokens (B, N, C) or a map (B, C, H, W)."""
-        x = super().forward(x)
-        return add_to_map(x, self.mixers) if x.ndim == 4 else add_to_tokens(x, self.mixers, self.attn.resolution)
+        """Return what x is, tokens or a map."""
+        x, stride = super().forward(x), getattr(self.attn, "stride", 1)
+        if x.ndim == 4:
+            return add_to_map(x, self.mixers)
+        return add_to_tokens(x, self.mixers, tuple(-(-n // stride) for n in self.attn.resolution))
 
 
 @register_notrace_module
-class EncodedDownsample(LevitDownsample):
+class EncodedBlock(MixEither, timms.LevitBlock):
+    """A block of a converted LeViT."""
+
+
+@register_notrace_module
+class EncodedDownsample(MixEither, timms.LevitDownsample):
     """A block that leaves a quarter of the tokens, after which conditional encodings may mix these."""
 
     @property
@@ -84,25 +69,20 @@ class EncodedDownsample(LevitDownsample):
         """Return the attention, under the name that it has in other blocks."""
         return self.attn_downsample
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return what x is, tokens (B, N, C) or a map (B, C, H, W)."""
-        x, grid = super().forward(x), tuple(-(-n // 2) for n in self.attn.resolution)
-        return add_to_map(x, self.mixers) if x.ndim == 4 else add_to_tokens(x, self.mixers, grid)
 
-
-class EncodedStem8(AddPositionsToMap, Stem8):
+class EncodedStem8(AddPositionsToMap, timms.Stem8):
     """The convolutions before the first stage, to whose map input encodings are added."""
 
 
-class EncodedStem16(AddPositionsToMap, Stem16):
+class EncodedStem16(AddPositionsToMap, timms.Stem16):
     """The convolutions before the first stage, with patches of twice the size."""
 
 
-class EncodedLevit(EncodedGridModel, Levit):
+class EncodedLevit(EncodedGridModel, timms.Levit):
     """A LeViT whose positions are encodings of this package."""
 
 
-class EncodedLevitDistilled(EncodedGridModel, LevitDistilled):
+class EncodedLevitDistilled(EncodedGridModel, timms.LevitDistilled):
     """A LeViT with a second head, whose positions are encodings of this package."""
 
 
@@ -110,33 +90,25 @@ class LevitHost(BiasesHost):
     """The family of LeViT; the block that leaves a quarter of the tokens is the first layer of its stage."""
 
     name = "Levit (LeViT)"
-    models: ClassVar = {Levit: EncodedLevit, LevitDistilled: EncodedLevitDistilled}
+    models: ClassVar = {timms.Levit: EncodedLevit, timms.LevitDistilled: EncodedLevitDistilled}
     parts: ClassVar = {
-        LevitBlock: EncodedBlock,
-        LevitDownsample: EncodedDownsample,
-        Attention: EncodedAttention,
-        AttentionDownsample: EncodedAttentionDownsample,
-        Stem8: EncodedStem8,
-        Stem16: EncodedStem16,
+        timms.LevitBlock: EncodedBlock,
+        timms.LevitDownsample: EncodedDownsample,
+        timms.Attention: EncodedAttention,
+        timms.AttentionDownsample: EncodedAttentionDownsample,
+        timms.Stem8: EncodedStem8,
+        timms.Stem16: EncodedStem16,
     }
+    input_part = "stem"
 
-    def stages(self, model: Levit) -> list[list[nn.Module]]:
-        kinds = (LevitBlock, LevitDownsample)
+    def stages(self, model: timms.Levit) -> list[list[nn.Module]]:
+        kinds = (timms.LevitBlock, timms.LevitDownsample)
         return [[module for module in stage.modules() if isinstance(module, kinds)] for stage in model.stages]
 
-    def convert_parts(self, model: Levit) -> None:
-        if type(model.stem) not in self.parts:
-            raise ValueError(f"a LeViT takes encodings behind timm's Stem8 or Stem16, not {type(model.stem).__name__}")
-        for block in self.blocks(model):
-            block.__class__, block.mixers = self.parts[type(block)], nn.ModuleList()
-            adopt_biases(block.attn, self.parts[type(block.attn)])
-        model.stem.input_encodings = (model.pos_embed_input,)
-        model.stem.__class__ = self.parts[type(model.stem)]
-
-    def input_facts(self, model: Levit) -> LayerFacts:
+    def input_facts(self, model: timms.Levit) -> LayerFacts:
         return LayerFacts(dim=model.embed_dim[0], feat_shape=tuple(self.blocks(model)[0].attn.resolution))
 
-    def widths(self, block: nn.Module) -> dict[str, int]:
+    def channels(self, block: nn.Module) -> dict[str, int]:
         inner = getattr(block.attn, "kv", None) or block.attn.qkv
         widths = {"dim_in": inner.linear.weight.shape[1], "value_dim": block.attn.val_attn_dim}
         return {"dim": block.mlp.ln2.linear.weight.shape[0], **widths}

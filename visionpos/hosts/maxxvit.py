@@ -8,81 +8,60 @@ from __future__ import annotations
 from typing import ClassVar
 
 from timm.layers import register_notrace_module, to_2tuple
-from timm.models.maxxvit import (
-    Attention2d,
-    AttentionCl,
-    MaxxVit,
-    ParallelPartitionAttention,
-    PartitionAttention2d,
-    PartitionAttentionCl,
-    Stem,
-    TransformerBlock2d,
-)
+from timm.models import maxxvit as timms
 from torch import Tensor, nn
 
 from ..encoding import LayerFacts
 from .attention import attend
-from .grids import AddPositionsToMap, EncodedGridModel, GridHost, add_positions, add_to_map, encode_grid
+from .grid_hosts import ResizedGridModel, StagedHost
+from .grids import AddPositionsToMap, MixMap, MixPositions, add_to_map, encode_grid
 from .host import register_host
-from .rel_pos import adopt_rel_pos, bind_rel_pos
+from .rel_pos import RelPosInBlocks
+
+
+class EncodedAttention:
+    """Self-attention with encodings, of the tokens of windows or maps that have their channels in axis `channels`."""
+
+    channels = -1
+
+    def forward(self, x: Tensor, shared_rel_pos: Tensor | None = None) -> Tensor:
+        """Return what x is, (B * windows, h, w, C) or (B, C, H, W)."""
+        if not len(self.encodings):
+            return super().forward(x, shared_rel_pos)
+        qkv, tokens = (each.movedim(self.channels, -1) for each in (self.qkv(x), x))
+        grid, qkv = tuple(tokens.shape[1:3]), qkv.flatten(1, 2)  # (B, N, heads * 3 * head_dim)
+        if self.head_first:
+            parts = qkv.unflatten(-1, (self.num_heads, -1)).transpose(1, 2).chunk(3, dim=3)
+        else:
+            parts = qkv.unflatten(-1, (3, self.num_heads, -1)).transpose(1, 3).unbind(2)
+        if self.channels == 1:
+            parts = [part.contiguous() for part in parts]  # (B, heads, N, head_dim) each
+        tensors = encode_grid(self, tokens.flatten(1, 2), grid, *parts)
+        out = attend(tensors, self.scale, self.attn_drop, self.fused_attn).transpose(1, 2).flatten(2)  # (B, N, C)
+        return self.proj_drop(self.proj(out.unflatten(1, grid).movedim(-1, self.channels).contiguous()))
 
 
 @register_notrace_module
-class EncodedAttentionCl(AttentionCl):
+class EncodedAttentionCl(EncodedAttention, timms.AttentionCl):
     """Self-attention of MaxViT with encodings, on windows x (B * windows, h, w, C)."""
 
-    def forward(self, x: Tensor, shared_rel_pos: Tensor | None = None) -> Tensor:
-        """Return tokens (B * windows, h, w, C)."""
-        if not len(self.encodings):
-            return super().forward(x, shared_rel_pos)
-        qkv = self.qkv(x).flatten(1, 2)  # (B * windows, h w, heads * 3 * head_dim)
-        if self.head_first:
-            q, k, v = qkv.unflatten(-1, (self.num_heads, -1)).transpose(1, 2).chunk(3, dim=3)
-        else:
-            q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).transpose(1, 3).unbind(2)
-        tensors = encode_grid(self, x.flatten(1, 2), tuple(x.shape[1:3]), q, k, v)
-        out = attend(tensors, self.scale, self.attn_drop, self.fused_attn)  # (B * windows, heads, h w, head_dim)
-        out = out.transpose(1, 2).reshape(*x.shape[:-1], -1)
-        return self.proj_drop(self.proj(out))
-
 
 @register_notrace_module
-class EncodedAttention2d(Attention2d):
+class EncodedAttention2d(EncodedAttention, timms.Attention2d):
     """Self-attention of CoAtNet with encodings, on maps x (B, C, H, W)."""
 
-    def forward(self, x: Tensor, shared_rel_pos: Tensor | None = None) -> Tensor:
-        """Return maps (B, C, H, W)."""
-        if not len(self.encodings):
-            return super().forward(x, shared_rel_pos)
-        qkv = self.qkv(x).flatten(2)  # (B, heads * 3 * head_dim, H W)
-        if self.head_first:
-            parts = qkv.unflatten(1, (self.num_heads, -1)).chunk(3, dim=2)
-        else:
-            parts = qkv.unflatten(1, (3, self.num_heads, -1)).unbind(1)
-        q, k, v = (part.transpose(-1, -2).contiguous() for part in parts)
-        tensors = encode_grid(self, x.flatten(2).mT, tuple(x.shape[2:]), q, k, v)
-        out = attend(tensors, self.scale, self.attn_drop, self.fused_attn)  # (B, heads, H W, head_dim)
-        out = out.transpose(-1, -2).reshape(x.shape[0], -1, *x.shape[2:])
-        return self.proj_drop(self.proj(out))
+    channels = 1
 
 
-class EncodedPartitionCl(PartitionAttentionCl):
+class EncodedPartitionCl(MixPositions, timms.PartitionAttentionCl):
     """Attention in the windows or the dilated grids of x (B, H, W, C), after which encodings may mix the whole map."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the tokens (B, H, W, C)."""
-        return add_positions(super().forward(x), self.mixers)
 
-
-class EncodedPartition2d(PartitionAttention2d):
+class EncodedPartition2d(MixMap, timms.PartitionAttention2d):
     """Attention in windows or dilated grids of maps x (B, C, H, W), after which encodings may mix the whole map."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the tokens (B, C, H, W)."""
-        return add_to_map(super().forward(x), self.mixers)
 
-
-class EncodedTransformerBlock2d(TransformerBlock2d):
+class EncodedTransformerBlock2d(timms.TransformerBlock2d):
     """A block of CoAtNet, after which conditional encodings may mix the tokens of the map."""
 
     def forward(self, x: Tensor, shared_rel_pos: Tensor | None = None) -> Tensor:
@@ -90,77 +69,51 @@ class EncodedTransformerBlock2d(TransformerBlock2d):
         return add_to_map(super().forward(x, shared_rel_pos), self.mixers)
 
 
-class EncodedStem(AddPositionsToMap, Stem):
+class EncodedStem(AddPositionsToMap, timms.Stem):
     """The convolutions before the first stage, to whose map input encodings are added."""
 
 
-class EncodedMaxxVit(EncodedGridModel, MaxxVit):
+class EncodedMaxxVit(ResizedGridModel, timms.MaxxVit):
     """A MaxxVit whose positions are encodings of this package."""
 
-    def set_input_size(self, *args, **kwargs) -> None:
-        """Change the input size as timm does; learned tables are resized, formulas interpolate their coordinates."""
-        super().set_input_size(*args, **kwargs)
-        for encoding in self.pos_embed_input:
-            encoding.set_feat_shape(HOST.input_facts(self).feat_shape)
-        for block, facts in zip(HOST.blocks(self), HOST.layer_facts(self), strict=True):
-            for encoding in block.attn.encodings:
-                encoding.set_feat_shape(facts.feat_shape)
 
-
-class MaxxVitHost(GridHost):
+class MaxxVitHost(RelPosInBlocks, StagedHost):
     """The family of MaxxVit; a block with two ways of attention has two layers, the windows' and the grids'."""
 
     name = "MaxxVit (MaxViT, CoAtNet)"
-    models: ClassVar = {MaxxVit: EncodedMaxxVit}
+    models: ClassVar = {timms.MaxxVit: EncodedMaxxVit}
     parts: ClassVar = {
-        PartitionAttentionCl: EncodedPartitionCl,
-        PartitionAttention2d: EncodedPartition2d,
-        TransformerBlock2d: EncodedTransformerBlock2d,
-        AttentionCl: EncodedAttentionCl,
-        Attention2d: EncodedAttention2d,
+        timms.PartitionAttentionCl: EncodedPartitionCl,
+        timms.PartitionAttention2d: EncodedPartition2d,
+        timms.TransformerBlock2d: EncodedTransformerBlock2d,
+        timms.AttentionCl: EncodedAttentionCl,
+        timms.Attention2d: EncodedAttention2d,
+        timms.Stem: EncodedStem,
     }
+    input_part = "stem"
 
-    def stages(self, model: MaxxVit) -> list[list[nn.Module]]:
-        """Return the blocks with attention of each stage, in order."""
-        kinds = (PartitionAttentionCl, PartitionAttention2d, TransformerBlock2d)
+    def stages(self, model: timms.MaxxVit) -> list[list[nn.Module]]:
+        kinds = (timms.PartitionAttentionCl, timms.PartitionAttention2d, timms.TransformerBlock2d)
         return [[module for module in stage.modules() if isinstance(module, kinds)] for stage in model.stages]
 
-    def convert_parts(self, model: MaxxVit) -> None:
-        if any(isinstance(module, ParallelPartitionAttention) for module in model.modules()):
+    def convert(self, model: timms.MaxxVit) -> None:
+        if any(isinstance(module, timms.ParallelPartitionAttention) for module in model.modules()):
             raise ValueError("a MaxxVit with blocks that attend to windows and grids in parallel takes no encodings")
-        for block in self.blocks(model):
-            block.mixers, block.attn.encodings = nn.ModuleList(), nn.ModuleList()
-            adopt_rel_pos(block.attn, "rel_pos", block.attn.encodings)
-            block.__class__, block.attn.__class__ = self.parts[type(block)], self.parts[type(block.attn)]
-        model.stem.input_encodings = (model.pos_embed_input,)
-        model.stem.__class__ = EncodedStem
+        super().convert(model)
 
-    def bind_native(self, model: MaxxVit) -> None:
-        for block, facts in zip(self.blocks(model), self.layer_facts(model), strict=True):
-            bind_rel_pos(block.attn, "rel_pos", block.attn.encodings, facts.feat_shape)
-
-    def input_facts(self, model: MaxxVit) -> LayerFacts:
+    def input_facts(self, model: timms.MaxxVit) -> LayerFacts:
         shape = tuple(n // s for n, s in zip(model.img_size, to_2tuple(model.stem.stride), strict=True))
         return LayerFacts(dim=model.stem.out_chs, feat_shape=shape)
 
-    def layer_facts(self, model: MaxxVit) -> list[LayerFacts]:
-        shape, facts, depth = self.input_facts(model).feat_shape, [], len(self.blocks(model))
-        for stage in self.stages(model):
-            shape = tuple((n - 1) // 2 + 1 for n in shape)  # of the stage's maps
-            for block in stage:
-                inner, outer = block.attn.qkv.weight.shape[1], block.attn.proj.weight.shape[0]
-                facts.append(
-                    LayerFacts(
-                        dim=outer,
-                        dim_in=inner,
-                        feat_shape=tuple(getattr(block, "partition_size", shape)),
-                        num_heads=block.attn.num_heads,
-                        head_dim=block.attn.dim_head,
-                        layer=len(facts),
-                        depth=depth,
-                    )
-                )
-        return facts
+    def grids(self, model: timms.MaxxVit) -> list[tuple[int, int]]:
+        height, width = self.input_facts(model).feat_shape  # a stage halves it
+        return [(-(-height // 2**stage), -(-width // 2**stage)) for stage, _ in enumerate(model.stages, start=1)]
+
+    def seen_shape(self, block: nn.Module, grid: tuple[int, int]) -> tuple[int, int]:
+        return tuple(getattr(block, "partition_size", grid))
+
+    def facts_of(self, block: nn.Module) -> dict[str, int]:
+        return {**super().facts_of(block), "dim_in": block.attn.qkv.weight.shape[1]}
 
 
 HOST = register_host(MaxxVitHost())

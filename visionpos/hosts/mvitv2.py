@@ -12,25 +12,18 @@ from typing import ClassVar
 
 import torch
 from timm.layers import register_notrace_module, use_fused_attn
-from timm.models.mvitv2 import (
-    MultiScaleAttention,
-    MultiScaleBlock,
-    MultiScaleVit,
-    PatchEmbed,
-    reshape_post_pool,
-    reshape_pre_pool,
-)
+from timm.models import mvitv2 as timms
 from torch import Tensor, nn
 
 from ..bias.decomposed import Decomposed
 from ..encoding import LayerFacts, PositionEncoding
 from ..positions import Positions
 from .attention import NO_DROPOUT, AttentionContext, attend, encoded, encoded_pairs, prepare_encodings
-from .grids import AddPositionsToTokens, EncodedGridModel
-from .host import first, register_host
+from .grid_hosts import EncodedGridModel, StagedHost
+from .grids import AddPositionsToTokens
+from .host import register_host
 from .isotropic import mix
-from .parameters import adopt_parameters, bind_parameters
-from .pvt_v2 import PooledKeysHost
+from .parameters import adopt_parameters, bind_first
 
 
 @dataclass(frozen=True)
@@ -48,7 +41,7 @@ class CornerOffsets:
         return value.roll(1 - self.step, 0)
 
 
-def steps(attn: MultiScaleAttention) -> tuple[int, int]:
+def steps(attn: timms.MultiScaleAttention) -> tuple[int, int]:
     """Return the steps of the finer grid between neighbouring queries, and between neighbouring keys."""
     strides = [1 if pool is None else nn.modules.utils._pair(pool.stride)[0] for pool in (attn.pool_q, attn.pool_k)]
     return strides[0] // min(strides), strides[1] // min(strides)
@@ -60,13 +53,13 @@ def grid_of(layer: nn.Module, x: Tensor, size: list[int]) -> Positions:
 
 
 @register_notrace_module
-class EncodedMultiScaleAttention(MultiScaleAttention):
+class EncodedMultiScaleAttention(timms.MultiScaleAttention):
     """Pooling attention with encodings, on tokens x (B, prefix + N, C) of a grid."""
 
     def _pool(self, x: Tensor, grid, pool: nn.Module | None, norm: nn.Module | None):
         if pool is not None:
-            x, prefix = reshape_pre_pool(x, grid, self.has_cls_token)
-            x, grid = reshape_post_pool(pool(x), self.num_heads, prefix)
+            x, prefix = timms.reshape_pre_pool(x, grid, self.has_cls_token)
+            x, grid = timms.reshape_post_pool(pool(x), self.num_heads, prefix)
         return x if norm is None else norm(x), grid  # (B, heads, prefix + N', head_dim)
 
     def forward(self, x: Tensor, feat_size: Sequence[int]) -> tuple[Tensor, Sequence[int]]:
@@ -96,7 +89,7 @@ class EncodedMultiScaleAttention(MultiScaleAttention):
         return self.proj(out.transpose(1, 2).flatten(2)), q_size
 
 
-class EncodedBlock(MultiScaleBlock):
+class EncodedBlock(timms.MultiScaleBlock):
     """A block after which conditional encodings may mix the tokens."""
 
     def forward(self, x: Tensor, feat_size: Sequence[int]) -> tuple[Tensor, Sequence[int]]:
@@ -105,59 +98,57 @@ class EncodedBlock(MultiScaleBlock):
         return mix(x, self.mixers, AttentionContext(grid_of(self, x, grid))), grid
 
 
-class EncodedPatchEmbed(AddPositionsToTokens, PatchEmbed):
+class EncodedPatchEmbed(AddPositionsToTokens, timms.PatchEmbed):
     """The patches, to which input encodings are added."""
 
 
-class EncodedMViTv2(EncodedGridModel, MultiScaleVit):
+class EncodedMViTv2(EncodedGridModel, timms.MultiScaleVit):
     """An MViTv2 whose positions are encodings of this package."""
 
 
-class MViTv2Host(PooledKeysHost):
+class MViTv2Host(StagedHost):
     """The family of MViTv2; its tables keep their names, and timm's own steps run where nothing else was asked for."""
 
     name = "MultiScaleVit (MViTv2)"
-    models: ClassVar = {MultiScaleVit: EncodedMViTv2}
+    models: ClassVar = {timms.MultiScaleVit: EncodedMViTv2}
+    parts: ClassVar = {
+        timms.MultiScaleBlock: EncodedBlock,
+        timms.MultiScaleAttention: EncodedMultiScaleAttention,
+        timms.PatchEmbed: EncodedPatchEmbed,
+    }
+    input_part = "patch_embed"
 
     def pools(self, block: nn.Module) -> bool:
         return steps(block.attn) != (1, 1)
 
-    def stages(self, model: MultiScaleVit) -> list[list[nn.Module]]:
-        return [list(stage.blocks) for stage in model.stages]
-
-    def convert_parts(self, model: MultiScaleVit) -> None:
-        if model.pos_embed is not None or any(
-            type(block.attn) is not MultiScaleAttention for block in self.blocks(model)
-        ):
+    def convert(self, model: timms.MultiScaleVit) -> None:
+        pool_first = any(not isinstance(block.attn, timms.MultiScaleAttention) for block in self.blocks(model))
+        if model.pos_embed is not None or pool_first:
             raise ValueError("a MultiScaleVit with use_abs_pos or pool_first takes no encodings")
+        super().convert(model)
+
+    def adopt_native_positions(self, model: timms.MultiScaleVit) -> None:
         for block, facts in zip(self.blocks(model), self.layer_facts(model), strict=True):
-            attn, block.mixers, block.attn.encodings = block.attn, nn.ModuleList(), nn.ModuleList()
+            attn = block.attn
             if attn.rel_pos_type == "spatial":
                 options = {"num_heads": attn.num_heads, "head_dim": attn.head_dim, "feat_shape": facts.feat_shape}
                 attn.encodings.append(adopt_parameters(attn, Decomposed, CornerOffsets(steps(attn)[1]), **options))
-            block.__class__, attn.__class__ = EncodedBlock, EncodedMultiScaleAttention
-        model.patch_embed.input_encodings = (model.pos_embed_input,)
-        model.patch_embed.__class__ = EncodedPatchEmbed
 
-    def bind_native(self, model: MultiScaleVit) -> None:
+    def bind_native(self, model: timms.MultiScaleVit) -> None:
         for block in self.blocks(model):
-            attn, own = block.attn, first(block.attn.encodings, Decomposed)
+            attn, view = block.attn, CornerOffsets(steps(block.attn)[1])
+            own = bind_first(attn.encodings, Decomposed, attn, view)
             attn.rel_pos_type = "none" if own is None else "spatial"
-            if own is None or own.owner is own:
-                attn.rel_pos_h = attn.rel_pos_w = None
-            if own is not None:
-                bind_parameters(own, attn, CornerOffsets(steps(attn)[1]))
 
-    def grids(self, model: MultiScaleVit) -> list[tuple[int, int]]:
+    def grids(self, model: timms.MultiScaleVit) -> list[tuple[int, int]]:
         return [tuple(stage.feat_size) for stage in model.stages]
 
-    def input_facts(self, model: MultiScaleVit) -> LayerFacts:
+    def input_facts(self, model: timms.MultiScaleVit) -> LayerFacts:
         return LayerFacts(dim=model.patch_embed.proj.out_channels, feat_shape=self.grids(model)[0])
 
-    def layer_facts(self, model: MultiScaleVit) -> list[LayerFacts]:
-        prefix = {"num_prefix_tokens": model.num_prefix_tokens}
-        found = zip(self.blocks(model), super().layer_facts(model), strict=True)
-        return [replace(facts, dim=block.dim_out, dim_in=block.dim, **prefix) for block, facts in found]
+    def facts_of(self, block: nn.Module) -> dict[str, int]:
+        prefix = {"num_prefix_tokens": int(block.attn.has_cls_token)}
+        return {**super().facts_of(block), "dim_in": block.dim, **prefix}
 
     def seen_shape(self, block: nn.Module, grid: tuple[int, int]) -> tuple[int, int]:
         return tuple(n * steps(block.attn)[0] for n in grid)

@@ -5,21 +5,146 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import ClassVar
 
-from timm.models.naflexvit import NaFlexVit
-from torch import nn
+import torch
+from timm.layers import to_2tuple
+from timm.models.naflexvit import NaFlexVit, create_attention_mask
+from torch import Tensor, nn
 
-from ..encoding import LayerFacts
+from ..encoding import LayerFacts, PositionEncoding
 from ..input.factorized import Factorized
 from ..input.learned2d import Learned2D
-from .eva import EvaHost
-from .grids import trained_size
-from .host import first, register_host
-from .naflex_model import EncodedNaFlexVit
-from .parameters import adopt_parameters, bind_parameters
+from ..positions import Positions
+from .attention import AttentionContext
+from .grid_hosts import trained_size
+from .host import register_host
+from .isotropic import IsotropicForward, keep_tokens
+from .parameters import adopt_parameters, bind_first
+from .ragged import RaggedMixin
+from .rope import RopeHost
+from .rope_blocks import EvaBlocks
 from .vit_blocks import VitBlocks
 
 
-class NaFlexVitHost(VitBlocks, EvaHost):
+class EncodedNaFlexVit(RaggedMixin, IsotropicForward, NaFlexVit):
+    """A NaFlexVit whose positions are encodings of this package."""
+
+    holders = ("rope", "embeds")
+
+    @property
+    def patch_embed(self) -> nn.Module:
+        """Return the stem, under the name that it has in other families."""
+        return self.embeds
+
+    def forward_stem(
+        self,
+        x: Tensor,
+        keep: Tensor | None = None,
+        patch_coord: Tensor | None = None,
+        patch_valid: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+    ) -> tuple[Tensor, AttentionContext]:
+        """Return the tokens of pictures (B, C, H, W) or of patches, and what the blocks need to know of them.
+
+        Args:
+            x: pictures, or patches (B, N, P P C) or (B, N, P, P, C).
+            keep: (B, K), the patches to go on with; of pictures alone.
+            patch_coord: (B, N, 2), (y, x) of each patch; None: x are pictures.
+            patch_valid: (B, N), false for padding; None: none is.
+            attn_mask: the caller's own, in place of that of the padding.
+        """
+        x, grid = self.embeds(x, patch_coord, patch_valid)
+        x, context = (
+            self.embed_grid(x, tuple(grid), keep, attn_mask)
+            if patch_coord is None
+            else self.embed_patches(x, patch_coord, patch_valid, attn_mask)
+        )
+        return self.norm_pre(x), context
+
+    def embed_grid(
+        self, x: Tensor, grid: tuple[int, int], keep: Tensor | None, attn_mask: Tensor | None
+    ) -> tuple[Tensor, AttentionContext]:
+        """Return the tokens (B, prefix + H W, C) of whole pictures with input encodings, or the patches to keep."""
+        positions = Positions.grid(grid, self.num_prefix_tokens, device=x.device).promote(x.dtype)
+        if self.training and self.coordinate_augmentation is not None:
+            positions = self.coordinate_augmentation(positions)
+        x = self.pos_drop(self.add_positions(x, positions))
+        if keep is not None:
+            x = keep_tokens(x, keep, self.num_prefix_tokens)
+        elif self.training and self.patch_drop is not None:
+            x, keep = self.patch_drop(x)
+        context = self.context(positions, keep)
+        context.attn_mask, context.patch_valid = attn_mask, None
+        return x, context
+
+    def embed_patches(
+        self, x: Tensor, coords: Tensor, patch_valid: Tensor | None, attn_mask: Tensor | None
+    ) -> tuple[Tensor, AttentionContext]:
+        """Return the tokens (B, prefix + N, C) of patches anywhere with input encodings, without those dropped."""
+        valid = (torch.ones_like(coords[..., 0]) if patch_valid is None else patch_valid).bool()
+        x, coords, sizes = self.embed_ragged(x, coords, valid)
+        x = self.pos_drop(x)
+        if self.training and self.patch_drop is not None:
+            x, keep = self.patch_drop(x)
+            coords, valid = coords.gather(1, keep.unsqueeze(-1).expand(-1, -1, 2)), valid.gather(1, keep)
+            patch_valid = None if patch_valid is None else valid
+        if any(HOST.encodings(self)[1]):
+            context = self.ragged_context(coords, valid, sizes, attn_mask)
+        else:  # the batch as a whole, as in timm
+            keys_alone = getattr(self, "use_key_only_attn_mask", False)  # an option since timm 1.0.31
+            keys_alone = {"symmetric": False, "q_len": 1} if keys_alone else {}
+            mask = create_attention_mask(patch_valid, self.num_prefix_tokens, dtype=x.dtype, **keys_alone)
+            anywhere = Positions.grid((1, 1), self.num_prefix_tokens)
+            context = AttentionContext(anywhere, attn_mask=mask if attn_mask is None else attn_mask)
+        context.patch_valid = patch_valid
+        return x, context
+
+    def forward_features(
+        self,
+        patches: Tensor,
+        patch_coord: Tensor | None = None,
+        patch_valid: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+    ) -> Tensor | dict[str, Tensor | None]:
+        """Return the features (B, prefix + N, C) as timm does: of patches with coordinates, in a dict."""
+        x, context = self.forward_stem(patches, None, patch_coord, patch_valid, attn_mask)
+        x = self.forward_norm(self.forward_blocks(x, context))
+        return x if patch_coord is None else {"patches": x, "patch_valid": context.patch_valid}
+
+    def forward_intermediates(
+        self,
+        x: Tensor | dict[str, Tensor],
+        indices: int | list[int] | None = None,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+        output_dict: bool = False,
+        patch_coord: Tensor | None = None,
+        patch_valid: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+    ):
+        """Return features and intermediates as timm does."""
+        given = {"patches": x, "patch_coord": patch_coord, "patch_valid": patch_valid, "attn_mask": attn_mask}
+        given = {name: x.get(name, value) for name, value in given.items()} if isinstance(x, dict) else given
+        flat = given["patch_coord"] is not None
+        if output_fmt != "NLC" and (output_fmt != "NCHW" or flat):
+            raise ValueError(f"output_fmt must be 'NLC', or 'NCHW' of pictures without coordinates, got {output_fmt!r}")
+        if flat and not output_dict and self.training and self.patch_drop is not None:
+            raise ValueError("patches are dropped while training: output_dict=True tells which of them are padding")
+        prefix = return_prefix_tokens and self.num_prefix_tokens > 0
+        options = (indices, prefix, norm, stop_early, output_fmt, intermediates_only, output_dict)
+        return super().forward_intermediates(given.pop("patches"), *options, **given)
+
+    def set_input_size(self, img_size: tuple[int, int] | int) -> None:
+        """Note the grid of the model's own pictures; tables of that grid are resized. Any other is taken as well."""
+        self.embeds.grid_size = self.embeds.dynamic_feat_size(to_2tuple(img_size))
+        for encoding in self.modules():
+            if isinstance(encoding, PositionEncoding):
+                encoding.set_feat_shape(self.embeds.grid_size)
+
+
+class NaFlexVitHost(VitBlocks, RopeHost):
     """The family of NaFlexVit, whose blocks are those of ViT or EVA. Tables keep their names in `embeds`.
 
     Tables and ropes differ from timm's by rounding alone, about 1e-6, and not at all on the table's own grid.
@@ -27,8 +152,8 @@ class NaFlexVitHost(VitBlocks, EvaHost):
 
     name = "NaFlexVit (NaFlex, SigLIP 2, C-RADIO)"
     models: ClassVar = {NaFlexVit: EncodedNaFlexVit}
-    blocks: ClassVar = {**VitBlocks.blocks, **EvaHost.blocks}
-    attentions: ClassVar = {**VitBlocks.attentions, **EvaHost.attentions}
+    blocks: ClassVar = {**VitBlocks.blocks, **EvaBlocks.blocks}
+    attentions: ClassVar = {**VitBlocks.attentions, **EvaBlocks.attentions}
 
     def grid_size(self, model: NaFlexVit) -> tuple[int, int]:
         return model.embeds.grid_size
@@ -82,9 +207,7 @@ class NaFlexVitHost(VitBlocks, EvaHost):
     def bind_native(self, model: NaFlexVit) -> None:
         super().bind_native(model)
         for kind in (Learned2D, Factorized):
-            table = first(model.pos_embed_input, kind)
-            if table is not None:
-                bind_parameters(table, model.embeds)
+            bind_first(model.pos_embed_input, kind, model.embeds)
 
 
 HOST = register_host(NaFlexVitHost())

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from ..encoding import LayerFacts, PositionEncoding
 from .attention import attend
-from .grids import EncodedGridModel, add_positions, encode_grid
+from .grid_hosts import EncodedGridModel
+from .grids import add_positions, encode_grid
 from .host import register_host
 from .stems import StemsHost
 
@@ -83,6 +84,7 @@ class NestHost(StemsHost):
 
     name = "Nest (NesT)"
     models: ClassVar = {Nest: EncodedNest}
+    parts: ClassVar = {TransformerLayer: EncodedLayer, Attention: EncodedAttention}
 
     def stages(self, model: Nest) -> list[list[nn.Module]]:
         return [list(level.transformer_encoder) for level in model.levels]
@@ -101,14 +103,12 @@ class NestHost(StemsHost):
     def tables(self, model: Nest) -> list[tuple[nn.Module, str, BlockLayout]]:
         return [(level, "pos_embed", BlockLayout(level.block_size)) for level in model.levels]
 
-    def convert_parts(self, model: Nest) -> None:
-        super().convert_parts(model)
+    def adopt_native_positions(self, model: Nest) -> None:
+        super().adopt_native_positions(model)
         for level, encodings in zip(model.levels, self.input_lists(model), strict=True):
             level.__class__, level.input_encodings = EncodedLevel, (encodings,)
             for layer in level.transformer_encoder:
                 layer.block_shape = (level.block_size, level.block_size)
-                layer.__class__, layer.mixers = EncodedLayer, nn.ModuleList()
-                layer.attn.__class__, layer.attn.encodings = EncodedAttention, nn.ModuleList()
 
 
 HOST = register_host(NestHost())

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..encoding import PositionEncoding
+from .host import first
 
 
 class ParameterHolder(nn.Module):
@@ -41,8 +42,16 @@ class View(Protocol):
         """Return the owner's layout of a new value, after `encoding` was resized."""
 
 
+class PartialView:
+    """A view of a part of a parameter, of which other encodings see the rest."""
+
+    def write(self, value: Tensor, encoding: PositionEncoding) -> Tensor:
+        """Refuse: what several encodings have together is not resized for one of them."""
+        raise TypeError(f"{encoding.name} shares a parameter with others, which cannot be resized for one")
+
+
 @dataclass(frozen=True)
-class OfLayer:
+class OfLayer(PartialView):
     """One layer of a parameter that all layers have together, (n, layers, ...)."""
 
     layer: int
@@ -50,10 +59,6 @@ class OfLayer:
     def read(self, parameter: Tensor) -> Tensor:
         """Return the part of the layer, (n, ...)."""
         return parameter[:, self.layer]
-
-    def write(self, value: Tensor, encoding: PositionEncoding) -> Tensor:
-        """Refuse: what all layers have is not resized for one of them."""
-        raise TypeError(f"{encoding.name} shares a parameter with the other layers, which cannot be resized for one")
 
 
 def bind_parameters(
@@ -80,13 +85,27 @@ def bind_parameters(
     encoding._bound = (owner, names, view)  # in a tuple, so that the owner is not registered as a child
 
 
+def bind_first(
+    encodings: Iterable[PositionEncoding],
+    kind: type | tuple[type, ...],
+    owner: nn.Module,
+    view: View | None = None,
+    names: Mapping[str, str] | None = None,
+) -> PositionEncoding | None:
+    """Bind the first encoding of a kind to `owner`, if there is one, and return it; see `bind_parameters`."""
+    own = first(encodings, kind)
+    if own is not None:
+        bind_parameters(own, owner, view, names)
+    return own
+
+
 def release_parameters(encoding: PositionEncoding) -> None:
-    """Give an encoding its parameters and child modules back; the owner keeps those of another layout alone."""
+    """Give an encoding its parameters and child modules back; the owner keeps those that others see a part of."""
     owner, names, view = encoding.__dict__.pop("_bound", (None, {}, None))
     for name, theirs in names.items():
         part = getattr(owner, theirs)
         setattr(encoding, name, part if view is None else _seen(part, view))
-        if view is None:
+        if not isinstance(view, PartialView):
             setattr(owner, theirs, None)
 
 

@@ -9,6 +9,8 @@ import torch
 import torch.fx
 from timm.models._features import feature_take_indices
 from timm.models.pit import PoolingVisionTransformer, Transformer
+from timm.models.vision_transformer import Attention as TimmAttention
+from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from ..encoding import LayerFacts
@@ -82,6 +84,7 @@ class PiTHost(StemsHost):
 
     name = "PoolingVisionTransformer (PiT)"
     models: ClassVar = {PoolingVisionTransformer: EncodedPiT}
+    parts: ClassVar = {Block: EncodedBlock, TimmAttention: Attention}
 
     def stages(self, model: PoolingVisionTransformer) -> list[list[nn.Module]]:
         return [list(stage.blocks) for stage in model.transformers]
@@ -90,11 +93,8 @@ class PiTHost(StemsHost):
         grid = model.patch_embed.grid_size
         return [tuple(-(-n // 2**stage) for n in grid) for stage in range(len(model.transformers))]
 
-    def convert_parts(self, model: PoolingVisionTransformer) -> None:
-        super().convert_parts(model)
-        for block in self.blocks(model):
-            block.__class__, block.mixers = EncodedBlock, nn.ModuleList()
-            block.attn.__class__, block.attn.encodings = Attention, nn.ModuleList()
+    def adopt_native_positions(self, model: PoolingVisionTransformer) -> None:
+        super().adopt_native_positions(model)
         for stage in model.transformers:
             stage.__class__, stage.blocks.__class__ = EncodedTransformer, BlockSequence
 

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 
 def project(attn: nn.Module, x: Tensor) -> Tensor:
-    """Return q, k and v (B, T, 3, heads, head_dim) of layers with a bias of q and v alone: EVA, BEiT, Swin V2."""
-    if attn.q_bias is None:
+    """Return q, k and v (B, T, 3, heads, head_dim) of layers, which may have a bias of q and v alone: EVA's, BEiT's."""
+    if getattr(attn, "q_bias", None) is None:
         qkv = attn.qkv(x)
     else:
         bias = torch.cat((attn.q_bias, attn.k_bias, attn.v_bias))

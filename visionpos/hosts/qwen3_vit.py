@@ -14,9 +14,9 @@ from ..encoding import LayerFacts
 from ..input.learned import Learned
 from ..input.learned2d import Learned2D
 from .encoders import ClassifierMixin, EncoderHost, EncoderMixin
-from .eva import EncodedAttentionRope, EncodedEvaBlock
 from .host import first, register_host
 from .parameters import adopt_parameters, bind_parameters
+from .rope_blocks import EncodedAttentionRope, EncodedEvaBlock
 
 
 class Rows:

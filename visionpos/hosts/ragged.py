@@ -109,10 +109,13 @@ class RaggedContext(AttentionContext):
 
     Args:
         groups: of the batch.
+        num_prefix_tokens: in front of the patch tokens.
     """
 
-    def __init__(self, groups: list[tuple[Group, AttentionContext]]):
-        self.groups = groups
+    num_prefix_tokens = 0
+
+    def __init__(self, groups: list[tuple[Group, AttentionContext]], num_prefix_tokens: int):
+        self.groups, self.num_prefix_tokens = groups, num_prefix_tokens
 
 
 class RaggedMixin(IsotropicMixin):
@@ -146,7 +149,7 @@ class RaggedMixin(IsotropicMixin):
         contexts = [(group, self.context(group.positions)) for group in groups]
         for group, context in contexts:
             context.attn_mask = group.mask(attn_mask)
-        return RaggedContext(contexts)
+        return RaggedContext(contexts, self.num_prefix_tokens)
 
     def forward_block(self, block: Callable[..., Tensor], x: Tensor, context: AttentionContext) -> Tensor:
         if isinstance(context, RaggedContext):

@@ -97,3 +97,15 @@ def bind_rel_pos(owner: nn.Module, name: str, encodings: nn.ModuleList, grid: tu
         setattr(owner, name, ParameterHolder(grid))
         heads_first = isinstance(own, RelativeTable) and own.preset == "maxvit"
         bind_parameters(own, getattr(owner, name), HeadsFirst() if heads_first else None)
+
+
+class RelPosInBlocks:
+    """Mixin for the host of a family whose attention layers have such a module each, under the name `rel_pos`."""
+
+    def adopt_native_positions(self, model: nn.Module) -> None:
+        for block in self.blocks(model):
+            adopt_rel_pos(block.attn, "rel_pos", block.attn.encodings)
+
+    def bind_native(self, model: nn.Module) -> None:
+        for block, facts in zip(self.blocks(model), self.layer_facts(model), strict=True):
+            bind_rel_pos(block.attn, "rel_pos", block.attn.encodings, facts.feat_shape)

@@ -56,11 +56,6 @@ class EncodedVisionTransformerRelPos(IsotropicForward, VisionTransformerRelPos):
 
     holders = ("shared_rel_pos",)
 
-    def group_matcher(self, coarse: bool = False) -> dict:
-        """Return timm's groups of layers, with the encodings of the whole model in the stem."""
-        matcher = super().group_matcher(coarse)
-        return {**matcher, "stem": matcher["stem"] + "|pos_embed|shared_rel_pos"}
-
 
 class RelPosHost(IsotropicHost):
     """The family of VisionTransformerRelPos: `blocks.0.attn.rel_pos` or `shared_rel_pos` keep the names in them."""

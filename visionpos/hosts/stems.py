@@ -15,10 +15,10 @@ from ..encoding import LayerFacts, PositionEncoding
 from ..input.learned import Learned
 from ..positions import Positions
 from .attention import AttentionContext
-from .grids import StagedHost
-from .host import first
+from .grid_hosts import Place, StagedHost
+from .host import fits_stem
 from .isotropic import add_encodings
-from .parameters import View, adopt_parameters, bind_parameters
+from .parameters import View, adopt_parameters, bind_first
 
 torch.fx.wrap("add_encodings")  # here, too
 
@@ -66,22 +66,26 @@ class StemsHost(StagedHost):
         return self.stems(model)[0]
 
     def input_lists(self, model: nn.Module) -> list[nn.ModuleList]:
+        """Return the list of input encodings of each stem."""
         rest = (getattr(model, f"pos_embed_input_{index}") for index in range(1, len(self.tables(model))))
         return [model.pos_embed_input, *rest]
 
-    def convert_parts(self, model: nn.Module) -> None:
-        """Make encodings of timm's tables; a family goes on with its blocks, and with the stems themselves.
+    def input_places(self, model: nn.Module, inputs: list[PositionEncoding]) -> list[Place]:
+        places = zip(self.input_lists(model), self.stems(model), strict=True)
+        return [(encodings, [each for each in inputs if fits_stem(each, stem)]) for encodings, stem in places]
 
-        Raises:
-            ValueError: two stems of one width.
-        """
-        stems, tables = self.stems(model), self.tables(model)
+    def convert(self, model: nn.Module) -> None:
+        stems = self.stems(model)
         if len({facts.dim for facts in stems}) < len(stems):
             raise ValueError(
                 f"{self.name} adds positions to tokens of {' and '.join(str(facts.dim) for facts in stems)} channels: "
                 "only where these differ is it clear for which an encoding is"
             )
-        for index, (facts, (owner, name, view)) in enumerate(zip(stems, tables, strict=True)):
+        super().convert(model)
+
+    def adopt_native_positions(self, model: nn.Module) -> None:
+        """Make encodings of timm's tables; a family goes on with the stems themselves."""
+        for index, (facts, (owner, name, view)) in enumerate(zip(self.stems(model), self.tables(model), strict=True)):
             encodings = nn.ModuleList() if index else model.pos_embed_input
             if index:
                 setattr(model, f"pos_embed_input_{index}", encodings)
@@ -92,8 +96,4 @@ class StemsHost(StagedHost):
 
     def bind_native(self, model: nn.Module) -> None:
         for encodings, (owner, name, view) in zip(self.input_lists(model), self.tables(model), strict=True):
-            own = first(encodings, Learned)
-            if own is None or own.owner is own:
-                setattr(owner, name, None)
-            if own is not None:
-                bind_parameters(own, owner, view, {"pos_embed": name})
+            bind_first(encodings, Learned, owner, view, {"pos_embed": name})

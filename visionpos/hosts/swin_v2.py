@@ -19,7 +19,8 @@ from .attention import encoded
 from .host import register_host
 from .parameters import adopt_parameters
 from .projections import project
-from .swin import EncodedGridBlock, EncodedSwinMixin, SwinHost
+from .shifted_windows import EncodedGridBlock
+from .swin import EncodedIdentity, EncodedSwinMixin, SwinHost
 from .window_attention import attend_windows, hide_regions, prepare_windows, takes_fused_path
 
 # Up to this tau, a key at -100 has less than e^-20 of the probability of a seen one, and -inf gives the same.
@@ -91,16 +92,18 @@ class SwinV2Host(SwinHost):
 
     name = "SwinTransformerV2 (Swin v2)"
     models: ClassVar = {SwinTransformerV2: EncodedSwinTransformerV2}
-    block_class = EncodedSwinV2Block
+    parts: ClassVar = {
+        SwinTransformerV2Block: EncodedSwinV2Block,
+        TimmWindowAttention: CosineWindowAttention,
+        nn.Identity: EncodedIdentity,
+    }
     native = LogCPB
 
-    def wrap_attention(self, attn: nn.Module) -> None:
+    def adopt_table(self, attn: nn.Module) -> LogCPB:
+        attn.fused_attn = use_fused_attn(experimental=True)
         for name in ("relative_coords_table", "relative_position_index"):
             del attn._buffers[name]
-        options = {"num_heads": attn.num_heads, "pretrained_window": pretrained_window(attn)}
-        attn.encodings = nn.ModuleList([adopt_parameters(attn, LogCPB, **options)])
-        attn.__class__ = CosineWindowAttention
-        attn.fused_attn = use_fused_attn(experimental=True)
+        return adopt_parameters(attn, LogCPB, num_heads=attn.num_heads, pretrained_window=pretrained_window(attn))
 
     def layer_facts(self, model: SwinTransformerV2) -> list[LayerFacts]:
         return [

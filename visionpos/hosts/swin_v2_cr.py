@@ -17,9 +17,10 @@ from ..rotary.split import split_qkv
 from .attention import encoded
 from .grids import AddPositionsToMap
 from .host import register_host
-from .meta_network import MetaNetwork
+from .native_encodings import MetaNetwork
 from .parameters import bind_parameters
-from .swin import EncodedGridBlock, EncodedSwinMixin, SwinHost
+from .shifted_windows import EncodedGridBlock
+from .swin import EncodedSwinMixin, SwinHost
 from .swin_v2 import hide_by_temperature
 from .window_attention import attend_windows, prepare_windows, takes_fused_path
 
@@ -75,23 +76,23 @@ class SwinV2CrHost(SwinHost):
     name = "SwinTransformerV2Cr (Swin v2-CR)"
     channels_last_features = False
     models: ClassVar = {timms.SwinTransformerV2Cr: EncodedSwinV2Cr}
-    block_class = EncodedBlock
+    parts: ClassVar = {
+        timms.SwinTransformerV2CrBlock: EncodedBlock,
+        timms.WindowMultiHeadAttention: EncodedAttention,
+        timms.PatchEmbed: EncodedPatchEmbed,
+    }
+    input_part = "patch_embed"
     native = MetaNetwork
 
     def stages(self, model: timms.SwinTransformerV2Cr) -> list[list[nn.Module]]:
         return [list(stage.blocks) for stage in model.stages]
 
-    def wrap_attention(self, attn: nn.Module) -> None:
+    def adopt_table(self, attn: nn.Module) -> MetaNetwork:
+        attn.fused_attn = use_fused_attn(experimental=True)
         del attn._buffers["relative_coordinates_log"]
-        attn.encodings = nn.ModuleList([MetaNetwork(attn)])
-        bind_parameters(attn.encodings[0], attn)
-        attn.__class__, attn.fused_attn = EncodedAttention, use_fused_attn(experimental=True)
-
-    def convert_parts(self, model: timms.SwinTransformerV2Cr) -> None:
-        for block in self.blocks(model):
-            self.wrap_block(block)
-        model.patch_embed.input_encodings = (model.pos_embed_input,)
-        model.patch_embed.__class__ = EncodedPatchEmbed
+        own = MetaNetwork(attn)
+        bind_parameters(own, attn)
+        return own
 
 
 HOST = register_host(SwinV2CrHost())

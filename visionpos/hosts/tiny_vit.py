@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from ..encoding import LayerFacts
 from .attention import NO_DROPOUT, attend
-from .attention_biases import BiasesHost, EncodedBiases, adopt_biases
-from .grids import AddPositionsToMap, EncodedGridModel, add_positions, encode_grid, trained_size
+from .attention_biases import BiasesHost, EncodedBiases, heads_of
+from .grid_hosts import EncodedGridModel, trained_size
+from .grids import AddPositionsToMap, MixPositions, encode_grid
 from .host import register_host
 
 
@@ -22,19 +23,14 @@ class EncodedAttention(EncodedBiases, Attention):
     def forward(self, x: Tensor) -> Tensor:
         """Return tokens (B * windows, N, C)."""
         x = self.norm(x)
-        qkv = self.qkv(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B * windows, heads, N, channels)
-        qkv = qkv.split([self.key_dim, self.key_dim, self.val_dim], dim=-1)
+        qkv = heads_of(self, self.qkv(x)).split([self.key_dim, self.key_dim, self.val_dim], dim=-1)
         out = attend(encode_grid(self, x, self.resolution, *qkv), self.scale, NO_DROPOUT, self.fused_attn)
         return self.proj(out.transpose(1, 2).flatten(2))
 
 
 @register_notrace_module
-class EncodedBlock(TinyVitBlock):
+class EncodedBlock(MixPositions, TinyVitBlock):
     """A block on x (B, H, W, C), after which conditional encodings may mix the tokens of the whole grid."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the tokens (B, H, W, C)."""
-        return add_positions(super().forward(x), self.mixers)
 
 
 class EncodedPatchEmbed(AddPositionsToMap, PatchEmbed):
@@ -50,22 +46,17 @@ class TinyVitHost(BiasesHost):
 
     name = "TinyVit (TinyViT)"
     models: ClassVar = {TinyVit: EncodedTinyVit}
+    parts: ClassVar = {TinyVitBlock: EncodedBlock, Attention: EncodedAttention, PatchEmbed: EncodedPatchEmbed}
+    input_part = "patch_embed"
 
     def stages(self, model: TinyVit) -> list[list[nn.Module]]:
         return [[block for block in stage.blocks if isinstance(block, TinyVitBlock)] for stage in model.stages]
-
-    def convert_parts(self, model: TinyVit) -> None:
-        for block in self.blocks(model):
-            adopt_biases(block.attn, EncodedAttention)
-            block.__class__, block.mixers = EncodedBlock, nn.ModuleList()
-        model.patch_embed.input_encodings = (model.pos_embed_input,)
-        model.patch_embed.__class__ = EncodedPatchEmbed
 
     def input_facts(self, model: TinyVit) -> LayerFacts:
         shape = tuple(-(-n // 4) for n in trained_size(model))
         return LayerFacts(dim=model.patch_embed.conv2.conv.out_channels, feat_shape=shape)
 
-    def widths(self, block: nn.Module) -> dict[str, int]:
+    def channels(self, block: nn.Module) -> dict[str, int]:
         return {"dim": block.dim, "value_dim": block.attn.out_dim}
 
 

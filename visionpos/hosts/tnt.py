@@ -6,7 +6,6 @@ The transformer of pixels stays timm's otherwise: where a pixel is, the projecti
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -17,7 +16,8 @@ from torch import Tensor, nn
 
 from ..encoding import LayerFacts
 from .attention import AttentionContext, attend
-from .grids import EncodedGridModel, add_to_tokens, encode_grid
+from .grid_hosts import EncodedGridModel
+from .grids import add_to_tokens, encode_grid
 from .host import register_host
 from .isotropic import IsotropicForward, mix
 from .stems import MapLayout, StemsHost, add_to_grid, context_of_grid
@@ -90,6 +90,7 @@ class TNTHost(StemsHost):
 
     name = "TNT"
     models: ClassVar = {TNT: EncodedTNT}
+    parts: ClassVar = {Block: EncodedBlock, Attention: EncodedAttention}
 
     def stages(self, model: TNT) -> list[list[nn.Module]]:
         return [list(model.blocks)]
@@ -104,17 +105,15 @@ class TNTHost(StemsHost):
     def tables(self, model: TNT) -> list[tuple[nn.Module, str, MapLayout | None]]:
         return [(model, "patch_pos", None), (model, "pixel_pos", MapLayout())]
 
-    def convert_parts(self, model: TNT) -> None:
-        super().convert_parts(model)
+    def adopt_native_positions(self, model: TNT) -> None:
+        super().adopt_native_positions(model)
         model.pixel_embed.__class__ = EncodedPixelEmbed
         model.pixel_embed.input_encodings = (model.pos_embed_input_1,)
         for block in model.blocks:
-            block.__class__, block.mixers = EncodedBlock, nn.ModuleList()
-            block.attn_out.__class__, block.attn_out.encodings = EncodedAttention, nn.ModuleList()
             block.attn_out.grid_size = self.grids(model)[0]
 
-    def layer_facts(self, model: TNT) -> list[LayerFacts]:
-        return [replace(facts, num_prefix_tokens=1) for facts in super().layer_facts(model)]
+    def facts_of(self, block: nn.Module) -> dict[str, int]:
+        return {**super().facts_of(block), "num_prefix_tokens": 1}
 
 
 HOST = register_host(TNTHost())

@@ -14,10 +14,11 @@ from ..encoding import LayerFacts
 from ..positions import Positions
 from ..windows import window_partition, window_reverse
 from .attention import AttentionContext, prepare_encodings, self_attention, split_heads
-from .grids import AddPositionsToTokens, EncodedGridModel
-from .host import first, register_host
-from .parameters import adopt_parameters, bind_parameters
-from .pvt_v2 import MixGrid, PooledKeys, PooledKeysHost
+from .grid_hosts import EncodedGridModel, StagedHost
+from .grids import AddPositionsToTokens
+from .host import register_host
+from .parameters import adopt_parameters, bind_first
+from .pooled_keys import MixGrid, PooledKeys
 
 NAMES = {"proj": "0"}  # of PEG's convolution in `pos_block.*.proj`
 
@@ -72,15 +73,18 @@ class EncodedTwins(EncodedGridModel, Twins):
     """A Twins whose positions are encodings of this package."""
 
 
-class TwinsHost(PooledKeysHost):
+class TwinsHost(StagedHost):
     """The family of Twins; the PEG of a stage keeps its name, `pos_block.*.proj.0`."""
 
     name = "Twins (PCPVT, SVT)"
     models: ClassVar = {Twins: EncodedTwins}
-    attentions: ClassVar = {
+    parts: ClassVar = {
+        Block: EncodedBlock,
         LocallyGroupedAttn: EncodedLocallyGroupedAttn,
         GlobalSubSampleAttn: EncodedGlobalSubSampleAttn,
+        PatchEmbed: EncodedPatchEmbed,
     }
+    input_part = "patch_embeds.0"
 
     def stages(self, model: Twins) -> list[list[nn.Module]]:
         return [list(blocks) for blocks in model.blocks]
@@ -91,22 +95,18 @@ class TwinsHost(PooledKeysHost):
     def seen_shape(self, block: nn.Module, grid: tuple[int, int]) -> tuple[int, int]:
         return (block.attn.ws,) * 2 if isinstance(block.attn, LocallyGroupedAttn) else grid
 
-    def convert_parts(self, model: Twins) -> None:
-        for block in self.blocks(model):
-            block.__class__, block.mixers = EncodedBlock, nn.ModuleList()
-            block.attn.__class__, block.attn.encodings = self.attentions[type(block.attn)], nn.ModuleList()
+    def pools(self, block: nn.Module) -> bool:
+        return getattr(block.attn, "sr", None) is not None
+
+    def adopt_native_positions(self, model: Twins) -> None:
         for blocks, conv in zip(model.blocks, model.pos_block, strict=True):
             conv.__class__ = EncodedPosConv
             peg = adopt_parameters(conv.proj, PEG, names=NAMES, dim=conv.proj[0].out_channels)
             blocks[0].mixers.append(peg)
-        model.patch_embeds[0].input_encodings = (model.pos_embed_input,)
-        model.patch_embeds[0].__class__ = EncodedPatchEmbed
 
     def bind_native(self, model: Twins) -> None:
         for blocks, conv in zip(model.blocks, model.pos_block, strict=True):
-            own = first(blocks[0].mixers, PEG)
-            if own is not None:
-                bind_parameters(own, conv.proj, names=NAMES)
+            bind_first(blocks[0].mixers, PEG, conv.proj, names=NAMES)
 
     def input_facts(self, model: Twins) -> LayerFacts:
         return LayerFacts(dim=model.embed_dims[0], feat_shape=self.grids(model)[0])

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from ..encoding import LayerFacts
 from .attention import attend
-from .grids import EncodedGridModel, add_to_map, encode_grid
+from .grid_hosts import EncodedGridModel
+from .grids import MixMap, add_to_map, encode_grid
 from .host import register_host
 from .stems import MapLayout, StemsHost
 
@@ -33,12 +34,8 @@ class EncodedAttention(Attention):
         return self.proj_drop(self.proj(out.mT.flatten(1, 2).unflatten(2, grid)))
 
 
-class EncodedBlock(Block):
+class EncodedBlock(MixMap, Block):
     """A block on a map x (B, C, H, W), after which conditional encodings may mix it."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the map (B, C, H, W)."""
-        return add_to_map(super().forward(x), self.mixers)
 
 
 class EncodedVisformer(EncodedGridModel, Visformer):
@@ -85,6 +82,7 @@ class VisformerHost(StemsHost):
 
     name = "Visformer"
     models: ClassVar = {Visformer: EncodedVisformer}
+    parts: ClassVar = {Block: EncodedBlock, Attention: EncodedAttention}
 
     def stages(self, model: Visformer) -> list[list[nn.Module]]:
         stages = (model.stage1, model.stage2, model.stage3)
@@ -101,16 +99,13 @@ class VisformerHost(StemsHost):
     def tables(self, model: Visformer) -> list[tuple[nn.Module, str, MapLayout]]:
         return [(model, f"pos_embed{index}", MapLayout()) for index, _ in enumerate(self.stems(model), start=1)]
 
-    def convert_parts(self, model: Visformer) -> None:
+    def convert(self, model: Visformer) -> None:
         if model.vit_stem:
             raise ValueError(
                 "a Visformer with vit_stem takes no encodings: its stages have one width, against timm's own"
             )
-        super().convert_parts(model)
+        super().convert(model)
         model.pos_drop = getattr(model, "pos_drop", None) or nn.Dropout(0.0)
-        for block in self.blocks(model):
-            block.__class__, block.mixers = EncodedBlock, nn.ModuleList()
-            block.attn.__class__, block.attn.encodings = EncodedAttention, nn.ModuleList()
 
 
 HOST = register_host(VisformerHost())

@@ -63,16 +63,8 @@ class EncodedViTMixin(IsotropicForward):
     ):
         """Return features and intermediates as timm does."""
         prefix = return_prefix_tokens and self.num_prefix_tokens > 0
-        options = {"stop_early": stop_early, "output_fmt": output_fmt, "intermediates_only": intermediates_only}
-        mask = {"attn_mask": attn_mask, "is_causal": is_causal}
-        found = super().forward_intermediates(x, indices, prefix, norm, **options, **mask)
-        if not output_dict:
-            return found
-        features, intermediates = (None, found) if intermediates_only else found
-        named = {"image_intermediates": [patches for patches, _ in intermediates] if prefix else intermediates}
-        if prefix:
-            named["image_intermediates_prefix"] = [tokens for _, tokens in intermediates]
-        return named if intermediates_only else {**named, "image_features": features}
+        options = (indices, prefix, norm, stop_early, output_fmt, intermediates_only, output_dict)
+        return super().forward_intermediates(x, *options, attn_mask=attn_mask, is_causal=is_causal)
 
 
 class EncodedVisionTransformer(EncodedViTMixin, VisionTransformer):

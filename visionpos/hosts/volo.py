@@ -12,12 +12,13 @@ from timm.layers import register_notrace_module
 from timm.models.volo import VOLO, Attention, Downsample, Transformer
 from torch import Tensor, nn
 
-from ..encoding import LayerFacts
+from ..encoding import LayerFacts, PositionEncoding
 from ..input.learned import Learned
 from .attention import attend
-from .grids import EncodedGridModel, StagedHost, add_positions, encode_grid
+from .grid_hosts import EncodedGridModel, Place, StagedHost, own_place_first
+from .grids import MixPositions, add_positions, encode_grid
 from .host import register_host
-from .parameters import adopt_parameters, bind_parameters, replace_encodings
+from .parameters import adopt_parameters, bind_first
 
 
 @dataclass(frozen=True)
@@ -50,12 +51,8 @@ class EncodedAttention(Attention):
         return self.proj_drop(self.proj(out.transpose(1, 2).flatten(2))).unflatten(1, grid)
 
 
-class EncodedTransformer(Transformer):
+class EncodedTransformer(MixPositions, Transformer):
     """A block on a grid x (B, H, W, C), after which conditional encodings may mix the tokens."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the tokens (B, H, W, C)."""
-        return add_positions(super().forward(x), self.mixers)
 
 
 class EncodedDownsample(Downsample):
@@ -75,6 +72,8 @@ class VOLOHost(StagedHost):
 
     name = "VOLO"
     models: ClassVar = {VOLO: EncodedVOLO}
+    parts: ClassVar = {Transformer: EncodedTransformer, Attention: EncodedAttention, Downsample: EncodedDownsample}
+    input_part = "network.1"
 
     def stages(self, model: VOLO) -> list[list[nn.Module]]:
         return [[block for block in stage if isinstance(block, Transformer)] for stage in list(model.network)[2:]]
@@ -88,28 +87,17 @@ class VOLOHost(StagedHost):
             raise ValueError("only a VOLO that downsamples once, after its first stage, takes encodings")
         super().convert(model)
 
-    def convert_parts(self, model: VOLO) -> None:
+    def adopt_native_positions(self, model: VOLO) -> None:
         model.token_grid, model.pos_embed_own = tuple(model.pos_embed.shape[1:3]), nn.ModuleList()
         options = {"dim": model.pos_embed.shape[-1], "feat_shape": model.token_grid}
         model.pos_embed_own.append(adopt_parameters(model, Learned, AsMap(model.token_grid), **options))
-        for block in self.blocks(model):
-            block.__class__, block.mixers = EncodedTransformer, nn.ModuleList()
-            block.attn.__class__, block.attn.encodings = EncodedAttention, nn.ModuleList()
-        model.network[1].__class__, model.network[1].input_encodings = EncodedDownsample, (model.pos_embed_input,)
 
-    def encodings(self, model: VOLO):
-        inputs, layers = super().encodings(model)
-        return [*model.pos_embed_own, *inputs], layers
-
-    def install(self, model: VOLO, inputs, layers) -> None:
-        own = [each for each in inputs if isinstance(each, Learned) and each.feat_shape == model.token_grid][:1]
-        replace_encodings((model.pos_embed_own, own))
-        super().install(model, [encoding for encoding in inputs if encoding not in own], layers)
+    def input_places(self, model: VOLO, inputs: list[PositionEncoding]) -> list[Place]:
+        grid = model.token_grid
+        return own_place_first(model, inputs, lambda each: isinstance(each, Learned) and each.feat_shape == grid)
 
     def bind_native(self, model: VOLO) -> None:
-        model.pos_embed = None
-        for own in model.pos_embed_own:
-            bind_parameters(own, model, AsMap(model.token_grid))
+        bind_first(model.pos_embed_own, Learned, model, AsMap(model.token_grid))
 
     def input_facts(self, model: VOLO) -> LayerFacts:
         return LayerFacts(dim=model.network[1].proj.out_channels, feat_shape=model.token_grid)

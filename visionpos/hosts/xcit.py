@@ -10,11 +10,12 @@ from timm.layers import register_notrace_module
 from timm.models.xcit import XCA, ConvPatchEmbed, PositionalEncodingFourier, XCABlock, Xcit
 from torch import Tensor, nn
 
-from ..encoding import LayerFacts
+from ..encoding import LayerFacts, PositionEncoding
 from ..input.fourier import Fourier
-from .grids import EncodedGridModel, StagedHost, add_to_map, encode_grid
+from .grid_hosts import EncodedGridModel, Place, StagedHost, own_place_first
+from .grids import add_to_map, encode_grid
 from .host import refuse_pairs, register_host
-from .parameters import adopt_parameters, bind_parameters, replace_encodings
+from .parameters import adopt_parameters, bind_parameters
 
 
 @register_notrace_module
@@ -63,17 +64,15 @@ class XcitHost(StagedHost):
 
     name = "Xcit (XCiT)"
     models: ClassVar = {Xcit: EncodedXcit}
+    parts: ClassVar = {XCABlock: EncodedXCABlock, XCA: EncodedXCA, ConvPatchEmbed: EncodedPatchEmbed}
+    input_part = "patch_embed"
 
-    def convert_parts(self, model: Xcit) -> None:
+    def adopt_native_positions(self, model: Xcit) -> None:
         model.pos_embed_own, own, stem = nn.ModuleList(), model.pos_embed, model.patch_embed
         stem.grid_size = tuple(n // stem.patch_size for n in stem.img_size)
         if own is not None:
             options = {"feat_shape": stem.grid_size, "num_bands": own.hidden_dim // 2}
             model.pos_embed_own.append(adopt_parameters(own, Fourier, dim=own.dim, preset="xcit", **options))
-        for block in model.blocks:
-            block.__class__, block.mixers = EncodedXCABlock, nn.ModuleList()
-            block.attn.__class__, block.attn.encodings = EncodedXCA, nn.ModuleList()
-        stem.__class__, stem.input_encodings = EncodedPatchEmbed, (model.pos_embed_input,)
 
     def stages(self, model: Xcit) -> list[list[nn.Module]]:
         return [list(model.blocks)]
@@ -81,15 +80,12 @@ class XcitHost(StagedHost):
     def grids(self, model: Xcit) -> list[tuple[int, int]]:
         return [model.patch_embed.grid_size]
 
-    def encodings(self, model: Xcit):
-        inputs, layers = super().encodings(model)
-        return [*model.pos_embed_own, *inputs], layers
+    def input_places(self, model: Xcit, inputs: list[PositionEncoding]) -> list[Place]:
+        return own_place_first(model, inputs, lambda each: isinstance(each, Fourier) and each.preset == "xcit")
 
     def install(self, model: Xcit, inputs, layers) -> None:
         refuse_pairs(layers, "Xcit is over channels")
-        own = [encoding for encoding in inputs if isinstance(encoding, Fourier) and encoding.preset == "xcit"][:1]
-        replace_encodings((model.pos_embed_own, own))
-        super().install(model, [encoding for encoding in inputs if encoding not in own], layers)
+        super().install(model, inputs, layers)
 
     def bind_native(self, model: Xcit) -> None:
         model.pos_embed = None
