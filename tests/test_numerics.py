@@ -26,15 +26,13 @@ def output(encoding, positions):
     return encoding(tokens, positions)
 
 
-def grids():
-    """Every grid, whole and a part of it, without and with prefix tokens, which take turns among the fast tests."""
-    for turn, (grid, kept) in enumerate(product([(2, 3), (3, 2), (1, 3)], [False, True])):
-        for number, prefix in enumerate([0, 2]):
-            is_fast = number == (turn + turn // 2) % 2
-            yield pytest.param(grid, kept, prefix, marks=[] if is_fast else pytest.mark.slow)
+FAST = [((2, 3), False, 0), ((2, 3), True, 2), ((3, 2), False, 2), ((1, 3), True, 0)]
+SLOW = [case for case in product([(2, 3), (3, 2), (1, 3)], [False, True], [0, 2]) if case not in FAST]
 
 
-@pytest.mark.parametrize(("grid", "kept", "prefix"), grids())
+@pytest.mark.parametrize(
+    ("grid", "kept", "prefix"), [*FAST, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)]
+)
 @pytest.mark.parametrize("name", NAMES)
 def test_gradcheck(name, grid, kept, prefix):
     """Of the parameters, in random directions; of the coordinates where there are none."""

@@ -73,12 +73,12 @@ def deeper(family):
     return DEEPER.get(family, {"depth": 2})
 
 
-def everywhere(**choices):
+def everywhere(families=tuple(ZOO), **choices):
     """Give a test every family with every choice: among the fast tests each family has one of them, in turn."""
     every = list(product(*choices.values()))
     cases = [
         pytest.param(family, *choice, marks=[] if number == turn % len(every) else pytest.mark.slow)
-        for turn, family in enumerate(ZOO)
+        for turn, family in enumerate(families)
         for number, choice in enumerate(every)
     ]
     return pytest.mark.parametrize(("family", *choices), cases, ids=lambda value: str(value))

@@ -74,8 +74,7 @@ def test_traced_by_torchscript(family, spec):
 
 
 @pytest.mark.unhooked
-@pytest.mark.parametrize("spec", [None, "learned+rope_axial+relative_table+peg"])
-@pytest.mark.parametrize("family", [*GRIDS, "PiT"])
+@everywhere([*GRIDS, "PiT"], spec=[None, "learned+rope_axial+relative_table+peg"])
 def test_traced_by_torch_fx_where_timm_is(family, spec):
     """Down to the last node, with every parameter of the model, its head apart, among those of the graph."""
 

@@ -1,4 +1,4 @@
-"""A process to fork from, for the tests that kill runs."""
+"""Short evaluations, and a process to fork from for the tests that kill runs."""
 
 import multiprocessing
 from collections.abc import Callable, Iterator
@@ -8,6 +8,13 @@ from typing import Any
 import pytest
 
 from tests.training.run.interrupting import prepare
+from visionpos.training.run import source
+
+
+@pytest.fixture(autouse=True)
+def _short_evaluations(monkeypatch):
+    """A quarter of a position task's pictures to test on; a command in a process of its own has all of them."""
+    monkeypatch.setattr(source, "EVALUATION_TASK_SIZE", source.EVALUATION_BATCH_SIZE)
 
 
 @pytest.fixture(scope="session")
