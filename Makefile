@@ -4,7 +4,8 @@ PYTHON ?= $(firstword $(foreach p,python3 python3.12 python3.13 python3.11 pytho
 VENV ?= .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
+# tests start many processes: they keep what they compile, also where the environment says that nothing may be kept
+PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(JOBS)
 CHECK_SHAPES := -p tests.type_checker --jaxtyping-packages=visionpos,tests.type_checker.check
 
 .DEFAULT_GOAL := help
@@ -36,7 +37,7 @@ test-oldest:  ## the fast tests with the oldest supported torch and timm, in an 
 	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
 	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check \
 		torch==2.8.0 torchvision==0.23.0 timm==1.0.26 --editable '.[dev]'
-	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n $(JOBS) -m 'not slow'
+	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(OLDEST)/bin/python -m pytest -n $(JOBS) -m 'not slow'
 
 lint: install  ## style, format, and which imports are allowed
 	$(BIN)/ruff check .
