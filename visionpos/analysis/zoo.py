@@ -276,6 +276,9 @@ ZOO: dict[str, tuple[str, dict[str, Any], tuple[int, int]]] = {
     ),
 }
 ZOO = {family: row for family, row in ZOO.items() if timm.is_model(row[0])}  # an older timm has fewer
+if tuple(map(int, timm.__version__.split(".")[:3])) < (1, 0, 31):
+    del ZOO["EfficientViT"]  # square pictures only
+    del ZOO["GCViT"]  # gives windows the global queries of other pictures of the batch
 
 
 def build(family: str, **options: Any) -> tuple[nn.Module, tuple[int, int]]:

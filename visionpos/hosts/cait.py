@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -10,7 +9,6 @@ from timm.layers import register_notrace_module
 from timm.models.cait import Cait, LayerScaleBlock, TalkingHeadAttn
 from torch import Tensor, nn
 
-from ..encoding import LayerFacts
 from .attention import AttentionContext, attend_logits, encoded, prepare_encodings, split_heads
 from .host import register_host
 from .isotropic import IsotropicHost, mix
@@ -84,11 +82,8 @@ class CaitHost(IsotropicHost):
     def adopt_native_positions(self, model: Cait) -> None:
         """Do nothing more: the learned table is all that timm's model has."""
 
-    def input_facts(self, model: Cait) -> LayerFacts:
-        return replace(super().input_facts(model), num_prefix_tokens=0)
-
-    def layer_facts(self, model: Cait) -> list[LayerFacts]:
-        return [replace(facts, num_prefix_tokens=0) for facts in super().layer_facts(model)]
+    def num_prefix_tokens(self, model: Cait) -> int:
+        return 0
 
 
 HOST = register_host(CaitHost())

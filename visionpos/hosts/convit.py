@@ -99,7 +99,7 @@ class ConVitHost(IsotropicHost):
     def adopt_native_positions(self, model: ConVit) -> None:
         for block in model.blocks:
             if isinstance(block.attn, GPSA):
-                del block.attn._buffers["rel_indices"]
+                block.attn._buffers.pop("rel_indices", None)  # timm 1.0.26 computes it when it is needed
                 block.attn.encodings.append(GatedPositions(block.attn))
         self.bind_native(model)
 
@@ -108,8 +108,8 @@ class ConVitHost(IsotropicHost):
         for block in model.blocks:
             bind_first(block.attn.encodings, GatedPositions, block.attn)
 
-    def input_facts(self, model: ConVit) -> LayerFacts:
-        return replace(super().input_facts(model), num_prefix_tokens=0)
+    def num_prefix_tokens(self, model: ConVit) -> int:
+        return 0  # at the stem, see below
 
     def layer_facts(self, model: ConVit) -> list[LayerFacts]:
         behind = range(model.local_up_to_layer, len(model.blocks)) if model.cls_token is not None else ()

@@ -283,13 +283,17 @@ class IsotropicHost(Host):
         """Return the grid (H, W) of the model's own pictures."""
         return tuple(model.patch_embed.grid_size)
 
+    def num_prefix_tokens(self, model: nn.Module) -> int:
+        """Return how many tokens stand before the patches where the blocks see them."""
+        return model.num_prefix_tokens
+
     def input_facts(self, model: nn.Module) -> LayerFacts:
-        rows = 0 if getattr(model, "no_embed_class", False) else model.num_prefix_tokens  # of a learned table
+        rows = 0 if getattr(model, "no_embed_class", False) else self.num_prefix_tokens(model)  # of a learned table
         return LayerFacts(dim=model.embed_dim, feat_shape=self.grid_size(model), num_prefix_tokens=rows)
 
     def layer_facts(self, model: nn.Module) -> list[LayerFacts]:
         heads = [self.heads(attention_of(layer)) for layer in self.layers(model)]
-        shape, prefix = self.grid_size(model), model.num_prefix_tokens
+        shape, prefix = self.grid_size(model), self.num_prefix_tokens(model)
         common = {"dim": model.embed_dim, "feat_shape": shape, "num_prefix_tokens": prefix, "depth": len(heads)}
         return [LayerFacts(**common, num_heads=n, head_dim=d, layer=i) for i, (n, d) in enumerate(heads)]
 

@@ -44,6 +44,11 @@ class EncodedGridBlock(MixPositions):
         feat_shape = self.input_resolution if feat_shape is None else feat_shape
         return shift_mask(feat_shape, self.window_size, self.shift_size, mask.device).to(mask.dtype)
 
+    def renew_mask(self) -> None:
+        """Compute the shift mask for `input_resolution` again: it depends on the encodings."""
+        weight = self.attn.qkv.weight
+        self.attn_mask = None if self.dynamic_mask else self.get_attn_mask(device=weight.device, dtype=weight.dtype)
+
     def sees_across_border(self) -> bool:
         """Return whether tokens of opposite borders of the picture see each other, as in timm's model."""
         mask = self.get_attn_mask(device=torch.device("cpu"))

@@ -75,7 +75,7 @@ class SwinHost(GridHost):
     def wrap_block(self, block: nn.Module) -> None:
         super().wrap_block(block)
         block.attn.encodings.append(self.adopt_table(block.attn))
-        block._init_buffers()
+        block.renew_mask()
 
     def input_facts(self, model: nn.Module) -> LayerFacts:
         return LayerFacts(dim=model.patch_embed.proj.out_channels, feat_shape=tuple(model.patch_embed.grid_size))
@@ -86,7 +86,7 @@ class SwinHost(GridHost):
     def bind_native(self, model: nn.Module) -> None:
         for block in self.blocks(model):
             bind_first(block.attn.encodings, self.native, block.attn)
-            block._init_buffers()  # whose shift mask depends on the encodings
+            block.renew_mask()
 
 
 HOST = register_host(SwinHost())
