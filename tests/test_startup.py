@@ -102,8 +102,10 @@ def test_encodings_are_told_of_without_timm_and_without_the_compiler(arguments):
     ],
 )
 def test_timm_knows_the_models_in_every_order_of_imports(imports):
+    own = "visionpos.set_encoding(timm.create_model('convit_tiny', depth=1, embed_dim=4), 'GPSA')"  # a family's name
     build = "timm.create_model('visionpos_vit_xs_patch4_32', encoding='rope_mixed', depth=1)"
-    code = f"{imports}\nprint(len(timm.list_models('visionpos*')), *{build}.blocks[0].attn.encodings)"
+    shown = f"print(len(timm.list_models('visionpos*')), *{build}.blocks[0].attn.encodings)"
+    code = f"{imports}\nimport visionpos, timm\n{own}\n{shown}"
     done, _ = started("-c", code)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("7 RopeMixed(")

@@ -21,7 +21,7 @@ from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 
 from .encoding import LayerFacts, PositionEncoding
-from .hosts.host import Host, find_host, first, fits_stem, mixes_tokens
+from .hosts.host import Host, discover, find_host, first, fits_stem, mixes_tokens
 from .hosts.parameters import copy_encoding, has_parameters
 from .registry import (
     FIXED,
@@ -69,10 +69,16 @@ def create_model(
         >>> model(torch.randn(1, 3, 32, 48)).shape
         torch.Size([1, 1000])
     """
-    spec = None if encoding is None else parse_spec(encoding)
+    spec = None if encoding is None else _items(encoding)
     if weights is not None:
         return create_with_weights(partial(_create, name, spec), weights, kwargs)
     return _create(name, spec, **kwargs)
+
+
+def _items(spec: Spec) -> list[Item]:
+    """Return the items of a spec; a name may be one that only a family has, and all families are known from here on."""
+    discover()
+    return parse_spec(spec)
 
 
 def _create(name: str, spec: list[Item] | None, **kwargs: Any) -> nn.Module:
@@ -155,7 +161,7 @@ def set_encoding(model: nn.Module, encoding: Spec) -> nn.Module:
         >>> [len(block.attn.encodings) for block in model.blocks]
         [0, 1]
     """
-    return _set_encoding(model, parse_spec(encoding))
+    return _set_encoding(model, _items(encoding))
 
 
 def get_encoding(model: nn.Module) -> list[PositionEncoding]:

@@ -77,7 +77,7 @@ SCALING = mutants_of(
         ("the factor of the shorter axis", "s.amax().log()", "s.amin().log()"),
         ("contradictions unseen", "asked != self.extrapolate", "False"),
         ("scaled without a grid", "and self.trained_shape is None:", "and False:"),
-        ("coordinates interpolated as well", "return self.scales or super().runs_on", "return super().runs_on"),
+        ("coordinates interpolated as well", 'else self.scaling != "interpolate"', 'else self.scaling == "run_on"'),
         ("'trained' ignored", '["trained"] if self.scales else', '["trained"] if False else'),
         ("keys unchecked", "key in accepted and fits(value[key], accepted[key])", "True"),
         ("learned frequencies as they are", "return to_float64(positions.coords) / s", "return positions.coords"),

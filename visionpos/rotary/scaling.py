@@ -128,7 +128,7 @@ class FrequencyRotary(RotaryEncoding):
 
     @property
     def runs_on(self) -> bool:
-        return self.scales or super().runs_on
+        return self.extrapolation == "run_on" if self.scaling is None else self.scaling != "interpolate"
 
     @property
     def settings(self) -> dict[str, Any]:
