@@ -4,8 +4,10 @@ import pytest
 import torch
 
 import visionpos as vp
+from visionpos.hosts.host import timm_is_from
 
 SIZE = (32, 48)
+needs_newer_timm = pytest.mark.skipif(not timm_is_from("1.0.31"), reason="this timm is older than 1.0.31")
 VIT = {"img_size": SIZE, "patch_size": 4, "num_classes": 5, "embed_dim": 48, "depth": 2, "num_heads": 3}
 SWIN = {
     "img_size": (64, 96),

@@ -16,7 +16,7 @@ from visionpos.registry import constructor_parameters, get_encoding_class, requi
 
 FACTS = LayerFacts(dim=48, feat_shape=(3, 5), num_heads=2, head_dim=24, layer=0, depth=2)
 ENCODINGS = [name for name in vp.list_encodings() if name != "none"]
-NUMBERS = [-1, math.nan, math.inf, -math.inf, 10**400, True, "4", [1, 2]]
+NUMBERS = [-1, math.nan, math.inf, -math.inf, 10**400, 2**64, True, "4", [1, 2]]
 BAD = {
     "a positive integer": [0, 0.5, 2**31, *NUMBERS],
     "an integer, 0 or more": [0.5, 2**31, *NUMBERS],

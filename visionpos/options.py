@@ -71,7 +71,8 @@ def fits(value: Any, hint: Any) -> bool:
         args = args[:1] * len(value) if args[-1] is Ellipsis else args
         return len(value) == len(args) and all(map(fits, value, args))
     if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
+        is_whole = isinstance(value, int) and not isinstance(value, bool)
+        return isinstance(value, float) or (is_whole and abs(value) < 2**63)  # as torch reads an int
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= LARGEST_INTEGER
     return not isinstance(hint, type) or isinstance(value, hint)

@@ -6,7 +6,7 @@ import torch
 
 import visionpos as vp
 from tests.hosts.same_bits import OWN, check_same_bits
-from tests.small import pictures, randomised
+from tests.small import needs_newer_timm, pictures, randomised
 
 SIZE, OTHER = (64, 96), (96, 32)
 OPTIONS = {"num_classes": 4, "num_heads": 8, "serial_depths": (1, 2, 1, 1), "mlp_ratios": (2, 2, 2, 2)}
@@ -22,6 +22,7 @@ def plain_model(name="coat_lite_tiny", size=SIZE):
     return randomised(timm.create_model(name, img_size=size, **OPTIONS, **KINDS[name]))
 
 
+@needs_newer_timm  # or it has no intermediates
 @pytest.mark.parametrize("size", [SIZE, OTHER])
 @torch.no_grad()
 def test_converting_to_what_the_host_has_changes_no_bit(size):
@@ -31,6 +32,7 @@ def test_converting_to_what_the_host_has_changes_no_bit(size):
     assert model.no_weight_decay() - plain.no_weight_decay() == {f"cpe{scale}.proj.bias" for scale in range(1, 5)}
 
 
+@needs_newer_timm  # or it has no intermediates
 @torch.no_grad()
 def test_with_parallel_blocks_neither():
     """Whose features are those of three scales."""

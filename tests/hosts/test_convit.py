@@ -8,7 +8,7 @@ import torch
 
 import visionpos as vp
 from tests.hosts.same_bits import OWN, check_same_bits
-from tests.small import pictures, randomised
+from tests.small import needs_newer_timm, pictures, randomised
 from visionpos.convert import find_host
 
 SQUARE, SIZE = (24, 24), (16, 24)  # timm's own takes squares alone
@@ -21,12 +21,7 @@ def plain_model(size=SQUARE, **options):
     return randomised(timm.create_model("convit_tiny", img_size=size, **{**OPTIONS, **options}))
 
 
-of_today = pytest.mark.skipif(
-    not hasattr(timm.models, "get_model_args"), reason="this timm's ConViT has no intermediates, float64 nor arguments"
-)
-
-
-@of_today
+@needs_newer_timm
 @pytest.mark.parametrize("use_pos_embed", [True, False])
 @torch.no_grad()
 def test_converting_to_what_the_host_has_changes_no_bit(use_pos_embed):
@@ -81,7 +76,7 @@ def test_the_class_token_is_in_front_of_the_later_layers_alone():
     assert (got - want).abs().max() < 1e-5
 
 
-@of_today
+@needs_newer_timm
 def test_saved_and_loaded_with_what_only_the_host_has(tmp_path):
     model = randomised(vp.set_encoding(plain_model(SIZE), ["GPSA", {"name": "rope_axial", "layers": "2:"}]))
     timm.models.save_for_hf(model, tmp_path)

@@ -8,7 +8,7 @@ import torch
 
 import visionpos as vp
 from tests.hosts.same_bits import OWN, shapes
-from tests.small import pictures, randomised
+from tests.small import needs_newer_timm, pictures, randomised
 from visionpos.convert import find_host
 
 SIZE, OTHER = (48, 72), (72, 96)
@@ -23,6 +23,8 @@ KINDS = {  # pictures are cropped in the one, and scaled in the other, whose pat
     "crossvit_9_240": {"img_scale": (1.0, 2 / 3), "crop_scale": True},
     "crossvit_9_dagger_240": {"img_scale": (1.0, 2 / 3)},
 }
+
+pytestmark = needs_newer_timm
 
 
 def plain_model(name="crossvit_9_240", size=SIZE):

@@ -7,6 +7,7 @@ from torch import nn
 
 import visionpos as vp
 from visionpos.analysis.zoo import build
+from visionpos.convert import find_host
 
 OTHERS = {
     "torchvision ViT": lambda: torchvision.models.VisionTransformer(32, 16, 1, 2, 32, 64),
@@ -50,3 +51,11 @@ def test_a_part_of_ones_own_is_refused_before_anything_is_changed(family, path):
     with pytest.raises(ValueError, match=r"takes encodings with timm's own parts only \(.*\); this one has a Mine$"):
         vp.set_encoding(model, "learned")
     assert [(name, type(module)) for name, module in model.named_modules()] == before
+
+
+def test_a_family_of_a_newer_timm_is_one_line(monkeypatch):
+    model, _ = build("Swin")
+    monkeypatch.setattr(type(find_host(model)), "since", "12.0.3")
+    with pytest.raises(ValueError, match=r"^a SwinTransformer needs timm 12\.0\.3 or newer; this is timm 1\.\d+\.\d+"):
+        vp.set_encoding(model, "rope_axial")
+    assert type(model) is timm.models.SwinTransformer

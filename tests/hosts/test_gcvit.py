@@ -8,10 +8,10 @@ import torch
 
 import visionpos as vp
 from tests.hosts.same_bits import OWN, check_same_bits
-from tests.small import pictures, randomised
+from tests.small import needs_newer_timm, pictures, randomised
 from visionpos.convert import find_host
 
-BATCH = 2 if hasattr(timm.models, "get_model_args") else 1  # timm before 1.0.31 mixes up the pictures of a batch
+pytestmark = needs_newer_timm
 
 
 def plain_model(size):
@@ -24,7 +24,7 @@ def plain_model(size):
 @pytest.mark.parametrize("size", [(64, 96), (96, 64)])
 @torch.no_grad()
 def test_converting_to_what_the_host_has_changes_no_bit(size):
-    model = check_same_bits(plain_model(size), pictures(size, BATCH), ["relative_table"] * 12, "relative_table", OWN)
+    model = check_same_bits(plain_model(size), pictures(size), ["relative_table"] * 12, "relative_table", OWN)
     facts = find_host(model).layer_facts(model)
     windows = [tuple(n // ratio for n in size) for ratio in (32, 32, 16, 32)]
     assert [fact.feat_shape for fact in facts] == [windows[stage] for stage in (0, 0, 1, 1, *[2] * 6, 3, 3)]
@@ -47,7 +47,7 @@ def test_global_queries_are_rotated_by_their_place_in_the_window():
 
 @torch.no_grad()
 def test_without_its_table_it_computes_and_the_table_is_gone():
-    plain, x = plain_model((64, 96)), pictures((64, 96), BATCH)
+    plain, x = plain_model((64, 96)), pictures((64, 96))
     model = vp.set_encoding(copy.deepcopy(plain), "none")
     assert not [key for key in model.state_dict() if "rel_pos" in key]
     assert (model(x) - plain(x)).abs().max() > 1e-3

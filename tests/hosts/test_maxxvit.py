@@ -7,7 +7,7 @@ import timm
 import torch
 
 import visionpos as vp
-from tests.small import pictures, randomised
+from tests.small import needs_newer_timm, pictures, randomised
 
 SIZE, OTHER = (64, 96), (96, 64)
 MAXVIT = {
@@ -38,6 +38,8 @@ KINDS = {  # what timm calls them; its own rounding: a table of three axes does 
     "CoAtNet's table": ("coatnet_0_rw_224", {**COAT, "head_hidden_size": 24}, "relative_table", 0),
     "CoAtNet's network": ("coatnet_rmlp_nano_rw_224", {**COAT, "head_hidden_size": 24}, "RelPosMlp", 0),
 }
+
+pytestmark = needs_newer_timm
 
 
 def plain_model(kind):

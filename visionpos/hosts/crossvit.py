@@ -48,6 +48,7 @@ class CrossVitHost(StemsHost):
     """The family of CrossViT; its layers are the blocks of the first branch, then those of the second."""
 
     name = "CrossVit (CrossViT)"
+    since = "1.0.31"  # adds its tables in a method of their own
     models: ClassVar = {CrossVit: EncodedCrossVit}
     parts: ClassVar = {Block: EncodedBlock, TimmAttention: Attention}
 

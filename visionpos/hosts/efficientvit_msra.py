@@ -82,6 +82,7 @@ class EfficientVitMsraHost(BiasesHost):
     """The family of EfficientViT by MSRA."""
 
     name = "EfficientVitMsra (EfficientViT)"
+    since = "1.0.31"  # takes pictures that are not square
     models: ClassVar = {EfficientVitMsra: EncodedEfficientVitMsra}
     parts: ClassVar = {
         EfficientVitBlock: EncodedBlock,

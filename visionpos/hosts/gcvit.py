@@ -54,6 +54,7 @@ class GCViTHost(RelPosInBlocks, StagedHost):
     """The family of GCViT; the tables of its windows keep their names."""
 
     name = "GlobalContextVit (GCViT)"
+    since = "1.0.31"  # keeps the pictures of a batch apart
     models: ClassVar = {GlobalContextVit: EncodedGCViT}
     parts: ClassVar = {
         GlobalContextVitBlock: EncodedBlock,

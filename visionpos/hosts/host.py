@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import ClassVar
 
+import timm
 from timm.layers import register_notrace_module
 from torch import nn
 
@@ -21,6 +22,7 @@ class Host(ABC):
     """One timm family. An adapter is a subclass that implements these methods, added by `register_host`."""
 
     name: ClassVar[str]
+    since: ClassVar[str] = "1.0.26"  # the first timm whose models of the family can be converted
     channels_last_features: ClassVar[bool] = False  # of timm's feature extractor of the family: (B, H, W, C)
 
     @abstractmethod
@@ -157,6 +159,12 @@ def discover() -> None:
                 raise
 
 
+def timm_is_from(version: str) -> bool:
+    """Return whether the installed timm is of this version, or newer."""
+    installed, asked = ([int(part) for part in text.split(".")[:3]] for text in (timm.__version__, version))
+    return installed >= asked
+
+
 def supported_hosts() -> list[str]:
     """Return the names of the timm families that take encodings.
 
@@ -172,13 +180,15 @@ def find_host(model: nn.Module) -> Host:
     """Return the adapter that accepts a model.
 
     Raises:
-        ValueError: no family fits; names the supported ones.
+        ValueError: no family fits; names the supported ones. Or the family is one of a newer timm.
     """
     discover()
+    kind, families = type(model), ", ".join(supported_hosts())
     for host in _HOSTS:
         if host.accepts(model):
+            if not timm_is_from(host.since):
+                raise ValueError(f"a {kind.__name__} needs timm {host.since} or newer; this is timm {timm.__version__}")
             return host
-    kind, families = type(model), ", ".join(supported_hosts())
     elsewhere = "" if kind.__module__.startswith("timm.") else f"; this one is from {kind.__module__}"
     raise ValueError(
         f"{kind.__name__} is not a supported host; supported: timm's models, as "

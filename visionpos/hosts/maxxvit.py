@@ -81,6 +81,7 @@ class MaxxVitHost(RelPosInBlocks, StagedHost):
     """The family of MaxxVit; a block with two ways of attention has two layers, the windows' and the grids'."""
 
     name = "MaxxVit (MaxViT, CoAtNet)"
+    since = "1.0.31"  # records the size of its pictures
     models: ClassVar = {timms.MaxxVit: EncodedMaxxVit}
     parts: ClassVar = {
         timms.PartitionAttentionCl: EncodedPartitionCl,
