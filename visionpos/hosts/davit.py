@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..encoding import LayerFacts
 from .attention import NO_DROPOUT, attend
-from .grid_hosts import EncodedGridModel, StagedHost, trained_size
+from .grid_hosts import EncodedGridModel, StagedHost, blocks_in, trained_size
 from .grids import AddPositionsToMap, MixMap, encode_grid
 from .host import register_host
 
@@ -53,7 +53,7 @@ class DaVitHost(StagedHost):
     input_part = "stages.0.downsample"
 
     def stages(self, model: DaVit) -> list[list[nn.Module]]:
-        return [[m for m in stage.modules() if isinstance(m, SpatialBlock)] for stage in model.stages]
+        return blocks_in(model.stages, SpatialBlock)
 
     def grids(self, model: DaVit) -> list[tuple[int, int]]:
         size = trained_size(model)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import ClassVar
 
 from torch import nn
@@ -22,6 +22,11 @@ from .host import (
 from .parameters import replace_encodings
 
 Place = tuple[nn.ModuleList, list[PositionEncoding]]  # a list of a model, and what it will hold
+
+
+def blocks_in(stages: Iterable[nn.Module], *kinds: type) -> list[list[nn.Module]]:
+    """Return the blocks of some classes in each stage, in order, however deep in it they are."""
+    return [[module for module in stage.modules() if isinstance(module, kinds)] for stage in stages]
 
 
 class EncodedGridModel(FixedCoordinates):

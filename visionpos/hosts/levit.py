@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..encoding import AttentionTensors, LayerFacts
 from .attention_biases import BiasesHost, EncodedBiases, as_tokens, attend_by_steps, encode_every_second, heads_of
-from .grid_hosts import EncodedGridModel
+from .grid_hosts import EncodedGridModel, blocks_in
 from .grids import AddPositionsToMap, add_to_map, add_to_tokens, encode_grid
 from .host import register_host
 
@@ -102,8 +102,7 @@ class LevitHost(BiasesHost):
     input_part = "stem"
 
     def stages(self, model: timms.Levit) -> list[list[nn.Module]]:
-        kinds = (timms.LevitBlock, timms.LevitDownsample)
-        return [[module for module in stage.modules() if isinstance(module, kinds)] for stage in model.stages]
+        return blocks_in(model.stages, timms.LevitBlock, timms.LevitDownsample)
 
     def input_facts(self, model: timms.Levit) -> LayerFacts:
         return LayerFacts(dim=model.embed_dim[0], feat_shape=tuple(self.blocks(model)[0].attn.resolution))

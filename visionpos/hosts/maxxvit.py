@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..encoding import LayerFacts
 from .attention import attend
-from .grid_hosts import ResizedGridModel, StagedHost
+from .grid_hosts import ResizedGridModel, StagedHost, blocks_in
 from .grids import AddPositionsToMap, MixMap, MixPositions, add_to_map, encode_grid
 from .host import register_host
 from .rel_pos import RelPosInBlocks
@@ -95,7 +95,7 @@ class MaxxVitHost(RelPosInBlocks, StagedHost):
 
     def stages(self, model: timms.MaxxVit) -> list[list[nn.Module]]:
         kinds = (timms.PartitionAttentionCl, timms.PartitionAttention2d, timms.TransformerBlock2d)
-        return [[module for module in stage.modules() if isinstance(module, kinds)] for stage in model.stages]
+        return blocks_in(model.stages, *kinds)
 
     def convert(self, model: timms.MaxxVit) -> None:
         if any(isinstance(module, timms.ParallelPartitionAttention) for module in model.modules()):
