@@ -8,7 +8,7 @@ import visionpos as vp
 from tests import small
 from visionpos import registry
 from visionpos.encoding import LayerFacts
-from visionpos.hosts.host import find_host
+from visionpos.hosts.host import find_host, timm_is_from
 from visionpos.registry import FACTS, check_agreement, complete_options, get_encoding_class, known_options
 
 FACTS_OF_LAYER = LayerFacts(
@@ -222,7 +222,7 @@ def test_a_slice_of_the_layers(build, layers, chosen, tmp_path):
     expected = model(x)
     assert torch.equal(listed(x), expected)
     assert torch.equal(vp.set_encoding(model, vp.get_encoding(model))(x), expected)
-    if hasattr(timm.models, "get_model_args"):  # since timm 1.0.31
+    if timm_is_from("1.0.31"):  # which records arguments
         timm.models.save_for_hf(model, tmp_path)
         loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
         assert torch.equal(loaded(x), expected)

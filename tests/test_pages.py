@@ -13,6 +13,8 @@ import pytest
 import timm
 import torch
 
+from visionpos.hosts.host import timm_is_from
+
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("visionpos", "train", "benchmarks", "tests", "docs", "configs", "results")
 FILES = ("README.md", "CONTRIBUTING.md", "pyproject.toml")
@@ -50,7 +52,7 @@ def test_add_a_host_runs(tmp_path):
     assert host.count("\n") < 60
     (tmp_path / "pico.py").write_text(family)
     (tmp_path / "pico_host.py").write_text(host)
-    records_arguments = hasattr(timm.models, "get_model_args")  # timm does since 1.0.31
+    records_arguments = timm_is_from("1.0.31")
     (tmp_path / "try_it.py").write_text(script + (saving if records_arguments else ""))
     python("try_it.py", cwd=tmp_path)
 

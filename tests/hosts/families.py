@@ -81,4 +81,4 @@ def everywhere(families=tuple(ZOO), **choices):
         for turn, family in enumerate(family for family in families if family in ZOO)
         for number, choice in enumerate(every)
     ]
-    return pytest.mark.parametrize(("family", *choices), cases, ids=lambda value: str(value))
+    return pytest.mark.parametrize(("family", *choices), cases, ids=str)

@@ -10,7 +10,7 @@ from timm.models.beit import Beit
 import visionpos as vp
 from tests.hosts import isotropic_checks as checks
 from tests.hosts.isotropic_checks import ENCODINGS, OTHER, SIZE
-from tests.small import in_turn, pictures
+from tests.small import in_turn, needs_newer_timm, pictures
 
 
 def beit(**options):
@@ -44,7 +44,7 @@ def test_converting_to_what_the_host_has_changes_nothing(options, names, fused):
         assert (vp.set_encoding(model, "none")(pictures()) - plain(pictures())).abs().max() > 1e-3
 
 
-@pytest.mark.skipif(not hasattr(Beit, "set_input_size"), reason="timm has it from 1.0.31 on")
+@needs_newer_timm
 @pytest.mark.parametrize(("options", "names"), KINDS.values(), ids=KINDS)
 def test_set_input_size_is_timms(options, names):
     """But for the values of resized tables: interpolated linearly here, by cubic splines in timm."""

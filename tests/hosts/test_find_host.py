@@ -6,8 +6,10 @@ import torchvision
 from torch import nn
 
 import visionpos as vp
-from visionpos.analysis.zoo import build
+from tests.small import needs_newer_timm
+from visionpos.analysis.zoo import NEWER, ZOO, build
 from visionpos.convert import find_host
+from visionpos.hosts.host import timm_is_from
 
 OTHERS = {
     "torchvision ViT": lambda: torchvision.models.VisionTransformer(32, 16, 1, 2, 32, 64),
@@ -59,3 +61,15 @@ def test_a_family_of_a_newer_timm_is_one_line(monkeypatch):
     with pytest.raises(ValueError, match=r"^a SwinTransformer needs timm 12\.0\.3 or newer; this is timm 1\.\d+\.\d+"):
         vp.set_encoding(model, "rope_axial")
     assert type(model) is timm.models.SwinTransformer
+
+
+@needs_newer_timm
+def test_the_families_left_out_with_an_older_timm_are_those_whose_hosts_ask_for_a_newer_one():
+    assert {family for family in ZOO if find_host(build(family)[0]).since == "1.0.31"} == NEWER
+
+
+@pytest.mark.parametrize(("installed", "is_from"), [("1.0.30", False), ("1.0.31.dev0", True), ("1.1.0rc1", True)])
+def test_versions_of_timm_are_compared_as_numbers(installed, is_from, monkeypatch):
+    monkeypatch.setattr(timm, "__version__", installed)
+    assert timm_is_from("1.0.31") == is_from
+    assert timm_is_from("1.0.9")

@@ -10,7 +10,7 @@ from timm.models import save_for_hf
 
 import visionpos as vp
 from tests.hosts.families import CHANNELS, deeper, everywhere, fitting
-from tests.small import pictures, randomised
+from tests.small import needs_newer_timm, pictures, randomised
 from visionpos.analysis.zoo import ZOO, build
 from visionpos.convert import find_host
 from visionpos.hosts.parameters import OfLayer, bind_parameters, copy_encoding, release_parameters
@@ -177,7 +177,7 @@ def test_what_no_longer_fits_a_pruned_model_is_one_line(name):
     check_unchanged_by(model, name, f"^{name} was built with num_heads=3, but the model has 2$")
 
 
-@pytest.mark.skipif(not hasattr(timm.models, "get_model_args"), reason="this timm records no arguments")
+@needs_newer_timm  # which records arguments
 @everywhere(
     specs=[
         ["learned+relative_table+peg"],

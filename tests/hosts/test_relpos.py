@@ -10,7 +10,7 @@ from timm.models.vision_transformer_relpos import ResPostRelPosBlock, VisionTran
 import visionpos as vp
 from tests.hosts import isotropic_checks as checks
 from tests.hosts.isotropic_checks import ENCODINGS, OTHER, SIZE
-from tests.small import in_turn, pictures
+from tests.small import in_turn, needs_newer_timm, pictures
 
 
 def relpos(**options):
@@ -46,7 +46,7 @@ def test_converting_to_what_the_host_has_changes_nothing(options, names, fused):
     assert not [n for n, _ in model.named_parameters() if "rel_pos" in n]
 
 
-@pytest.mark.skipif(not hasattr(VisionTransformerRelPos, "set_input_size"), reason="timm has it from 1.0.31 on")
+@needs_newer_timm
 @pytest.mark.parametrize(("options", "names"), KINDS.values(), ids=KINDS)
 def test_set_input_size_is_timms(options, names):
     """But for the values of resized tables: interpolated linearly here, by cubic splines in timm."""

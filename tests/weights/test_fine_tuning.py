@@ -3,20 +3,16 @@
 The second source is plain timm, in the same call with weights of the same values.
 """
 
-from importlib.util import find_spec
-
 import pytest
 import timm
 import torch
 from timm.models import save_for_hf
 
 import visionpos as vp
-from tests.small import pictures, randomised
+from tests.small import needs_newer_timm, pictures, randomised
 from tests.tiny_timm_models import small
 
 # timm records the arguments of a model since 1.0.31
-recorded = pytest.mark.skipif(not find_spec("timm.models._input"), reason="this timm records no arguments")
-
 COLUMN = {"img_size": (32, 64), "patch_size": 8, "embed_dim": 48, "depth": 1, "num_heads": 3, "num_classes": 7}
 PYRAMID = {"img_size": (64, 128), "window_size": 4, "embed_dim": 24, "depths": (1, 1), "num_heads": (2, 4)}
 HOSTS = {
@@ -48,7 +44,7 @@ def loaded(model, folder, **change):
     return timm.create_model(f"local-dir:{folder}", pretrained=True, **change).eval()
 
 
-@recorded
+@needs_newer_timm
 @pytest.mark.parametrize(("host", "change"), CASES, ids=str)
 def test_another_shape_gives_what_timm_gives(host, change, tmp_path):
     options, spec = HOSTS[host]
@@ -67,7 +63,7 @@ def test_another_shape_gives_what_timm_gives(host, change, tmp_path):
     assert torch.equal(again(x), seen(x))
 
 
-@recorded
+@needs_newer_timm
 @pytest.mark.parametrize("window", [8, (2, 4)])
 def test_another_window(window, tmp_path):
     model = randomised(vp.create_model("swin_tiny_patch4_window7_224", "relative_table+rope_mixed", **PYRAMID))

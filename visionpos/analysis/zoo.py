@@ -277,10 +277,12 @@ ZOO: dict[str, tuple[str, dict[str, Any], tuple[int, int]]] = {
         (32, 48),
     ),
 }
-if not timm_is_from("1.0.31"):  # their hosts ask for it
-    for newer in ("MaxViT", "CoAtNet", "CrossViT", "GCViT", "EfficientViT"):
-        del ZOO[newer]
-ZOO = {family: row for family, row in ZOO.items() if timm.is_model(row[0])}  # an older timm has fewer
+NEWER = {"MaxViT", "CoAtNet", "CrossViT", "GCViT", "EfficientViT"}  # whose hosts ask for timm 1.0.31
+ZOO = {  # an older timm has fewer
+    family: row
+    for family, row in ZOO.items()
+    if timm.is_model(row[0]) and (family not in NEWER or timm_is_from("1.0.31"))
+}
 
 
 def build(family: str, **options: Any) -> tuple[nn.Module, tuple[int, int]]:

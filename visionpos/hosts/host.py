@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import pkgutil
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import ClassVar
@@ -161,7 +162,7 @@ def discover() -> None:
 
 def timm_is_from(version: str) -> bool:
     """Return whether the installed timm is of this version, or newer."""
-    installed, asked = ([int(part) for part in text.split(".")[:3]] for text in (timm.__version__, version))
+    installed, asked = ([*map(int, re.findall(r"\d+", text)[:3])] for text in (timm.__version__, version))
     return installed >= asked
 
 
@@ -183,12 +184,13 @@ def find_host(model: nn.Module) -> Host:
         ValueError: no family fits; names the supported ones. Or the family is one of a newer timm.
     """
     discover()
-    kind, families = type(model), ", ".join(supported_hosts())
+    kind = type(model)
     for host in _HOSTS:
         if host.accepts(model):
             if not timm_is_from(host.since):
                 raise ValueError(f"a {kind.__name__} needs timm {host.since} or newer; this is timm {timm.__version__}")
             return host
+    families = ", ".join(host.name for host in _HOSTS)
     elsewhere = "" if kind.__module__.startswith("timm.") else f"; this one is from {kind.__module__}"
     raise ValueError(
         f"{kind.__name__} is not a supported host; supported: timm's models, as "
