@@ -102,13 +102,17 @@ def test_encodings_are_told_of_without_timm_and_without_the_compiler(arguments):
     ],
 )
 def test_timm_knows_the_models_in_every_order_of_imports(imports):
+    leaves = "leaves = timm.models.get_notrace_modules()"  # asked for before any family is imported
     own = "visionpos.set_encoding(timm.create_model('convit_tiny', depth=1, embed_dim=4), 'GPSA')"  # a family's name
     build = "timm.create_model('visionpos_vit_xs_patch4_32', encoding='rope_mixed', depth=1)"
     shown = f"print(len(timm.list_models('visionpos*')), *{build}.blocks[0].attn.encodings)"
-    code = f"{imports}\nimport visionpos, timm\n{own}\n{shown}"
+    kinds = f"{build}.blocks[0].attn.encodings[0], {build}.blocks[0].attn"
+    traced = f"print('whole:', *(isinstance(each, tuple(leaves)) for each in ({kinds})))"
+    code = f"{imports}\nimport visionpos, timm\n{leaves}\n{own}\n{shown}\n{traced}"
     done, _ = started("-c", code)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("7 RopeMixed(")
+    assert "whole: True True" in done.stdout
 
 
 def test_the_registry_fills_itself_when_it_is_first_asked():

@@ -84,7 +84,15 @@ class AttentionTensors:
         self.bias = bias if self.bias is None else self.bias + bias
 
 
-class PositionEncoding(nn.Module):
+class OneNode:
+    """Base of the modules whose call is one node in a graph of torch.fx, which cannot follow it.
+
+    timm's tracer is told of this class as soon as visionpos and timm are imported, and takes subclasses too: a list of
+    leaf modules is complete before the first conversion imports the layers of its family.
+    """
+
+
+class PositionEncoding(OneNode, nn.Module):
     """The position encoding of one layer: base class of the four places, one `torch.nn.Module` per encoding.
 
     Claims are class attributes, and `check_encoding` holds every class to them. `extrapolation` is what another grid

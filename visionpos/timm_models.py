@@ -13,11 +13,14 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from timm.layers import to_2tuple
+from timm.layers import register_notrace_module, to_2tuple
 from timm.models import build_model_with_cfg, generate_default_cfgs, get_pretrained_cfg, register_model
 from torch import nn
 
+from .encoding import OneNode
 from .registry import Spec
+
+register_notrace_module(OneNode)
 
 CIFAR = {
     "num_classes": 10,

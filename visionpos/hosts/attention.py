@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import Attention as TimmAttention
 from torch import Tensor, nn
 
-from ..encoding import AttentionTensors, PositionEncoding
+from ..encoding import AttentionTensors, OneNode, PositionEncoding
 from ..kernels import coordinate_attention, rotate_qkv, takes_coordinates
 from ..places import ContextualBias, RotaryEncoding
 from ..positions import Positions
@@ -300,7 +300,7 @@ def self_attention(
     return layer.proj_drop(layer.proj(out))  # (B, T, C)
 
 
-class Attention(TimmAttention):
+class Attention(OneNode, TimmAttention):
     """Self-attention of ViT and DeiT with encodings, on tokens x (B, prefix + N, C)."""
 
     def forward(self, x: Tensor, attn_mask: AttentionContext | Tensor | None = None, is_causal: bool = False) -> Tensor:

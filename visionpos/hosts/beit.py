@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from timm.layers import register_notrace_module
 from timm.models.beit import Attention as TimmAttention
 from timm.models.beit import Beit, Block
 from torch import Tensor
 
 from ..bias.relative_table import RelativeTable
+from ..encoding import OneNode
 from .attention import AttentionContext, math_is_faster, prepare_encodings, self_attention, split_heads
 from .host import first, register_host
 from .isotropic import IsotropicForward, IsotropicHost, mix
@@ -17,8 +17,7 @@ from .parameters import ParameterHolder, adopt_parameters, bind_first, bind_para
 from .projections import project
 
 
-@register_notrace_module
-class EncodedBeitAttention(TimmAttention):
+class EncodedBeitAttention(OneNode, TimmAttention):
     """Self-attention of BEiT with encodings, on tokens x (B, 1 + N, C)."""
 
     def forward(self, x: Tensor, shared_rel_pos_bias: AttentionContext | None = None) -> Tensor:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-from timm.layers import register_notrace_module
 from timm.models.cait import Cait, LayerScaleBlock, TalkingHeadAttn
 from torch import Tensor, nn
 
+from ..encoding import OneNode
 from .attention import AttentionContext, attend_logits, encoded, prepare_encodings, split_heads
 from .host import register_host
 from .isotropic import IsotropicHost, mix
@@ -20,8 +20,7 @@ def mix_heads(x: Tensor, projection: nn.Linear) -> Tensor:
     return projection(x.permute(0, 2, 3, 1).to(projection.weight.dtype)).permute(0, 3, 1, 2)
 
 
-@register_notrace_module
-class EncodedTalkingHeadAttn(TalkingHeadAttn):
+class EncodedTalkingHeadAttn(OneNode, TalkingHeadAttn):
     """Talking-heads attention of the patches with encodings, on tokens x (B, N, C).
 
     y = W(softmax(L(scale q k^T) + b)) v, where L and W mix the heads (`proj_l` and `proj_w`). Rotations turn q and k.

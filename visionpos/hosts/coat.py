@@ -8,12 +8,12 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-from timm.layers import PatchEmbed, register_notrace_module
+from timm.layers import PatchEmbed
 from timm.models.coat import CoaT, ConvPosEnc, FactorAttnConvRelPosEnc
 from torch import Tensor, nn
 
 from ..conditional.peg import PEG
-from ..encoding import LayerFacts
+from ..encoding import LayerFacts, OneNode
 from .grid_hosts import EncodedGridModel, StagedHost
 from .grids import add_to_tokens, encode_grid
 from .host import mixes_tokens, refuse_pairs, register_host
@@ -21,8 +21,7 @@ from .native_encodings import ConvRelPosEnc
 from .parameters import adopt_parameters, bind_first, bind_parameters
 
 
-@register_notrace_module
-class EncodedAttention(FactorAttnConvRelPosEnc):
+class EncodedAttention(OneNode, FactorAttnConvRelPosEnc):
     """Factorised attention, to whose output encodings may add mixed values; it is a layer and its attention in one."""
 
     @property

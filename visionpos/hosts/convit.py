@@ -11,11 +11,11 @@ from functools import partial
 from typing import ClassVar
 
 import torch.fx
-from timm.layers import register_notrace_module, use_fused_attn
+from timm.layers import use_fused_attn
 from timm.models.convit import GPSA, MHSA, Block, ConVit
 from torch import Tensor, nn
 
-from ..encoding import LayerFacts
+from ..encoding import LayerFacts, OneNode
 from ..positions import Positions
 from .attention import AttentionContext, attend_logits, encoded, prepare_encodings, self_attention, split_heads
 from .host import first, register_host
@@ -25,8 +25,7 @@ from .parameters import bind_first
 from .without_prefix import WithoutPrefixTokens
 
 
-@register_notrace_module
-class EncodedGPSA(GPSA):
+class EncodedGPSA(OneNode, GPSA):
     """Attention of patches x (B, N, C) with encodings, and with timm's own unless it was taken away."""
 
     def forward(self, x: Tensor, context: AttentionContext | None = None) -> Tensor:
@@ -44,8 +43,7 @@ class EncodedGPSA(GPSA):
         """Do nothing: there is no buffer of timm's left."""
 
 
-@register_notrace_module
-class EncodedMHSA(MHSA):
+class EncodedMHSA(OneNode, MHSA):
     """Self-attention with encodings, on tokens x (B, 1 + N, C)."""
 
     fused_attn = use_fused_attn()

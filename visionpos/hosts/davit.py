@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from timm.layers import register_notrace_module
 from timm.models.davit import DaVit, SpatialBlock, WindowAttention
 from torch import Tensor, nn
 
-from ..encoding import LayerFacts
+from ..encoding import LayerFacts, OneNode
 from .attention import NO_DROPOUT, attend
 from .grid_hosts import EncodedGridModel, StagedHost, blocks_in, trained_size
 from .grids import AddPositionsToMap, MixMap, encode_grid
 from .host import register_host
 
 
-@register_notrace_module
-class EncodedWindowAttention(WindowAttention):
+class EncodedWindowAttention(OneNode, WindowAttention):
     """Window attention of DaViT with encodings, on tokens x (B * windows, N, C)."""
 
     def forward(self, x: Tensor) -> Tensor:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from timm.layers import register_notrace_module
 from timm.models.efficientformer import Attention, EfficientFormer, MetaBlock1d, Stem4
 from torch import Tensor, nn
 
-from ..encoding import LayerFacts
+from ..encoding import LayerFacts, OneNode
 from .attention_biases import BiasesHost, EncodedBiases, attend_by_steps, heads_of
 from .grid_hosts import EncodedGridModel
 from .grids import AddPositionsToMap, add_to_tokens, encode_grid
@@ -17,8 +16,7 @@ from .host import register_host
 GRID = (7, 7)  # whatever the size of pictures, which must give 49 tokens: timm's table has no other
 
 
-@register_notrace_module
-class EncodedAttention(EncodedBiases, Attention):
+class EncodedAttention(OneNode, EncodedBiases, Attention):
     """Self-attention of EfficientFormer with encodings, on tokens x (B, 49, C)."""
 
     resolution = GRID

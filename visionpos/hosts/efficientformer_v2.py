@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from timm.layers import register_notrace_module
 from timm.models.efficientformer_v2 import (
     Attention2d,
     Attention2dDownsample,
@@ -15,7 +14,7 @@ from timm.models.efficientformer_v2 import (
 )
 from torch import Tensor, nn
 
-from ..encoding import LayerFacts
+from ..encoding import LayerFacts, OneNode
 from ..positions import Positions
 from .attention import attend_logits, encoded
 from .attention_biases import BiasesHost, EncodedBiases, attend_by_steps, encode_every_second, heads_of
@@ -24,8 +23,7 @@ from .grids import AddPositionsToMap, MixMap
 from .host import register_host
 
 
-@register_notrace_module
-class EncodedAttention(EncodedBiases, Attention2d):
+class EncodedAttention(OneNode, EncodedBiases, Attention2d):
     """Talking-heads attention of EfficientFormerV2 with encodings, on a map x (B, C, H, W).
 
     y = W(softmax(L(scale q k^T + b) + b')) v, where L and W mix the heads. The table b is the model's own, and every
@@ -49,8 +47,7 @@ class EncodedAttention(EncodedBiases, Attention2d):
         return self.proj(self.act(out if self.upsample is None else self.upsample(out)))
 
 
-@register_notrace_module
-class EncodedAttentionDownsample(EncodedBiases, Attention2dDownsample):
+class EncodedAttentionDownsample(OneNode, EncodedBiases, Attention2dDownsample):
     """Attention with a query at every second token of each axis."""
 
     def forward(self, x: Tensor) -> Tensor:

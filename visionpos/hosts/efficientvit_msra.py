@@ -6,11 +6,10 @@ from functools import partial
 from typing import ClassVar
 
 import torch
-from timm.layers import register_notrace_module
 from timm.models.efficientvit_msra import CascadedGroupAttention, EfficientVitBlock, EfficientVitMsra, PatchEmbedding
 from torch import Tensor, nn
 
-from ..encoding import AttentionTensors, LayerFacts
+from ..encoding import AttentionTensors, LayerFacts, OneNode
 from ..positions import Positions
 from .attention import NO_DROPOUT, attend_logits, encoded
 from .attention_biases import BiasesHost, EncodedBiases
@@ -33,8 +32,7 @@ def take_head(tensors: AttentionTensors, head: int) -> AttentionTensors:
     return tensors
 
 
-@register_notrace_module
-class EncodedAttention(EncodedBiases, CascadedGroupAttention):
+class EncodedAttention(OneNode, EncodedBiases, CascadedGroupAttention):
     """Attention of windows x (B * windows, C, h, w) with encodings; a head gets what the one before it returned.
 
     Encodings act as if all heads had the queries, keys and values of the head at hand, of which its own are kept.

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from timm.layers import register_notrace_module
 from timm.models.gcvit import GlobalContextVit, GlobalContextVitBlock, Stem, WindowAttentionGlobal
 from torch import Tensor, nn
 
-from ..encoding import LayerFacts
+from ..encoding import LayerFacts, OneNode
 from .attention import attend
 from .grid_hosts import EncodedGridModel, StagedHost
 from .grids import AddPositionsToMap, add_positions, encode_grid
@@ -19,8 +18,7 @@ from .host import register_host
 from .rel_pos import RelPosInBlocks
 
 
-@register_notrace_module
-class EncodedWindowAttention(WindowAttentionGlobal):
+class EncodedWindowAttention(OneNode, WindowAttentionGlobal):
     """Window attention of GCViT with encodings, on tokens x (B * windows, N, C)."""
 
     def forward(self, x: Tensor, q_global: Tensor | None = None) -> Tensor:

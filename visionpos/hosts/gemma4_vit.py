@@ -7,7 +7,7 @@ from functools import partial
 from typing import ClassVar
 
 import torch
-from timm.layers import register_notrace_module, to_2tuple
+from timm.layers import to_2tuple
 from timm.models.gemma4_vit import (
     Gemma4Attention,
     Gemma4Block,
@@ -17,6 +17,7 @@ from timm.models.gemma4_vit import (
 )
 from torch import Tensor, nn
 
+from ..encoding import OneNode
 from ..input.factorized import Factorized
 from ..positions import Positions
 from ..rotary.rope_axial import RopeAxial
@@ -31,8 +32,7 @@ from .projections import into_heads
 from .ragged import RaggedMixin
 
 
-@register_notrace_module
-class EncodedGemma4Attention(Gemma4Attention):
+class EncodedGemma4Attention(OneNode, Gemma4Attention):
     """Self-attention of Gemma 4 with encodings, on tokens x (B, N, C)."""
 
     def forward(

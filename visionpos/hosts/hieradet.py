@@ -7,11 +7,10 @@ from dataclasses import replace
 from typing import ClassVar
 
 import torch.nn.functional as F
-from timm.layers import register_notrace_module
 from timm.models.hieradet_sam2 import HieraDet, MultiScaleAttention, MultiScaleBlock
 from torch import Tensor, nn
 
-from ..encoding import LayerFacts
+from ..encoding import LayerFacts, OneNode
 from ..input.abs_win import AbsWin
 from ..positions import Positions
 from .attention import NO_DROPOUT, attend, encoded_pairs
@@ -23,8 +22,7 @@ from .parameters import adopt_parameters, bind_first
 NAMES = {"pos_embed_win": "pos_embed_window"}
 
 
-@register_notrace_module
-class EncodedMultiScaleAttention(MultiScaleAttention):
+class EncodedMultiScaleAttention(OneNode, MultiScaleAttention):
     """Self-attention of HieraDet with encodings, on x (B, H, W, C): the grid, or a window of it."""
 
     def pool(self, x: Tensor) -> Tensor:

@@ -11,12 +11,9 @@ from collections.abc import Iterable
 from typing import ClassVar
 
 import timm
-from timm.layers import register_notrace_module
 from torch import nn
 
 from ..encoding import LayerFacts, PositionEncoding
-
-register_notrace_module(PositionEncoding)  # torch.fx keeps a call of one whole, as that of an attention layer
 
 
 class Host(ABC):

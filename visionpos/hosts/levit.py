@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from timm.layers import register_notrace_module
 from timm.models import levit as timms
 from torch import Tensor, nn
 
-from ..encoding import AttentionTensors, LayerFacts
+from ..encoding import AttentionTensors, LayerFacts, OneNode
 from .attention_biases import BiasesHost, EncodedBiases, as_tokens, attend_by_steps, encode_every_second, heads_of
 from .grid_hosts import EncodedGridModel, blocks_in
 from .grids import AddPositionsToMap, add_to_map, add_to_tokens, encode_grid
@@ -24,8 +23,7 @@ def attend_and_project(layer: nn.Module, tensors: AttentionTensors, x: Tensor) -
     return layer.proj(out)
 
 
-@register_notrace_module
-class EncodedAttention(EncodedBiases, timms.Attention):
+class EncodedAttention(OneNode, EncodedBiases, timms.Attention):
     """Self-attention of LeViT with encodings, on tokens x (B, N, C), or a map (B, C, H, W)."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -34,8 +32,7 @@ class EncodedAttention(EncodedBiases, timms.Attention):
         return attend_and_project(self, encode_grid(self, as_tokens(x), self.resolution, *qkv), x)
 
 
-@register_notrace_module
-class EncodedAttentionDownsample(EncodedBiases, timms.AttentionDownsample):
+class EncodedAttentionDownsample(OneNode, EncodedBiases, timms.AttentionDownsample):
     """Self-attention of LeViT with a query at every second token of each axis."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -55,13 +52,11 @@ class MixEither:
         return add_to_tokens(x, self.mixers, tuple(-(-n // stride) for n in self.attn.resolution))
 
 
-@register_notrace_module
-class EncodedBlock(MixEither, timms.LevitBlock):
+class EncodedBlock(OneNode, MixEither, timms.LevitBlock):
     """A block of a converted LeViT."""
 
 
-@register_notrace_module
-class EncodedDownsample(MixEither, timms.LevitDownsample):
+class EncodedDownsample(OneNode, MixEither, timms.LevitDownsample):
     """A block that leaves a quarter of the tokens, after which conditional encodings may mix these."""
 
     @property

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from timm.layers import register_notrace_module, to_2tuple
+from timm.layers import to_2tuple
 from timm.models import maxxvit as timms
 from torch import Tensor, nn
 
-from ..encoding import LayerFacts
+from ..encoding import LayerFacts, OneNode
 from .attention import attend
 from .grid_hosts import ResizedGridModel, StagedHost, blocks_in
 from .grids import AddPositionsToMap, MixMap, MixPositions, add_to_map, encode_grid
@@ -41,13 +41,11 @@ class EncodedAttention:
         return self.proj_drop(self.proj(out.unflatten(1, grid).movedim(-1, self.channels).contiguous()))
 
 
-@register_notrace_module
-class EncodedAttentionCl(EncodedAttention, timms.AttentionCl):
+class EncodedAttentionCl(OneNode, EncodedAttention, timms.AttentionCl):
     """Self-attention of MaxViT with encodings, on windows x (B * windows, h, w, C)."""
 
 
-@register_notrace_module
-class EncodedAttention2d(EncodedAttention, timms.Attention2d):
+class EncodedAttention2d(OneNode, EncodedAttention, timms.Attention2d):
     """Self-attention of CoAtNet with encodings, on maps x (B, C, H, W)."""
 
     channels = 1

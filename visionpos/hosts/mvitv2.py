@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
-from timm.layers import register_notrace_module, use_fused_attn
+from timm.layers import use_fused_attn
 from timm.models import mvitv2 as timms
 from torch import Tensor, nn
 
 from ..bias.decomposed import Decomposed
-from ..encoding import LayerFacts, PositionEncoding
+from ..encoding import LayerFacts, OneNode, PositionEncoding
 from ..positions import Positions
 from .attention import NO_DROPOUT, AttentionContext, attend, encoded, encoded_pairs, prepare_encodings
 from .grid_hosts import EncodedGridModel, StagedHost
@@ -52,8 +52,7 @@ def grid_of(layer: nn.Module, x: Tensor, size: list[int]) -> Positions:
     return Positions.grid(tuple(size), int(layer.has_cls_token), device=x.device).promote(x.dtype)
 
 
-@register_notrace_module
-class EncodedMultiScaleAttention(timms.MultiScaleAttention):
+class EncodedMultiScaleAttention(OneNode, timms.MultiScaleAttention):
     """Pooling attention with encodings, on tokens x (B, prefix + N, C) of a grid."""
 
     def _pool(self, x: Tensor, grid, pool: nn.Module | None, norm: nn.Module | None):

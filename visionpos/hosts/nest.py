@@ -9,12 +9,11 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from timm.layers import register_notrace_module
 from timm.models._manipulate import checkpoint_seq
 from timm.models.nest import Attention, Nest, NestLevel, TransformerLayer, blockify, deblockify
 from torch import Tensor, nn
 
-from ..encoding import LayerFacts, PositionEncoding
+from ..encoding import LayerFacts, OneNode, PositionEncoding
 from .attention import attend
 from .grid_hosts import EncodedGridModel
 from .grids import add_positions, encode_grid
@@ -37,8 +36,7 @@ class BlockLayout:
         return blockify(value.unflatten(1, encoding.feat_shape), self.size).contiguous()
 
 
-@register_notrace_module
-class EncodedAttention(Attention):
+class EncodedAttention(OneNode, Attention):
     """Self-attention in blocks with encodings, on tokens x (B, blocks, N, C)."""
 
     def forward(self, x: Tensor) -> Tensor:

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from timm.layers import register_notrace_module
 from timm.models.pvt_v2 import Attention, Block, PyramidVisionTransformerStage, PyramidVisionTransformerV2
 from torch import Tensor, nn
 
-from ..encoding import LayerFacts
+from ..encoding import LayerFacts, OneNode
 from .grid_hosts import EncodedGridModel, StagedHost, trained_size
 from .grids import AddPositions
 from .host import register_host
 from .pooled_keys import MixGrid, PooledKeys
 
 
-@register_notrace_module
-class EncodedAttention(PooledKeys, Attention):
+class EncodedAttention(OneNode, PooledKeys, Attention):
     """Attention of PVT v2 with encodings; the linear variant pools every map into one of 7 x 7 before `sr`."""
 
     def pool_tokens(self, x: Tensor) -> Tensor:

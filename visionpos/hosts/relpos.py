@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from timm.layers import register_notrace_module
 from timm.models.vision_transformer_relpos import (
     RelPosAttention,
     RelPosBlock,
@@ -13,14 +12,14 @@ from timm.models.vision_transformer_relpos import (
 )
 from torch import Tensor, nn
 
+from ..encoding import OneNode
 from .attention import AttentionContext, math_is_faster, prepare_encodings, self_attention, split_heads
 from .host import register_host
 from .isotropic import IsotropicForward, IsotropicHost, mix
 from .rel_pos import adopt_rel_pos, bind_rel_pos
 
 
-@register_notrace_module
-class EncodedRelPosAttention(RelPosAttention):
+class EncodedRelPosAttention(OneNode, RelPosAttention):
     """Self-attention with encodings, on tokens x (B, prefix + N, C)."""
 
     def forward(self, x: Tensor, shared_rel_pos: AttentionContext | None = None) -> Tensor:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from timm.layers import AttentionRope, register_notrace_module
+from timm.layers import AttentionRope
 from timm.models.eva import EvaAttention, EvaBlock, EvaBlockPostNorm
 from torch import Tensor
 
+from ..encoding import OneNode
 from .attention import AttentionContext, caller_masks, math_is_faster, prepare_encodings, self_attention, split_heads
 from .isotropic import mix
 from .projections import into_heads, project
@@ -38,13 +39,11 @@ class EncodedRopeMixin:
         return self_attention(self, x, *parts, attn_mask, is_causal)
 
 
-@register_notrace_module
-class EncodedEvaAttention(EncodedRopeMixin, EvaAttention):
+class EncodedEvaAttention(OneNode, EncodedRopeMixin, EvaAttention):
     """Self-attention of EVA with encodings."""
 
 
-@register_notrace_module
-class EncodedAttentionRope(EncodedRopeMixin, AttentionRope):
+class EncodedAttentionRope(OneNode, EncodedRopeMixin, AttentionRope):
     """Self-attention of the rope ViTs with encodings."""
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from timm.layers import register_notrace_module
 from timm.models.vision_transformer_sam import Attention as TimmAttention
 from timm.models.vision_transformer_sam import Block, VisionTransformerSAM
 from torch import Tensor, nn
 
 from ..bias.decomposed import Decomposed
-from ..encoding import LayerFacts, PositionEncoding
+from ..encoding import LayerFacts, OneNode, PositionEncoding
 from ..input.learned2d import Learned2D
 from ..positions import Positions
 from .attention import AttentionContext, prepare_encodings, self_attention
@@ -21,8 +20,7 @@ from .parameters import adopt_parameters, bind_first
 from .shifted_windows import EncodedGridBlock
 
 
-@register_notrace_module
-class EncodedSAMAttention(TimmAttention):
+class EncodedSAMAttention(OneNode, TimmAttention):
     """Self-attention of SAM with encodings, on x (B, H, W, C): the grid, or a window in coordinates of its own."""
 
     def forward(self, x: Tensor) -> Tensor:

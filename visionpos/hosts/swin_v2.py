@@ -7,13 +7,13 @@ from dataclasses import replace
 from typing import ClassVar
 
 import torch
-from timm.layers import register_notrace_module, use_fused_attn
+from timm.layers import use_fused_attn
 from timm.models.swin_transformer_v2 import SwinTransformerV2, SwinTransformerV2Block
 from timm.models.swin_transformer_v2 import WindowAttention as TimmWindowAttention
 from torch import Tensor, nn
 
 from ..bias.log_cpb import LogCPB
-from ..encoding import AttentionTensors, LayerFacts
+from ..encoding import AttentionTensors, LayerFacts, OneNode
 from ..rotary.split import split_qkv
 from .attention import encoded
 from .host import register_host
@@ -42,8 +42,7 @@ def hide_by_temperature(tensors: AttentionTensors, mask: Tensor | None, tau: Ten
     hide_regions(tensors, mask, torch.where(tau > MAX_TAU_THAT_HIDES, -100.0, -math.inf))
 
 
-@register_notrace_module
-class CosineWindowAttention(TimmWindowAttention):
+class CosineWindowAttention(OneNode, TimmWindowAttention):
     """Window attention of Swin V2 with encodings, on tokens x (B * windows, N, C): logits tau cos(q, k) + bias.
 
     Encodings get q of length 1 and k of length tau: rotations turn those, contextual biases are measured in q. That tau

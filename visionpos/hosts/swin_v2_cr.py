@@ -9,10 +9,11 @@ import math
 from typing import ClassVar
 
 import torch.nn.functional as F
-from timm.layers import register_notrace_module, use_fused_attn
+from timm.layers import use_fused_attn
 from timm.models import swin_transformer_v2_cr as timms
 from torch import Tensor, nn
 
+from ..encoding import OneNode
 from ..rotary.split import split_qkv
 from .attention import encoded
 from .grids import AddPositionsToMap
@@ -25,8 +26,7 @@ from .swin_v2 import hide_by_temperature
 from .window_attention import attend_windows, prepare_windows, takes_fused_path
 
 
-@register_notrace_module
-class EncodedAttention(timms.WindowMultiHeadAttention):
+class EncodedAttention(OneNode, timms.WindowMultiHeadAttention):
     """Cosine attention in windows x (B * windows, N, C) with encodings; these get q and k of length 1."""
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:

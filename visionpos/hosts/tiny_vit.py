@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from timm.layers import register_notrace_module
 from timm.models.tiny_vit import Attention, PatchEmbed, TinyVit, TinyVitBlock
 from torch import Tensor, nn
 
-from ..encoding import LayerFacts
+from ..encoding import LayerFacts, OneNode
 from .attention import NO_DROPOUT, attend
 from .attention_biases import BiasesHost, EncodedBiases, heads_of
 from .grid_hosts import EncodedGridModel, trained_size
@@ -16,8 +15,7 @@ from .grids import AddPositionsToMap, MixPositions, encode_grid
 from .host import register_host
 
 
-@register_notrace_module
-class EncodedAttention(EncodedBiases, Attention):
+class EncodedAttention(OneNode, EncodedBiases, Attention):
     """Window attention of TinyViT with encodings, on tokens x (B * windows, N, C)."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -28,8 +26,7 @@ class EncodedAttention(EncodedBiases, Attention):
         return self.proj(out.transpose(1, 2).flatten(2))
 
 
-@register_notrace_module
-class EncodedBlock(MixPositions, TinyVitBlock):
+class EncodedBlock(OneNode, MixPositions, TinyVitBlock):
     """A block on x (B, H, W, C), after which conditional encodings may mix the tokens of the whole grid."""
 
 

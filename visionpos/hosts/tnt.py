@@ -9,12 +9,11 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 import torch
-from timm.layers import register_notrace_module
 from timm.models._manipulate import checkpoint
 from timm.models.tnt import TNT, Attention, Block, PixelEmbed
 from torch import Tensor, nn
 
-from ..encoding import LayerFacts
+from ..encoding import LayerFacts, OneNode
 from .attention import AttentionContext, attend
 from .grid_hosts import EncodedGridModel
 from .grids import add_to_tokens, encode_grid
@@ -23,8 +22,7 @@ from .isotropic import IsotropicForward, mix
 from .stems import MapLayout, StemsHost, add_to_grid, context_of_grid
 
 
-@register_notrace_module
-class EncodedAttention(Attention):
+class EncodedAttention(OneNode, Attention):
     """Self-attention of patches with encodings, on tokens x (B, 1 + N, C)."""
 
     def forward(self, x: Tensor) -> Tensor:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch.nn.functional as F
-from timm.layers import register_notrace_module
 from timm.models.twins import Block, GlobalSubSampleAttn, LocallyGroupedAttn, PatchEmbed, PosConv, Twins
 from torch import Tensor, nn
 
 from ..conditional.peg import PEG
-from ..encoding import LayerFacts
+from ..encoding import LayerFacts, OneNode
 from ..positions import Positions
 from ..windows import window_partition, window_reverse
 from .attention import AttentionContext, prepare_encodings, self_attention, split_heads
@@ -23,8 +22,7 @@ from .pooled_keys import MixGrid, PooledKeys
 NAMES = {"proj": "0"}  # of PEG's convolution in `pos_block.*.proj`
 
 
-@register_notrace_module
-class EncodedLocallyGroupedAttn(LocallyGroupedAttn):
+class EncodedLocallyGroupedAttn(OneNode, LocallyGroupedAttn):
     """Attention in windows with encodings, on tokens x (B, H W, C); a grid that they do not divide is padded."""
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
@@ -40,8 +38,7 @@ class EncodedLocallyGroupedAttn(LocallyGroupedAttn):
         return window_reverse(out, window, tuple(x.shape[1:3]))[:, :height, :width].flatten(1, 2)
 
 
-@register_notrace_module
-class EncodedGlobalSubSampleAttn(PooledKeys, GlobalSubSampleAttn):
+class EncodedGlobalSubSampleAttn(OneNode, PooledKeys, GlobalSubSampleAttn):
     """Attention of all tokens to a smaller map, with encodings."""
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import ClassVar
 
-from timm.layers import register_notrace_module
 from timm.models._features import feature_take_indices
 from timm.models._manipulate import checkpoint_seq
 from timm.models.visformer import Attention, Block, Visformer
 from torch import Tensor, nn
 
-from ..encoding import LayerFacts
+from ..encoding import LayerFacts, OneNode
 from .attention import attend
 from .grid_hosts import EncodedGridModel
 from .grids import MixMap, add_to_map, encode_grid
@@ -19,8 +18,7 @@ from .host import register_host
 from .stems import MapLayout, StemsHost
 
 
-@register_notrace_module
-class EncodedAttention(Attention):
+class EncodedAttention(OneNode, Attention):
     """Self-attention of Visformer with encodings, on a map x (B, C, H, W)."""
 
     def forward(self, x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-from timm.layers import DiffAttention, register_notrace_module
+from timm.layers import DiffAttention
 from timm.models.vision_transformer import Attention as TimmAttention
 from timm.models.vision_transformer import (
     Block,
@@ -19,14 +19,12 @@ from timm.models.vision_transformer import (
 )
 from torch import Tensor, nn
 
-from ..encoding import AttentionTensors, PositionEncoding
+from ..encoding import AttentionTensors, OneNode, PositionEncoding
 from .attention import Attention, AttentionContext, attend, caller_masks, encoded, prepare_encodings
 from .host import attention_of
 from .isotropic import mix
 from .masks import add_masks
 from .projections import into_heads
-
-register_notrace_module(Attention)
 
 
 def difference(layer: nn.Module, tensors: AttentionTensors) -> Tensor:
@@ -47,8 +45,7 @@ def difference(layer: nn.Module, tensors: AttentionTensors) -> Tensor:
     return layer.sub_norm(out) * (1 - layer.lambda_init)
 
 
-@register_notrace_module
-class EncodedDiffAttention(DiffAttention):
+class EncodedDiffAttention(OneNode, DiffAttention):
     """Differential attention with encodings, on tokens x (B, prefix + N, C)."""
 
     def forward(self, x: Tensor, attn_mask: AttentionContext | Tensor | None = None, is_causal: bool = False) -> Tensor:
@@ -109,13 +106,11 @@ class ParallelMixin:
         return self.attn_out_proj(attention) + self.mlp_out_proj(mlp)
 
 
-@register_notrace_module
-class EncodedParallelScalingBlock(ParallelMixin, ParallelScalingBlock):
+class EncodedParallelScalingBlock(OneNode, ParallelMixin, ParallelScalingBlock):
     """A parallel block of a converted ViT."""
 
 
-@register_notrace_module
-class EncodedDiffParallelScalingBlock(ParallelMixin, DiffParallelScalingBlock):
+class EncodedDiffParallelScalingBlock(OneNode, ParallelMixin, DiffParallelScalingBlock):
     """A parallel block with differential attention of a converted ViT."""
 
     def attend(self, tensors: AttentionTensors) -> Tensor:

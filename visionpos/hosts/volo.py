@@ -8,11 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from timm.layers import register_notrace_module
 from timm.models.volo import VOLO, Attention, Downsample, Transformer
 from torch import Tensor, nn
 
-from ..encoding import LayerFacts, PositionEncoding
+from ..encoding import LayerFacts, OneNode, PositionEncoding
 from ..input.learned import Learned
 from .attention import attend
 from .grid_hosts import EncodedGridModel, Place, StagedHost, own_place_first
@@ -36,8 +35,7 @@ class AsMap:
         return value.unflatten(1, self.grid)
 
 
-@register_notrace_module
-class EncodedAttention(Attention):
+class EncodedAttention(OneNode, Attention):
     """Self-attention of VOLO with encodings, on a grid x (B, H, W, C)."""
 
     def forward(self, x: Tensor) -> Tensor:

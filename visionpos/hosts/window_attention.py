@@ -6,11 +6,11 @@ Encodings see the coordinates of the window, which differ from the grid's by an 
 from __future__ import annotations
 
 import torch
-from timm.layers import register_notrace_module, use_fused_attn
+from timm.layers import use_fused_attn
 from timm.models.swin_transformer import WindowAttention as TimmWindowAttention
 from torch import Tensor, nn
 
-from ..encoding import AttentionTensors
+from ..encoding import AttentionTensors, OneNode
 from ..kernels import window_attention
 from ..kernels.choose import considered
 from ..materialize import materialize
@@ -111,8 +111,7 @@ def fuse_windows(block: nn.Module, x: Tensor) -> Tensor | None:
     return attn.proj_drop(attn.proj(out.flatten(3)))
 
 
-@register_notrace_module
-class WindowAttention(TimmWindowAttention):
+class WindowAttention(OneNode, TimmWindowAttention):
     """Window attention of Swin with encodings, on tokens x (B * windows, N, C)."""
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -6,11 +6,10 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from timm.layers import register_notrace_module
 from timm.models.xcit import XCA, ConvPatchEmbed, PositionalEncodingFourier, XCABlock, Xcit
 from torch import Tensor, nn
 
-from ..encoding import LayerFacts, PositionEncoding
+from ..encoding import LayerFacts, OneNode, PositionEncoding
 from ..input.fourier import Fourier
 from .grid_hosts import EncodedGridModel, Place, StagedHost, own_place_first
 from .grids import add_to_map, encode_grid
@@ -18,8 +17,7 @@ from .host import refuse_pairs, register_host
 from .parameters import adopt_parameters, bind_parameters
 
 
-@register_notrace_module
-class EncodedXCA(XCA):
+class EncodedXCA(OneNode, XCA):
     """Attention over channels, to whose output encodings may add mixed values; x (B, N, C) of a grid (H, W)."""
 
     def forward(self, x: Tensor, H: int | None = None, W: int | None = None) -> Tensor:
