@@ -5,6 +5,7 @@ import copy
 import pytest
 import timm
 import torch
+from timm.models import create_feature_extractor
 from timm.models.vision_transformer import Block
 
 import visionpos as vp
@@ -301,3 +302,15 @@ def test_what_cannot_act_is_one_line_and_changes_nothing():
         assert model(batch).isfinite().all()
     with pytest.raises(ValueError, match="NaFlexEmbeds"):
         vp.MaskedAutoencoder(vp.set_encoding(plain_model(), "rope_axial"), 32, 1, 2)
+
+
+@pytest.mark.unhooked
+@torch.no_grad()
+def test_a_graph_of_torch_fx_is_of_pictures_and_refuses_patches():
+    model = vp.set_encoding(plain_model("mixed"), "learned+alibi2d").eval()
+    graph = create_feature_extractor(model, ["head"])
+    for size in (SIZE, OTHER):
+        assert torch.equal(graph(pictures(size))["head"], model(pictures(size)))
+    batch, _ = ragged_batch(GRIDS, 40)
+    with pytest.raises(ValueError, match="is of pictures, without patch_coord; give patches to the model itself"):
+        graph(batch["patches"], batch["patch_coord"], batch["patch_valid"])

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import ClassVar
 
 import torch
-from timm.models.crossvit import CrossVit, scale_image
+from timm.models import crossvit as timms
 from timm.models.vision_transformer import Attention as TimmAttention
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
@@ -31,14 +31,15 @@ class EncodedBranch(BlockSequence):
         return super().forward(x, context_of_grid(x, self.grid_size))
 
 
-class EncodedCrossVit(EncodedGridModel, CrossVit):
+class EncodedCrossVit(EncodedGridModel, timms.CrossVit):
     """A CrossViT whose positions are encodings of this package."""
 
     def _embed(self, x: Tensor) -> list[Tensor]:
         branches = []
         for index, (embed, grid) in enumerate(zip(self.patch_embed, HOST.grids(self), strict=True)):
-            tokens = embed(scale_image(x, self.img_size_scaled[index], self.crop_scale))
-            tokens = torch.cat((getattr(self, f"cls_token_{index}").expand(len(tokens), -1, -1), tokens), dim=1)
+            # asked of timm's module, in which a graph of torch.fx has one node in its place
+            tokens = embed(timms.scale_image(x, self.img_size_scaled[index], self.crop_scale))
+            tokens = torch.cat((getattr(self, f"cls_token_{index}").expand(tokens.shape[0], -1, -1), tokens), dim=1)
             table = getattr(self, f"pos_embed_{index}")
             branches.append(self.pos_drop(add_to_grid(tokens, HOST.input_lists(self)[index], grid, table)))
         return branches
@@ -49,30 +50,30 @@ class CrossVitHost(StemsHost):
 
     name = "CrossVit (CrossViT)"
     since = "1.0.31"  # adds its tables in a method of their own
-    models: ClassVar = {CrossVit: EncodedCrossVit}
+    models: ClassVar = {timms.CrossVit: EncodedCrossVit}
     parts: ClassVar = {Block: EncodedBlock, TimmAttention: Attention}
 
-    def stages(self, model: CrossVit) -> list[list[nn.Module]]:
+    def stages(self, model: timms.CrossVit) -> list[list[nn.Module]]:
         branches = zip(*(part.blocks for part in model.blocks), strict=True)
         return [[block for blocks in branch for block in blocks] for branch in branches]
 
-    def grids(self, model: CrossVit) -> list[tuple[int, int]]:
+    def grids(self, model: timms.CrossVit) -> list[tuple[int, int]]:
         return [tuple(n // p for n, p in zip(e.img_size, e.patch_size, strict=True)) for e in model.patch_embed]
 
-    def stems(self, model: CrossVit) -> list[LayerFacts]:
+    def stems(self, model: timms.CrossVit) -> list[LayerFacts]:
         widths = zip(model.embed_dim, self.grids(model), strict=True)
         return [LayerFacts(dim=dim, feat_shape=grid, num_prefix_tokens=1) for dim, grid in widths]
 
-    def tables(self, model: CrossVit) -> list[tuple[nn.Module, str, None]]:
+    def tables(self, model: timms.CrossVit) -> list[tuple[nn.Module, str, None]]:
         return [(model, f"pos_embed_{index}", None) for index in range(model.num_branches)]
 
-    def adopt_native_positions(self, model: CrossVit) -> None:
+    def adopt_native_positions(self, model: timms.CrossVit) -> None:
         super().adopt_native_positions(model)
         for part in model.blocks:
             for blocks, grid in zip(part.blocks, self.grids(model), strict=True):
                 blocks.__class__, blocks.grid_size = EncodedBranch, grid
 
-    def layer_facts(self, model: CrossVit) -> list[LayerFacts]:
+    def layer_facts(self, model: timms.CrossVit) -> list[LayerFacts]:
         """Return what the model knows of each layer; its depth is that of its branch."""
         depths = [(index, len(branch)) for branch in self.stages(model) for index in range(len(branch))]
         found = zip(super().layer_facts(model), depths, strict=True)

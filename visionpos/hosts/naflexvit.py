@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import ClassVar
 
 import torch
+import torch.fx
 from timm.layers import to_2tuple
 from timm.models.naflexvit import NaFlexVit, create_attention_mask
 from torch import Tensor, nn
@@ -23,6 +24,25 @@ from .ragged import RaggedMixin
 from .rope import RopeHost
 from .rope_blocks import EvaBlocks
 from .vit_blocks import VitBlocks
+
+
+@torch.fx.wrap  # one call in its graphs: the sizes of a picture are known when they run
+def locate_pictures(x: Tensor, grid: tuple[int, int], num_prefix_tokens: int) -> Positions:
+    """Return the positions of the tokens x (B, prefix + H W, C) of whole pictures."""
+    return Positions.grid(tuple(grid), num_prefix_tokens, device=x.device).promote(x.dtype)
+
+
+@torch.fx.wrap
+def pictures_alone(x: Tensor, **others: Tensor | None) -> Tensor:
+    """Return the pictures x (B, C, H, W), of which a graph of torch.fx is.
+
+    Raises:
+        ValueError: one of the others is given.
+    """
+    given = [name for name, value in others.items() if value is not None]
+    if given:
+        raise ValueError(f"a graph of torch.fx is of pictures, without {given[0]}; give patches to the model itself")
+    return x
 
 
 class EncodedNaFlexVit(RaggedMixin, IsotropicForward, NaFlexVit):
@@ -54,7 +74,7 @@ class EncodedNaFlexVit(RaggedMixin, IsotropicForward, NaFlexVit):
         """
         x, grid = self.embeds(x, patch_coord, patch_valid)
         x, context = (
-            self.embed_grid(x, tuple(grid), keep, attn_mask)
+            self.embed_grid(x, grid, keep, attn_mask)
             if patch_coord is None
             else self.embed_patches(x, patch_coord, patch_valid, attn_mask)
         )
@@ -64,7 +84,7 @@ class EncodedNaFlexVit(RaggedMixin, IsotropicForward, NaFlexVit):
         self, x: Tensor, grid: tuple[int, int], keep: Tensor | None, attn_mask: Tensor | None
     ) -> tuple[Tensor, AttentionContext]:
         """Return the tokens (B, prefix + H W, C) of whole pictures with input encodings, or the patches to keep."""
-        positions = Positions.grid(grid, self.num_prefix_tokens, device=x.device).promote(x.dtype)
+        positions = locate_pictures(x, grid, self.num_prefix_tokens)
         if self.training and self.coordinate_augmentation is not None:
             positions = self.coordinate_augmentation(positions)
         x = self.pos_drop(self.add_positions(x, positions))
@@ -106,6 +126,10 @@ class EncodedNaFlexVit(RaggedMixin, IsotropicForward, NaFlexVit):
         attn_mask: Tensor | None = None,
     ) -> Tensor | dict[str, Tensor | None]:
         """Return the features (B, prefix + N, C) as timm does: of patches with coordinates, in a dict."""
+        if isinstance(patch_coord, torch.fx.Proxy):  # which no one can ask whether it will be None
+            others = {"patch_coord": patch_coord, "patch_valid": patch_valid, "attn_mask": attn_mask}
+            features = self.forward_features(pictures_alone(patches, **others))
+            return {"patches": features, "patch_valid": patch_valid}
         x, context = self.forward_stem(patches, None, patch_coord, patch_valid, attn_mask)
         x = self.forward_norm(self.forward_blocks(x, context))
         return x if patch_coord is None else {"patches": x, "patch_valid": context.patch_valid}

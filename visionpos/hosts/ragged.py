@@ -15,11 +15,14 @@ from functools import partial
 from typing import TypeVar
 
 import torch
+import torch.fx
 from torch import Tensor
 
 from ..positions import Positions
 from .attention import AttentionContext
 from .isotropic import IsotropicMixin, add_encodings
+
+torch.fx.wrap("add_encodings")  # here, too
 
 Size = tuple[int, int]
 Known = TypeVar("Known")
