@@ -447,6 +447,8 @@ def test_a_mistake_is_one_line_and_leaves_nothing(extra, flags, line, tmp_path, 
             "unknown encoding 'rope_axal'; did you mean 'rope_axial'?",
         ),
         ("run: base.yaml\nencodings: [{name: learned, std: 1}]\nseeds: [0]\n", "learned has no option 'std'"),
+        ("run: base.yaml\nencodings: [none]\nseeds: [0]\nevaluate: {sizes: [24, 8x]}\n", "evaluate.sizes: '8x' given"),
+        ("run: base.yaml\nencodings: [none]\nseeds: [0]\nevaluate: {shifts: [-1]}\n", "evaluate.shifts: '-1' given"),
     ],
 )
 def test_a_mistake_in_the_file_is_one_line(sweep, line, tmp_path, capsys):

@@ -255,7 +255,10 @@ def make_cell(sweep: Sweep, folder: Path, flags: tuple[str, ...], setting: Setti
         raise ConfigError(f"{field_name}: {given} given, but a sweep trains every run, each in one process")
     check_model(config)
     name = file_name("-".join([encoding_label(config.encoding), *(f"{key}={setting[key]}" for key in setting)]))
-    sizes = {kind: [parse_size(kind, str(size)) for size in asked] for kind, asked in vars(sweep.evaluate).items()}
+    sizes = {
+        kind: [parse_size(f"evaluate.{kind}", str(size)) for size in asked]
+        for kind, asked in vars(sweep.evaluate).items()
+    }
     evaluate = sizes if any(sizes.values()) else {}
     return Cell(name, folder, flags, sweep.tune, tuner_of(sweep.tune, journal, name), evaluate)
 
