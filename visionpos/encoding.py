@@ -156,8 +156,9 @@ class PositionEncoding(OneNode, nn.Module):
         given, axes = len(positions.feat_shape), self.axes or len(self.reference_shape or ()) or None
         if axes not in (None, given):
             raise ValueError(f"{self.name} needs {axes} coordinates of a token, (y, x) on two axes, got {given}")
-        parameters = [*self.owner.parameters()]  # `next` with a default breaks a graph of torch 2.8
-        return positions.promote(parameters[0].dtype) if parameters else positions
+        for parameter in self.owner.parameters():  # `next` with a default breaks a graph of torch 2.8
+            return positions.promote(parameter.dtype)
+        return positions
 
     @property
     def runs_on(self) -> bool:

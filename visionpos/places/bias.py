@@ -94,8 +94,8 @@ class BiasEncoding(PositionEncoding):
         Rows and columns of prefix tokens are zero. Float32, or float64 where positions or parameters are, and added
         after the scaling of the logits.
         """
-        keys = self.promote(positions if keys is None else keys)
         positions = self.promote(positions)
+        keys = positions if keys is None else self.promote(keys)
         with full_precision(positions):
             queries = self.locate(positions)
             bias = self.encode(queries, queries if keys is positions else self.locate(keys))  # ([B,] heads, Nq, Nk)
@@ -172,8 +172,8 @@ class ContextualBias(BiasEncoding):
         heads = self.num_heads if self.content_source == "x" else content.shape[1]
         if heads != self.num_heads:
             raise ValueError(f"content has {heads} heads, but {self.name} was built with num_heads={self.num_heads}")
-        keys = self.promote(positions if keys is None else keys).promote(content.dtype)
         positions = self.promote(positions).promote(content.dtype)
+        keys = positions if keys is None else self.promote(keys).promote(content.dtype)
         with full_precision(positions):
             queries = self.locate(positions)
             located = queries if keys is positions else self.locate(keys)
