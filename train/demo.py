@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import visionpos as vp
-from visionpos.training.config.command_line import make_parser, parse, parse_flags, path_given
+from visionpos.training.config.command_line import make_parser, parse, parse_flags
+from visionpos.training.config.ranges import path_given
 from visionpos.training.config.schema import Config, encoding_label
 from visionpos.training.errors import ConfigError, run_script
 

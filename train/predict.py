@@ -13,10 +13,10 @@ import csv
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from visionpos.training.config.command_line import make_parser, parse_flags
+from visionpos.training.config.ranges import path_given
 from visionpos.training.errors import ConfigError, run_command
 
 
@@ -40,7 +40,7 @@ def command(argv: Sequence[str]) -> None:
         raise ConfigError(f"--top: {flags.top} given; accepted: a whole number from 1")
     from visionpos.training.run.prediction import predict
 
-    answers = predict(Path(flags.run), flags.files, flags.device)
+    answers = predict(path_given("run", flags.run), flags.files, flags.device)
     if flags.format == "json":
         print(json.dumps([as_object(*answer, flags.top) for answer in answers], indent=1))
         return

@@ -17,7 +17,8 @@ model.
 from collections.abc import Sequence
 from typing import Any
 
-from visionpos.training.config.command_line import make_parser, parse_flags, path_given
+from visionpos.training.config.command_line import make_parser, parse_flags
+from visionpos.training.config.ranges import path_given
 from visionpos.training.errors import ConfigError, run_script
 
 

@@ -22,7 +22,8 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
-from visionpos.training.config.command_line import find_config, path_given
+from visionpos.training.config.command_line import find_config
+from visionpos.training.config.ranges import path_given
 from visionpos.training.errors import ConfigError, one_line, reporting, run_script
 
 if TYPE_CHECKING:

@@ -199,6 +199,45 @@ def test_an_empty_path_is_no_path(name, capsys, monkeypatch, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+SWEEP = "run: tiny.yaml\nencodings: [none]\nseeds: [0]\n"
+PATHS = {  # a script, its arguments, the field that a path belongs to; {} is the path
+    "config": ("classify", ["--config={}"]),
+    "data.name": ("classify", ["--data.name={}"]),
+    "data.root": ("classify", ["--data.root={}"]),
+    "init": ("classify", ["--init={}"]),
+    "output": ("classify", ["--output={}"]),
+    "model.options.checkpoint_path": ("classify", ["--model.options.checkpoint_path={}"]),
+    "encoding": ("classify", ["--encoding={}.yaml"]),
+    "run": ("evaluate", ["{}"]),
+    "probe run": ("probe", ["{}"]),
+    "predict run": ("predict", ["{}", "picture.png"]),
+    "runs": ("report", ["{}"]),
+    "--output": ("report", [".", "--output={}"]),
+    "sweep": ("sweep", ["{}"]),
+    "--storage": ("sweep", ["sweep.yaml", "--storage={}"]),
+    "sweep run": ("sweep", ["sweep.yaml"], SWEEP.replace("tiny.yaml", "'{}'")),
+    "sweep output": ("sweep", ["sweep.yaml"], SWEEP + "output: '{}'\n"),
+    "sweep encoding": ("sweep", ["sweep.yaml"], SWEEP.replace("none", "'{}'")),
+}
+
+
+@pytest.mark.parametrize("path", ["é" * 150, "runs/" * 900], ids=["a long name", "a long path"])
+@pytest.mark.parametrize("name", PATHS)
+def test_a_path_that_no_file_system_takes_is_told_by_its_field(name, path, capsys, monkeypatch, tmp_path):
+    script, argv, *files = PATHS[name]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.yaml").write_text(TASK)
+    (tmp_path / "sweep.yaml").write_text("".join(files).format(path) or SWEEP)
+    argv = [each.format(path) for each in argv]
+    command = importlib.import_module(f"train.{script}").command if script != "classify" else classify_command
+    assert refused(capsys, lambda: command(argv)).startswith(f"{name.split()[-1]}: ")
+    assert {each.name for each in tmp_path.iterdir()} == {"tiny.yaml", "sweep.yaml"}
+
+
+def classify_command(argv):
+    check_model(parse(["--config=tiny.yaml", *argv]))
+
+
 # Runs that are damaged, or cannot be written.
 
 

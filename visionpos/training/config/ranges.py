@@ -1,11 +1,20 @@
 """The ranges of a configuration's fields: which values each accepts, as a test and in words."""
 
-from dataclasses import field, fields, is_dataclass
+from dataclasses import MISSING, field, fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
 from visionpos.options import Range
 from visionpos.training.errors import ConfigError
 
+
+def is_path(text: str) -> bool:
+    """Return whether a file system can have a file of that name; others raise where one is looked for."""
+    whole = text.encode(errors="surrogatepass")
+    return bool(text) and b"\0" not in whole and len(whole) < 4096 and max(map(len, whole.split(b"/"))) < 256
+
+
+PATH = Range(is_path, "a path, of names with at most 255 bytes, none of them NUL")
 COUNT = Range(lambda value: 1 <= value < 2**31, "a whole number from 1, below 2**31")
 SEED = Range(lambda value: 0 <= value < 2**64, "a whole number from 0, below 2**64")
 NATURAL = Range(lambda value: 0 <= value < float("inf"), "a number from 0")
@@ -23,9 +32,16 @@ GRID = Range(lambda value: min(value) >= 1 and max(value) < 2**31, "two whole nu
 BETAS = Range(lambda value: all(0 <= beta < 1 for beta in value), "two numbers from 0 to below 1")
 
 
-def within(accepted: Range, default: Any) -> Any:
+def within(accepted: Range, default: Any = MISSING) -> Any:
     """Return a dataclass field with the range of its values; null is accepted wherever the type accepts it."""
     return field(default=default, metadata={"range": accepted})
+
+
+def path_given(flag: str, text: str) -> Path:
+    """Return the path that a flag gives; ConfigError where it is none: empty is not the current directory."""
+    if not PATH.accepts(text):
+        raise ConfigError(f"{flag}: {text!r} given; accepted: {PATH.text}")
+    return Path(text)
 
 
 def check_ranges(group: Any, prefix: str = "") -> None:

@@ -61,8 +61,8 @@ class Data:
         noise: Task: standard deviation of the background.
     """
 
-    name: str
-    root: str = "data"
+    name: str = within(ranges.PATH)
+    root: str = within(ranges.PATH, "data")
     size: int | tuple[int, int] | None = within(ranges.SIZE, None)
     crop_pct: float | None = within(ranges.PORTION, None)
     mean: tuple[float, float, float] | None = within(ranges.MEAN, None)
@@ -186,9 +186,9 @@ class Config:
     data: Data
     recipe: Recipe = field(default_factory=Recipe)
     encoding: Any = "none"
-    init: str | None = None
+    init: str | None = within(ranges.PATH, None)
     seed: int = within(ranges.SEED, 0)
-    output: str | None = None
+    output: str | None = within(ranges.PATH, None)
     resume: bool = True
     device: str = "auto"
     threads: int | None = within(ranges.COUNT, None)

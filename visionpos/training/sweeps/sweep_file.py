@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from visionpos.training.config.command_line import field_types, make_parser, parse_flags
+from visionpos.training.config.ranges import PATH, check_ranges, within
 from visionpos.training.config.schema import changed
 from visionpos.training.errors import ConfigError, reporting
 
@@ -79,16 +80,17 @@ class Sweep:
         output: Directory of all runs; by default runs/<sweep file>.
     """
 
-    run: str
+    run: str = within(PATH)
     encodings: list[Any]
     seeds: list[int]
     vary: dict[str, list[Any]] = field(default_factory=dict)
     tune: Tune = field(default_factory=Tune)
     evaluate: Evaluate = field(default_factory=Evaluate)
-    output: str | None = None
+    output: str | None = within(PATH, None)
 
     def check(self) -> None:
         """Raise ConfigError for values outside their range, or that contradict each other."""
+        check_ranges(self)
         for name in ("encodings", "seeds"):
             if not getattr(self, name):
                 raise ConfigError(f"{name}: [] given; accepted: a list of one or more")
