@@ -41,9 +41,9 @@ NEWER = {  # of 2025 and 2026, and options that came with them; timm has none of
 class Layer(nn.Module):
     """The attention layer of a converted model's first block, called as its block calls it."""
 
-    def __init__(self, model: nn.Module, positions: vp.Positions):
+    def __init__(self, model: nn.Module, positions: vp.Positions, keep: Tensor | None):
         super().__init__()
-        self.attn, self.context = model.blocks[0].attn, model.context(positions)
+        self.attn, self.context = model.blocks[0].attn, model.context(positions, keep)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the attention of tokens x (B, prefix + N, C)."""
@@ -116,14 +116,14 @@ def layer(
     positions, keep = vp.Positions.grid(grid, num_prefix_tokens=1), None
     if visible is not None:
         keep = torch.rand(number, height * width).argsort(dim=1)[:, : int(visible * height * width)]
-        positions = positions.keep(keep)
     specs = NEWER if newer else ENCODINGS if visible else {**ENCODINGS, "relative_table": BEIT}
-    layers = {name: Layer(vp.set_encoding(copy.deepcopy(plain), spec), positions) for name, spec in specs.items()}
+    layers = {name: Layer(vp.set_encoding(copy.deepcopy(plain), spec), positions, keep) for name, spec in specs.items()}
     peers = {} if newer else timm_peers(layers, grid, keep)
     base = timm.models.vision_transformer.Attention(dim, heads, qkv_bias=True)
     base.load_state_dict(plain.blocks[0].attn.state_dict())
     modules = {"none": base, **layers, **{f"timm's {name}": peer for name, peer in peers.items()}}
-    x = torch.randn(number, positions.num_tokens, dim, requires_grad=setting.backward)
+    tokens = positions.num_tokens if keep is None else 1 + keep.shape[1]
+    x = torch.randn(number, tokens, dim, requires_grad=setting.backward)
     return Case((x,), modules, {name: f"timm's {name}" for name in peers})
 
 
