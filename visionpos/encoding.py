@@ -191,9 +191,8 @@ class PositionEncoding(OneNode, nn.Module):
         theirs = {*names.values()}
         return {name for name, _ in owner.named_parameters() if owner is self or name.split(".")[0] in theirs}
 
-    # A host such as timm's ViT or Swin has its own name and place for a table, which optimisers, checkpoints and timm
-    # itself rely on. The encoding then reads the parameter from there, so that it exists once, under the host's name:
-    # `_bound` is (owner, {own name: the owner's}, view), see `hosts.parameters`.
+    # A host has its own name and place for a table, on which optimisers and checkpoints rely. The encoding reads it
+    # there, so that it exists once: `_bound` is (owner, {own name: the owner's}, view), see `hosts.parameters`.
 
     @property
     def owner(self) -> nn.Module:

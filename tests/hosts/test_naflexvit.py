@@ -12,7 +12,9 @@ import visionpos as vp
 from tests.hosts import isotropic_checks as checks
 from tests.hosts.isotropic_checks import ENCODINGS, OTHER, SIZE
 from tests.hosts.ragged_batches import distance, double, ragged_batch
-from tests.small import VIT, in_turn, pictures, randomised
+from tests.small import VIT, in_turn, needs_newer_timm, pictures, randomised
+
+pytestmark = needs_newer_timm
 
 GRIDS = [(5, 7), (3, 9), (8, 4), (5, 7), (2, 2)]
 SMALL = {**{key: value for key, value in VIT.items() if key != "img_size"}, "pos_embed_grid_size": (5, 7)}

@@ -277,7 +277,7 @@ ZOO: dict[str, tuple[str, dict[str, Any], tuple[int, int]]] = {
         (32, 48),
     ),
 }
-NEWER = {"MaxViT", "CoAtNet", "CrossViT", "GCViT", "EfficientViT"}  # whose hosts ask for timm 1.0.31
+NEWER = {"MaxViT", "CoAtNet", "CrossViT", "GCViT", "EfficientViT", "NaFlexViT"}  # whose hosts ask for timm 1.0.31
 ZOO = {  # an older timm has fewer
     family: row
     for family, row in ZOO.items()

@@ -18,31 +18,15 @@ from ..positions import Positions
 from .attention import AttentionContext
 from .grid_hosts import trained_size
 from .host import register_host
-from .isotropic import IsotropicForward, keep_tokens
+from .isotropic import IsotropicForward, keep_tokens, locate
 from .parameters import adopt_parameters, bind_first
-from .ragged import RaggedMixin
+from .ragged import RaggedMixin, pictures_alone
 from .rope import RopeHost
 from .rope_blocks import EvaBlocks
 from .vit_blocks import VitBlocks
 
-
-@torch.fx.wrap  # one call in its graphs: the sizes of a picture are known when they run
-def locate_pictures(x: Tensor, grid: tuple[int, int], num_prefix_tokens: int) -> Positions:
-    """Return the positions of the tokens x (B, prefix + H W, C) of whole pictures."""
-    return Positions.grid(tuple(grid), num_prefix_tokens, device=x.device).promote(x.dtype)
-
-
-@torch.fx.wrap
-def pictures_alone(x: Tensor, **others: Tensor | None) -> Tensor:
-    """Return the pictures x (B, C, H, W), of which a graph of torch.fx is.
-
-    Raises:
-        ValueError: one of the others is given.
-    """
-    given = [name for name, value in others.items() if value is not None]
-    if given:
-        raise ValueError(f"a graph of torch.fx is of pictures, without {given[0]}; give patches to the model itself")
-    return x
+torch.fx.wrap("locate")  # here, too
+torch.fx.wrap("pictures_alone")
 
 
 class EncodedNaFlexVit(RaggedMixin, IsotropicForward, NaFlexVit):
@@ -84,12 +68,11 @@ class EncodedNaFlexVit(RaggedMixin, IsotropicForward, NaFlexVit):
         self, x: Tensor, grid: tuple[int, int], keep: Tensor | None, attn_mask: Tensor | None
     ) -> tuple[Tensor, AttentionContext]:
         """Return the tokens (B, prefix + H W, C) of whole pictures with input encodings, or the patches to keep."""
-        positions = locate_pictures(x, grid, self.num_prefix_tokens)
-        if self.training and self.coordinate_augmentation is not None:
-            positions = self.coordinate_augmentation(positions)
+        augmentation, prefix = self.coordinate_augmentation if self.training else None, self.num_prefix_tokens
+        positions = locate(x[:, prefix:], grid, prefix, augmentation)
         x = self.pos_drop(self.add_positions(x, positions))
         if keep is not None:
-            x = keep_tokens(x, keep, self.num_prefix_tokens)
+            x = keep_tokens(x, keep, prefix)
         elif self.training and self.patch_drop is not None:
             x, keep = self.patch_drop(x)
         context = self.context(positions, keep)
@@ -110,8 +93,7 @@ class EncodedNaFlexVit(RaggedMixin, IsotropicForward, NaFlexVit):
         if any(HOST.encodings(self)[1]):
             context = self.ragged_context(coords, valid, sizes, attn_mask)
         else:  # the batch as a whole, as in timm
-            keys_alone = getattr(self, "use_key_only_attn_mask", False)  # an option since timm 1.0.31
-            keys_alone = {"symmetric": False, "q_len": 1} if keys_alone else {}
+            keys_alone = {"symmetric": False, "q_len": 1} if self.use_key_only_attn_mask else {}
             mask = create_attention_mask(patch_valid, self.num_prefix_tokens, dtype=x.dtype, **keys_alone)
             anywhere = Positions.grid((1, 1), self.num_prefix_tokens)
             context = AttentionContext(anywhere, attn_mask=mask if attn_mask is None else attn_mask)
@@ -127,9 +109,8 @@ class EncodedNaFlexVit(RaggedMixin, IsotropicForward, NaFlexVit):
     ) -> Tensor | dict[str, Tensor | None]:
         """Return the features (B, prefix + N, C) as timm does: of patches with coordinates, in a dict."""
         if isinstance(patch_coord, torch.fx.Proxy):  # which no one can ask whether it will be None
-            others = {"patch_coord": patch_coord, "patch_valid": patch_valid, "attn_mask": attn_mask}
-            features = self.forward_features(pictures_alone(patches, **others))
-            return {"patches": features, "patch_valid": patch_valid}
+            pictures = pictures_alone(patches, patch_coord, patch_valid, attn_mask)
+            return {"patches": self.forward_features(pictures), "patch_valid": patch_valid}
         x, context = self.forward_stem(patches, None, patch_coord, patch_valid, attn_mask)
         x = self.forward_norm(self.forward_blocks(x, context))
         return x if patch_coord is None else {"patches": x, "patch_valid": context.patch_valid}
@@ -175,6 +156,7 @@ class NaFlexVitHost(VitBlocks, RopeHost):
     """
 
     name = "NaFlexVit (NaFlex, SigLIP 2, C-RADIO)"
+    since = "1.0.31"  # knows what its features are padded with
     models: ClassVar = {NaFlexVit: EncodedNaFlexVit}
     blocks: ClassVar = {**VitBlocks.blocks, **EvaBlocks.blocks}
     attentions: ClassVar = {**VitBlocks.attentions, **EvaBlocks.attentions}
@@ -206,8 +188,8 @@ class NaFlexVitHost(VitBlocks, RopeHost):
         size, keep_aspect = tuple(embeds.pos_embed_grid_size), embeds.pos_embed_ar_preserving
         if embeds.pos_embed_type == "factorized":
             return {"dim": embeds.embed_dim, "feat_shape": size, "keep_aspect": keep_aspect}
-        mode, antialias = embeds.pos_embed_interp_mode, getattr(embeds, "pos_embed_antialias", True)  # since 1.0.31
-        corners, sampled = getattr(embeds, "pos_embed_align_corners", False), embeds.pos_embed_use_grid_sample
+        mode, antialias = embeds.pos_embed_interp_mode, embeds.pos_embed_antialias
+        corners, sampled = embeds.pos_embed_align_corners, embeds.pos_embed_use_grid_sample
         stretched = keep_aspect and size[0] != size[1]  # timm does not, on the table's own grid
         if mode == "bilinear" and not antialias and not stretched:
             mode = "ends" if corners else "sample"

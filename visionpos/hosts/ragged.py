@@ -107,6 +107,13 @@ def group_pictures(
     return groups
 
 
+def pictures_alone(x: Tensor, *others: Tensor | None) -> Tensor:
+    """Return the pictures x (B, C, H, W), of which a graph of torch.fx is; ValueError for what belongs to patches."""
+    if any(other is not None for other in others):
+        raise ValueError("a graph of torch.fx is of pictures, without patch_coord; give patches to the model itself")
+    return x
+
+
 class RaggedContext(AttentionContext):
     """What attention knows of a batch of grids that differ: the pictures of each grid, with a context of theirs.
 
