@@ -3,6 +3,7 @@
 import timm
 import torch
 
+from tests.small import needs_newer_timm
 from visionpos.__main__ import main
 from visionpos.analysis import census as module
 from visionpos.analysis.census import OTHERS, Row, census, coverage, share
@@ -19,6 +20,7 @@ def test_an_architecture_counts_with_all_its_weights():
     assert rows["SwinTransformer"].tags == rows["SwinTransformer"].converted == tags_of("swin_s3*") == 3
 
 
+@needs_newer_timm
 def test_what_a_host_refuses_is_counted_and_said():
     row = census("maxvit_tiny_p*")["MaxxVit"]
     assert (row.architectures, row.converted) == (1, 0)
@@ -38,6 +40,7 @@ def test_networks_without_positions_are_not_counted_and_timm_is_left_as_it_was()
         assert isinstance(timm.create_model("resnet18"), timm.models.resnet.ResNet)
 
 
+@needs_newer_timm
 def test_blocks_with_options_of_their_own_and_hybrids_are_built_as_they_can_be():
     assert census("vit_5b_patch16_sapiens2*")["Eva"].converted == tags_of("vit_5b_patch16_sapiens2*")
     assert census("vit_base_mci_224")["VisionTransformer"].converted == tags_of("vit_base_mci_224*")
