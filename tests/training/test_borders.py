@@ -176,8 +176,7 @@ def test_long_names_are_cut_and_stay_different(tmp_path, capsys):
     names = [Path(parse(["--config", str(tmp_path / "tiny.yaml"), "--encoding", spec]).output).name for spec in specs]
     assert len(set(names)) == 2
     assert all(len(name.encode()) <= 255 and name.endswith("-seed0") for name in names)
-    config = task_config(tmp_path, "--output", "d" * 300)
-    assert "output: " in refused(capsys, lambda: RunDirectory(config))
+    assert "output: " in refused(capsys, lambda: RunDirectory(task_config(tmp_path, "--output", "d" * 300)))
 
 
 SCRIPTS = {
