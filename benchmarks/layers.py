@@ -122,7 +122,7 @@ def layer(
     base = timm.models.vision_transformer.Attention(dim, heads, qkv_bias=True)
     base.load_state_dict(plain.blocks[0].attn.state_dict())
     modules = {"none": base, **layers, **{f"timm's {name}": peer for name, peer in peers.items()}}
-    tokens = positions.num_tokens if keep is None else 1 + keep.shape[1]
+    tokens = layers["rope_axial"].context.positions.num_tokens  # those that are left
     x = torch.randn(number, tokens, dim, requires_grad=setting.backward)
     return Case((x,), modules, {name: f"timm's {name}" for name in peers})
 

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_ty
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace, set_loader
 
-from visionpos.training.config.ranges import is_path, path_given
+from visionpos.training.config.ranges import is_file, path_given
 from visionpos.training.config.schema import Config, encoding_label, file_name
 from visionpos.training.errors import ConfigError, did_you_mean, one_line, reporting
 
@@ -110,7 +110,7 @@ def config_class(path: Path) -> type[Config]:
 def _load_encoding(spec: Any, folders: Sequence[Path]) -> Any:
     """Return `spec`, read from its file if it names one (in `folders`, the first that has it)."""
     if isinstance(spec, str) and spec.endswith((".yaml", ".yml")):
-        found = [folder / spec for folder in folders if is_path(spec) and (folder / spec).is_file()]
+        found = [folder / spec for folder in folders if is_file(folder / spec)]
         if not found:
             raise ConfigError(f"encoding: there is no file {spec!r} (looked in {', '.join(map(str, folders))})")
         spec = read_yaml(found[0])
@@ -240,7 +240,7 @@ def parse_flags(parser: ArgumentParser, argv: Sequence[str], types: dict[str, An
 def _find_undecodable(paths: Sequence[Path]) -> None:
     """Raise ConfigError for the file, one of `paths` or a group that one of them names, whose text is not UTF-8."""
     for path in paths:
-        if is_path(str(path)) and path.is_file():
+        if is_file(path):
             groups = read_fields(path).values()
             _find_undecodable([path.parent / text for text in groups if isinstance(text, str)])
 

@@ -14,6 +14,11 @@ def is_path(text: str) -> bool:
     return bool(text) and b"\0" not in whole and len(whole) < 4096 and max(map(len, whole.split(b"/"))) < 256
 
 
+def is_file(path: str | Path) -> bool:
+    """Return whether there is a file; where no file system can have one of that name there is none."""
+    return is_path(str(path)) and Path(path).is_file()
+
+
 PATH = Range(is_path, "a path, of names with at most 255 bytes, none of them NUL")
 COUNT = Range(lambda value: 1 <= value < 2**31, "a whole number from 1, below 2**31")
 SEED = Range(lambda value: 0 <= value < 2**64, "a whole number from 0, below 2**64")

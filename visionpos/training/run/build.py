@@ -13,7 +13,7 @@ from timm.layers import to_2tuple
 from torch import Tensor, nn
 
 import visionpos as vp
-from visionpos.training.config.ranges import is_path
+from visionpos.training.config.ranges import is_file
 from visionpos.training.config.schema import Config
 from visionpos.training.errors import CheckpointError, ConfigError, did_you_mean, one_line, reason, reporting
 from visionpos.training.run import checkpoint
@@ -49,7 +49,7 @@ def check_model(config: Config) -> nn.Module:
     `model.options` names, whose classifier must fit, are left to the run.
     """
     file = config.model.options.get("checkpoint_path")
-    if file and not (is_path(str(file)) and Path(str(file)).is_file()):
+    if file and not is_file(str(file)):
         raise ConfigError(f"model.options.checkpoint_path: {file!r} given; accepted: an existing file")
     config = without_files(config)
     options = config.model.options

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from visionpos.training.config.command_line import parse
-from visionpos.training.config.ranges import is_path
+from visionpos.training.config.ranges import is_file
 from visionpos.training.config.schema import Config, changed, encoding_label, file_name
 from visionpos.training.errors import ConfigError, reporting
 from visionpos.training.run.build import check_model, pretrained_encoder
@@ -236,7 +236,7 @@ def open_plan(path: Path, overrides: Sequence[str], output: str | None, storage:
     for values in itertools.product(*sweep.vary.values()):
         setting = dict(zip(sweep.vary, values, strict=True))
         for spec in sweep.encodings:
-            if isinstance(spec, str) and is_path(spec) and (path.parent / spec).is_file():
+            if isinstance(spec, str) and is_file(path.parent / spec):
                 spec = str(path.parent / spec)
             flags = (*base, *as_flags({**setting, "encoding": spec}))
             cells.append(make_cell(sweep, folder, flags, setting, journal))
