@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 import torch.fx
-import torch.nn.functional as F
 from timm.models.vision_transformer import Attention as TimmAttention
 from torch import Tensor, nn
 
 from ..encoding import AttentionTensors, OneNode, PositionEncoding
 from ..kernels import coordinate_attention, rotate_qkv, takes_coordinates
+from ..kernels.sdpa import attention
 from ..places import ContextualBias, RotaryEncoding
 from ..positions import Positions
 from ..rotary.split import split_qkv
@@ -183,7 +183,7 @@ def attend(tensors: AttentionTensors, scale: float, dropout: nn.Dropout, fused: 
     tensors.bias = bias = None if tensors.bias is None else tensors.bias.to(q.dtype)  # as torch's fused attention wants
     if not fused or tensors.value_terms or math_is_faster(q, bias):
         return attend_logits(tensors, (q * scale) @ k.transpose(-2, -1), dropout)
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=p, scale=scale)  # (B, heads, T, head_dim)
+    out = attention(q, k, v, bias, scale, p)  # (B, heads, T, head_dim)
     return out if tensors.output is None else out + tensors.output
 
 

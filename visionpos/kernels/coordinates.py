@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..encoding import PositionEncoding
@@ -20,6 +19,7 @@ from ..places import BiasEncoding
 from ..positions import Positions
 from . import choose
 from .choose import Kernel
+from .sdpa import attention
 
 FLEX_MIN_TOKENS = 576  # patch tokens from which "auto" prefers it to a bias in memory
 
@@ -28,7 +28,7 @@ def reference(q: Tensor, k: Tensor, v: Tensor, encoding: BiasEncoding, positions
     """Return softmax(scale q k^T + bias) v, (B, heads, T, head_dim) as q, k and v, by `encoding.bias(positions)`."""
     bias = encoding.bias(positions)  # ([B,] heads, T, T)
     bias = (bias if positions.is_batched else bias.unsqueeze(0)).to(q.dtype)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
+    return attention(q, k, v, bias, scale)
 
 
 def fused(q: Tensor, k: Tensor, v: Tensor, encoding: BiasEncoding, positions: Positions, scale: float) -> Tensor:
