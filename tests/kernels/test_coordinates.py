@@ -12,8 +12,8 @@ from torch.nn.attention.flex_attention import flex_attention
 import visionpos as vp
 from visionpos import kernels
 from visionpos.hosts import attention
-from visionpos.kernels import choose, coordinates
-from visionpos.kernels.coordinates_flex import BLOCK, modifiers
+from visionpos.kernels import choose, coordinates, coordinates_flex
+from visionpos.kernels.coordinates_flex import BLOCK, TILES, modifiers
 from visionpos.registry import _REGISTRY
 
 PAGE = Path(__file__).parents[2] / "docs" / "add_your_own.md"
@@ -111,6 +111,9 @@ def test_where_coordinates_are_taken():
     encoding, positions = build("alibi2d", "prefix")
     table = vp.create_encoding("relative_table", num_heads=12, feat_shape=(17, 20))
     assert not kernels.takes_coordinates(encoding, positions)  # on a CPU
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        for grid, taken in (((63, 64), False), ((64, 64), True)):
+            assert kernels.takes_coordinates(encoding, vp.Positions.grid(grid, device="cuda")) == taken
     with kernels.use("fused"):
         assert kernels.takes_coordinates(encoding, positions)
         assert not kernels.takes_coordinates(table, positions)
@@ -268,6 +271,7 @@ def test_compiled(name, batched):
 @pytest.mark.parametrize("name", ["ring", "lookhere"])
 def test_many_tokens_on_a_gpu_are_traced_with_flex_attention(name, ring, monkeypatch):
     """With stand-in tensors: Dynamo takes the whole model with the formula and the blocks in it, as one graph."""
+    monkeypatch.setattr(coordinates, "FLEX_MIN_TOKENS", 24 * 28)
     monkeypatch.setattr(choose, "missing_triton", lambda: "")
     monkeypatch.setattr(choose, "selftest", lambda *args: 1 / 0)  # FlexAttention compiles: not in a trace
     torch._dynamo.reset()
@@ -286,5 +290,36 @@ def test_many_tokens_on_a_gpu_are_traced_with_flex_attention(name, ring, monkeyp
         images = torch.empty(2, 3, 96, 112, device="cuda")
         with pytest.raises(Seen), torch.no_grad():
             torch.compile(model, dynamic=False, fullgraph=True, backend=backend)(images)
-    assert [node.target.name() for node in graphs[0].graph.nodes if "flex" in str(node.target)] == ["flex_attention"]
+    (node,) = [node for node in graphs[0].graph.nodes if "flex" in str(node.target)]
+    assert node.target.name() == "flex_attention"
+    made = [arg.target for arg in node.args[7] if "materialize" in str(arg.target)]
+    assert len(made) == 2  # y and x, for inductor cannot put what is padded or concatenated into the kernel
+    assert node.args[6].items() >= TILES.items()
     assert kernels.report()["coordinate_attention"] == "fused"
+
+
+@pytest.mark.parametrize(("device", "head_dim", "tiles"), [("cuda", 64, TILES), ("cuda", 80, None), ("cpu", 64, None)])
+def test_tiles_are_those_of_narrow_heads_on_a_gpu(device, head_dim, tiles, monkeypatch):
+    seen = {}
+    monkeypatch.setattr(coordinates_flex, "_compiled", lambda *args, **options: seen.update(options))
+    encoding = vp.create_encoding("alibi2d", num_heads=2)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        q = torch.empty(1, 2, 35, head_dim, device=device)
+        coordinates.fused(q, q, q, encoding, vp.Positions.grid((5, 7), device=device), 0.1)
+    assert seen.get("kernel_options") == tiles
+
+
+def test_many_sizes_stay_compiled(monkeypatch):
+    """Of one function torch compiles 8 graphs, and then computes the scores of all pairs in memory."""
+    limits = []
+
+    def compiled(q, k, v, **options):
+        limits.append((torch._dynamo.config.recompile_limit, torch._dynamo.config.accumulated_recompile_limit))
+        return q
+
+    before = torch._dynamo.config.recompile_limit
+    monkeypatch.setattr(coordinates_flex, "_compiled", compiled)
+    q = torch.zeros(1, 12, 36, 16)
+    coordinates.fused(q, q, q, *build("alibi2d", "one_block"), 0.1)
+    assert limits == [(coordinates_flex.MAX_GRAPHS, coordinates_flex.MAX_GRAPHS)]
+    assert torch._dynamo.config.recompile_limit == before

@@ -21,7 +21,7 @@ from . import choose
 from .choose import Kernel
 from .sdpa import attention
 
-FLEX_MIN_TOKENS = 576  # patch tokens from which "auto" prefers it to a bias in memory
+FLEX_MIN_TOKENS = 4096  # patch tokens from which "auto" prefers it to a bias in memory, which is faster while it fits
 
 
 def reference(q: Tensor, k: Tensor, v: Tensor, encoding: BiasEncoding, positions: Positions, scale: float) -> Tensor:
@@ -54,7 +54,7 @@ def has_formula(encoding: PositionEncoding, positions: Positions) -> bool:
 def takes_coordinates(encoding: PositionEncoding, positions: Positions) -> bool:
     """Return whether attention should get the positions, for `coordinate_attention`, and not a bias computed ahead.
 
-    True on CUDA from 576 patch tokens on, and wherever there is a formula under `use("fused")`.
+    True on CUDA from 4,096 patch tokens on, and wherever there is a formula under `use("fused")`.
     """
     worth = choose.mode() == "fused" or positions.num_patches >= FLEX_MIN_TOKENS
     return choose.considered(positions.coords) and worth and has_formula(encoding, positions)
