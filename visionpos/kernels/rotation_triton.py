@@ -64,10 +64,12 @@ def launch(parts: list[Tensor], cos: Tensor, sin: Tensor, interleaved: bool, sig
     return out
 
 
-@torch.library.custom_op("visionpos::rotate_qk", mutates_args=())
-def rotate_qk(qkv: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+def rotate_forward(qkv: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
     """Return q and k of a buffer (B, T, 3, heads, d), rotated: (B, T, 2, heads, d)."""
     return launch([qkv[:, :, i].transpose(1, 2) for i in (0, 1)], cos, sin, interleaved, 1.0)
+
+
+rotate_qk = torch.library.custom_op("visionpos::rotate_qk", rotate_forward, mutates_args=())
 
 
 @rotate_qk.register_fake
@@ -75,12 +77,14 @@ def _(qkv: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
     return torch.empty_like(qkv[:, :, :2], memory_format=torch.contiguous_format)
 
 
-@torch.library.custom_op("visionpos::rotate_qkv_backward", mutates_args=())
-def rotate_qkv_backward(
+def rotate_backward(
     grad_q: Tensor, grad_k: Tensor, grad_v: Tensor, cos: Tensor, sin: Tensor, interleaved: bool
 ) -> Tensor:
     """Return the gradient of the buffer, (B, T, 3, heads, d), from those of q, k and v, (B, heads, T, d) each."""
     return launch([grad_q, grad_k, grad_v], cos, sin, interleaved, -1.0)
+
+
+rotate_qkv_backward = torch.library.custom_op("visionpos::rotate_qkv_backward", rotate_backward, mutates_args=())
 
 
 @rotate_qkv_backward.register_fake
@@ -90,14 +94,17 @@ def _(grad_q: Tensor, grad_k: Tensor, grad_v: Tensor, cos: Tensor, sin: Tensor, 
 
 
 class RotateQKV(torch.autograd.Function):
-    """qkv -> q, k, v. A function around the operators, since v is a view of the buffer and theirs may not be one."""
+    """qkv -> q, k, v. A function around the operators, since v is a view of the buffer and theirs may not be one.
+
+    Eager calls go past the operators, which a graph needs: half of the time that the host takes for a call is theirs.
+    """
 
     @staticmethod
     def forward(ctx, qkv: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> tuple[Tensor, Tensor, Tensor]:
         """See `split_qkv`; cos and sin ([B,] heads or 1, T, d / 2)."""
         ctx.save_for_backward(cos, sin)
         ctx.interleaved = interleaved
-        qk = rotate_qk(qkv, cos, sin, interleaved)
+        qk = (rotate_qk if torch.compiler.is_compiling() else rotate_forward)(qkv, cos, sin, interleaved)
         return qk[:, :, 0].transpose(1, 2), qk[:, :, 1].transpose(1, 2), qkv[:, :, 2].transpose(1, 2)
 
     @staticmethod
@@ -105,4 +112,5 @@ class RotateQKV(torch.autograd.Function):
         if torch.is_grad_enabled():  # the gradient's own gradient may be asked for, which the kernel does not have
             layout = "interleaved" if ctx.interleaved else "half"
             return join_gradients(grad_q, grad_k, grad_v, torch.stack(ctx.saved_tensors), layout), None, None, None
-        return rotate_qkv_backward(grad_q, grad_k, grad_v, *ctx.saved_tensors, ctx.interleaved), None, None, None
+        rotate = rotate_qkv_backward if torch.compiler.is_compiling() else rotate_backward
+        return rotate(grad_q, grad_k, grad_v, *ctx.saved_tensors, ctx.interleaved), None, None, None

@@ -18,9 +18,10 @@ MAX_TILE = 64  # tokens of a window, and channels of a head: what one program ho
 
 def fused(qkv: Tensor, bias: Tensor, window: tuple[int, int], shift: tuple[int, int], scale: float) -> Tensor:
     """Return the same by a kernel."""
-    from .window_triton import window_attention
+    from .window_triton import WindowAttention, window_attention
 
-    return window_attention(qkv, bias, list(window), list(shift), scale)
+    attend = window_attention if torch.compiler.is_compiling() else WindowAttention.apply
+    return attend(qkv, bias, list(window), list(shift), scale)
 
 
 def why_unsupported(qkv: Tensor, bias: Tensor, window: tuple[int, int], shift: tuple[int, int], scale: float) -> str:

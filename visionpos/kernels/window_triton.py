@@ -6,6 +6,9 @@ of a window rounded up to a power of two.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import triton
 import triton.language as tl
@@ -119,14 +122,13 @@ def _sizes(qkv: Tensor, window: list[int], shift: list[int]) -> dict[str, int]:
     return {"HEADS": heads, "D": d, "C": c, "WH": h, "WW": w, "SY": shift[0], "SX": shift[1], "M": m}
 
 
-@torch.library.custom_op("visionpos::window_attention", mutates_args=())
-def window_attention(qkv: Tensor, bias: Tensor, window: list[int], shift: list[int], scale: float) -> Tensor:
+def attend_forward(qkv: Tensor, bias: Tensor, window: list[int], shift: list[int], scale: float) -> Tensor:
     """Return what `window.reference` does."""
     qkv, bias = qkv.contiguous(), bias.contiguous()
     B, H, W, _, heads, d = qkv.shape
     out = qkv.new_empty(B, H, W, heads, d)
     num_windows = B * H * W // (window[0] * window[1])
-    split = _split(qkv, heads, num_windows, per_processor=8)
+    split = _split(qkv, heads, num_windows, per_processor=4)
     with torch.cuda.device_of(qkv):
         forward_kernel[(heads, split)](
             qkv, bias, out, num_windows, H, W, scale, **_sizes(qkv, window, shift), SPLIT=split, num_warps=4
@@ -134,13 +136,15 @@ def window_attention(qkv: Tensor, bias: Tensor, window: list[int], shift: list[i
     return out
 
 
+window_attention = torch.library.custom_op("visionpos::window_attention", attend_forward, mutates_args=())
+
+
 @window_attention.register_fake
 def _(qkv: Tensor, bias: Tensor, window: list[int], shift: list[int], scale: float) -> Tensor:
     return qkv.new_empty(*qkv.shape[:3], *qkv.shape[4:])
 
 
-@torch.library.custom_op("visionpos::window_attention_backward", mutates_args=())
-def window_attention_backward(
+def attend_backward(
     grad: Tensor, qkv: Tensor, bias: Tensor, window: list[int], shift: list[int], scale: float
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of qkv and of the bias."""
@@ -157,6 +161,11 @@ def window_attention_backward(
     return grad_qkv, parts.sum(0).to(bias.dtype)
 
 
+window_attention_backward = torch.library.custom_op(
+    "visionpos::window_attention_backward", attend_backward, mutates_args=()
+)
+
+
 @window_attention_backward.register_fake
 def _(
     grad: Tensor, qkv: Tensor, bias: Tensor, window: list[int], shift: list[int], scale: float
@@ -169,11 +178,19 @@ def _setup_context(ctx, inputs: tuple, output: Tensor) -> None:
     ctx.save_for_backward(qkv, bias)
 
 
-def _backward(ctx, grad: Tensor) -> tuple:
+def _backward(ctx, grad: Tensor, attend: Callable[..., tuple[Tensor, Tensor]] = window_attention_backward) -> tuple:
     if torch.is_grad_enabled():  # the gradient's own gradient may be asked for, which the kernel does not have
         _, gradients = torch.func.vjp(lambda qkv, bias: reference(qkv, bias, *ctx.rest), *ctx.saved_tensors)
         return *gradients(grad), None, None, None
-    return *window_attention_backward(grad, *ctx.saved_tensors, *ctx.rest), None, None, None
+    return *attend(grad, *ctx.saved_tensors, *ctx.rest), None, None, None
 
 
 window_attention.register_autograd(_backward, setup_context=_setup_context)
+
+
+class WindowAttention(torch.autograd.Function):
+    """The same for eager calls, past the operator, which a graph needs: it costs the host more than the launch does."""
+
+    forward = staticmethod(attend_forward)
+    setup_context = staticmethod(_setup_context)
+    backward = staticmethod(partial(_backward, attend=attend_backward))
