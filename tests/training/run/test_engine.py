@@ -6,13 +6,14 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from timm.utils import ModelEmaV3
 
 import visionpos as vp
 from tests.training.tiny_run import picture_config, task_config
 from visionpos.training.errors import CheckpointError, ConfigError, NonFiniteError
 from visionpos.training.run.build import build_model
 from visionpos.training.run.distributed import Distributed
-from visionpos.training.run.engine import Trainer, mixed_precision, pick_device, seed_layers
+from visionpos.training.run.engine import Trainer, corresponding, mixed_precision, pick_device, seed_layers
 from visionpos.training.run.objective import Classification, correct
 from visionpos.training.run.source import open_source
 
@@ -56,6 +57,24 @@ def test_one_step_is_adamw_on_the_clipped_gradient_with_the_averaged_weights_beh
     decay = 1 - 2 ** (-2 / 3)
     blend = before.lerp(trainer.model.head.weight, 1 - decay)
     assert torch.allclose(trainer.ema.module.head.weight, blend, atol=1e-7)
+
+
+def test_averages_are_those_of_timm_and_whole_numbers_are_copied():
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 2))
+    ema = ModelEmaV3(model, decay=0.9)
+    expected = copy.deepcopy(ema)
+    for step in (1, 2):
+        model(torch.randn(5, 3)).square().sum().backward()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter -= parameter.grad
+        expected.update(model, step)
+        averaged, copied = corresponding(ema.module, model)
+        torch._foreach_lerp_(*averaged, weight=1 - ema.get_decay(step))
+        torch._foreach_copy_(*copied)
+    assert expected.module[1].num_batches_tracked == 2
+    for name, tensor in expected.module.state_dict().items():
+        assert torch.equal(ema.module.state_dict()[name], tensor), name
 
 
 def test_learning_rate_rises_and_falls_by_the_step(tmp_path):

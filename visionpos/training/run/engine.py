@@ -143,6 +143,8 @@ class Trainer:
         if config.parallel == "fsdp":
             for each in (model, self.ema.module) if self.ema is not None else (model,):
                 distributed.fully_shard(each)
+        if self.ema is not None:
+            self.averaged, self.copied = corresponding(self.ema.module, model)
         self.optimizer = make_optimizer(model, recipe)
         self.parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         self.schedule = cosine_schedule(self.optimizer, recipe, self.total)
@@ -224,8 +226,10 @@ class Trainer:
         elif not self.first_bad.isfinite():
             self.optimizer.step()
         self.step += 1
-        if self.ema is not None:
-            self.ema.update(self.model, self.step)
+        if self.ema is not None:  # as its own `update`, which looks all tensors up by name in every step
+            torch._foreach_lerp_(*self.averaged, weight=1 - self.ema.get_decay(self.step))
+            if self.copied[0]:
+                torch._foreach_copy_(*self.copied)
 
     def evaluate(self) -> dict[str, dict[str, float]]:
         """Return the objective's measure on every split of the source, of the raw and of the averaged weights."""
@@ -285,6 +289,13 @@ def load(model: nn.Module, tensors: dict[str, Tensor]) -> None:
     """Load a state dict that is in full into a model that may be shared out; RuntimeError if it does not fit."""
     own = model.state_dict()
     model.load_state_dict({name: shard_like(value, own.get(name)) for name, value in tensors.items()})
+
+
+def corresponding(ema: nn.Module, model: nn.Module) -> list[tuple[list[Tensor], list[Tensor]]]:
+    """Return the tensors of both in the same order: those that are averaged, then whole numbers, which are copied."""
+    pairs = list(zip(ema.state_dict().values(), model.state_dict().values(), strict=True))
+    parts = [[pair for pair in pairs if pair[0].is_floating_point() == averaged] for averaged in (True, False)]
+    return [([own for own, _ in part], [other for _, other in part]) for part in parts]
 
 
 def cosine_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, total: int) -> CosineLRScheduler:
