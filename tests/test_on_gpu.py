@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import visionpos as vp
+from visionpos import kernels
 
 pytestmark = [
     pytest.mark.gpu,
@@ -81,6 +82,71 @@ def test_compiled_is_eager(name):
     compiled = torch.compile(copy.deepcopy(model), fullgraph=True)
     with torch.no_grad():
         assert (compiled(images).cpu() - expected[0]).abs().max() < 1e-4 * expected[0].abs().max()
+
+
+@pytest.mark.parametrize("encoding", ["alibi2d", "lookhere"])
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("prefix", [False, True])
+def test_many_tokens_go_through_flex_attention(encoding, compiled, prefix, monkeypatch):
+    torch.manual_seed(0)
+    options = VIT | {"img_size": (192, 208), "class_token": prefix, "global_pool": "avg"}  # 24 x 26 tokens
+    model = vp.create_model("vit_tiny_patch16_224", encoding=encoding, **options).cuda()
+    images = torch.randn(2, 3, 192, 208, device="cuda")
+    with kernels.use("plain"):
+        expected = train_step(model, images, torch.bfloat16)
+    torch.compiler.reset()
+    kernels.choose._selftests.clear()  # the first use is inside a trace, where no other graph can be compiled
+    monkeypatch.setattr(kernels.coordinates, "FLEX_MIN_TOKENS", 600)
+    assert_same(train_step(torch.compile(model) if compiled else model, images, torch.bfloat16), expected, 0.05)
+    assert kernels.report()["coordinate_attention"] == "fused"
+
+
+@pytest.mark.parametrize(
+    ("name", "encoding"),
+    [("vit_tiny_patch16_224", "rope_axial"), ("swin_tiny_patch4_window7_224", "relative_table")],
+)
+def test_on_another_stream_and_in_a_captured_graph(name, encoding):
+    _, model, images = both(name, encoding)
+    model.eval()
+    with torch.no_grad(), torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
+        expected, flipped = model(images), model(images.flip(0))
+        stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            found = model(images)
+        stream.synchronize()
+        with torch.cuda.graph(graph):
+            captured = model(images)
+        images.copy_(images.flip(0))
+        graph.replay()
+    assert torch.equal(found, expected)
+    assert torch.equal(captured, flipped)
+    assert "fused" in kernels.report().values()
+
+
+def test_an_empty_batch():
+    bf16 = {"device": "cuda", "dtype": torch.bfloat16, "requires_grad": True}
+    with kernels.use("fused"):
+        q, k, v = kernels.rotate_qkv(torch.empty(0, 5, 3, 2, 16, **bf16), torch.ones(2, 1, 5, 8, device="cuda"), "half")
+        out = kernels.window_attention(
+            torch.empty(0, 8, 12, 3, 2, 16, **bf16), torch.ones(2, 16, 16, device="cuda"), (4, 4), (2, 2), 0.3
+        )
+    (q + k + v).sum().backward()
+    out.sum().backward()
+    assert q.shape == v.shape == (0, 2, 5, 16)
+    assert out.shape == (0, 8, 12, 2, 16)
+
+
+@pytest.mark.parametrize("encoding", ["alibi2d", "lookhere", "relative_table"])
+def test_gradients_are_finite_where_cudnn_gives_nan(encoding):
+    torch.manual_seed(0)
+    options = VIT | {"img_size": (32, 128), "class_token": False, "global_pool": "avg"}  # 4 x 16 tokens
+    model = vp.create_model("vit_tiny_patch16_224", encoding=encoding, **options).cuda()
+    with torch.no_grad():
+        for block in model.blocks:  # queries and keys that are opposite: every logit is about -128 sqrt(32)
+            block.attn.qkv.bias[:64], block.attn.qkv.bias[64:128] = 4, -128 / 4
+    _, gradients = train_step(model, torch.randn(2, 3, 32, 128, device="cuda"), torch.bfloat16)
+    assert all(gradient.isfinite().all() for gradient in gradients.values())
 
 
 def test_a_masked_autoencoder():

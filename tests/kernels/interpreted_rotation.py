@@ -1,14 +1,16 @@
-"""The rotation kernel in Triton's interpreter; run by test_interpreter.py."""
+"""The rotation kernel in Triton's interpreter, run by test_interpreter.py, or on a GPU: pytest -m gpu and this file."""
 
 import pytest
 import torch
 
+from tests.kernels.place import DEVICE, MARKS
 from visionpos import kernels
 from visionpos.kernels.rotation_triton import RotateQKV, rotate_qk, rotate_qkv_backward
 
 B, T, PREFIX, HEADS, DIM = 2, 20, 2, 3, 24  # 1440 pairs of each part: two programs, one of them half empty
 TABLES = {"shared": (1,), "per_head": (HEADS,), "per_sample": (B, 1), "per_sample_and_head": (B, HEADS)}
 TOLERANCE = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 1.6e-2}  # the interpreter truncates bfloat16
+pytestmark = MARKS
 
 
 @pytest.fixture(autouse=True)
@@ -18,7 +20,7 @@ def _fused():
 
 
 def random(*shape):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape))).to(DEVICE)
 
 
 def inputs(table_shape="per_head", dtype=torch.float32):
