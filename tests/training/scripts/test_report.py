@@ -332,6 +332,19 @@ def test_mixtures_are_refused(changes, line, tmp_path):
         report([tmp_path / "runs"], None, [], None)
 
 
+def test_a_field_that_an_earlier_version_did_not_have_counts_as_its_default(tmp_path):
+    write_run(tmp_path, "none", 0)
+    earlier = write_run(tmp_path, "none", 1) / "result.json"
+    result = json.loads(earlier.read_text())
+    for part, name in (("data", "test_fraction"), ("recipe", "betas"), ("data", "splits")):
+        del result["config"][part][name]
+    earlier.write_text(json.dumps(result))
+    assert row_of(report([tmp_path / "runs"], None, [], None), "none")["seeds"] == [0, 1]
+    write_run(tmp_path, "none", 2, ["--recipe.betas", "[0.8, 0.9]"])
+    with pytest.raises(ConfigError, match=r"recipe.betas: \[0.9, 0.95\] in .*, \[0.8, 0.9\] in "):
+        report([tmp_path / "runs"], None, [], None)
+
+
 def test_what_changes_no_result_may_differ(tmp_path):
     write_run(tmp_path, "none", 0, ["--log_every", "3"])
     write_run(tmp_path, "none", 1, ["--data.root", "elsewhere"], versions={"python": "3", "torch": "3"})

@@ -2,14 +2,14 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from visionpos.training.config.schema import encoding_label
+from visionpos.training.config.schema import Config, Data, Model, Recipe, encoding_label
 from visionpos.training.errors import ConfigError
 from visionpos.training.reports.packed import read_directory, unpack
 from visionpos.training.reports.statistics import CONFIDENCE_LEVEL, accuracy_interval, difference_interval
@@ -175,19 +175,30 @@ def refuse_mixtures(found: Found) -> None:
 
     def compared(run: Run) -> dict[str, Any]:
         """Return all of a run that must be alike in the others, by name."""
-        fields = flat(run.result["config"])
-        fields = {key: fields[key] for key in fields if not any(key == f or key.startswith(f"{f}.") for f in free)}
+        config = flat(run.result["config"])
+        config = {key: config[key] for key in config if not any(key == f or key.startswith(f"{f}.") for f in free)}
         metadata = {} if data_vary else {f"data ({key})": run.result["data"].get(key) for key in METADATA_KEYS}
         kind = "CPU" if run.result["device"].startswith("CPU") else "GPU"
-        return {**fields, **metadata, "final weights": run.result["final"]["weights"], "device": kind}
+        return {**config, **metadata, "final weights": run.result["final"]["weights"], "device": kind}
 
-    first = found.runs[0]
+    first, defaults = found.runs[0], default_fields()
     expected = compared(first)
     for run in found.runs[1:]:
         here = compared(run)
         for key in expected | here:
-            if expected.get(key) != here.get(key):
+            there, own = (each.get(key, defaults.get(key)) for each in (expected, here))
+            if there != own:
                 raise ConfigError(
-                    f"{key}: {expected.get(key)} in {first.path}, {here.get(key)} in {run.path}; accepted: runs that "
+                    f"{key}: {there} in {first.path}, {own} in {run.path}; accepted: runs that "
                     "differ in encoding and seed, and in fields named by --vary"
                 )
+
+
+def default_fields() -> dict[str, Any]:
+    """Return the default of every field that has one, by dotted name, as a run's record has it.
+
+    A run of an earlier version lacks the fields added since, and did what they do by default.
+    """
+    parts = {"": Config, "model.": Model, "data.": Data, "recipe.": Recipe}
+    named = {f"{prefix}{each.name}": each.default for prefix, part in parts.items() for each in fields(part)}
+    return json.loads(json.dumps({name: value for name, value in named.items() if value is not MISSING}))
