@@ -12,7 +12,7 @@ from tests.training.run.interrupting import at, config_of, differences, outcome,
 from tests.training.run.test_engine import trainer_of
 from tests.training.tiny_run import picture_config, task_config
 from visionpos.training.run.checkpoint import Checkpoint
-from visionpos.training.run.engine import cosine_schedule, parameter_groups
+from visionpos.training.run.optimizer import cosine_schedule, parameter_groups
 
 SWIN = (
     "{name: swin_tiny_patch4_window7_224, options: {window_size: 2, embed_dim: 16, depths: [2, 1], num_heads: [2, 2]}}"

@@ -120,8 +120,9 @@ def test_fine_tuning_starts_from_the_encoder(tmp_path, monkeypatch):
 
 def test_layer_decay_slows_lower_layers(tmp_path):
     from visionpos.training.run.distributed import Distributed
-    from visionpos.training.run.engine import Trainer, parameter_groups
+    from visionpos.training.run.engine import Trainer
     from visionpos.training.run.objective import Classification
+    from visionpos.training.run.optimizer import parameter_groups
     from visionpos.training.run.source import open_source
 
     config = fine_tune(tmp_path, "--recipe.layer_decay", "0.5")
