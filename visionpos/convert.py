@@ -1,4 +1,4 @@
-"""Conversion of timm models to a chosen encoding: `create_model`, `set_encoding`, `get_encoding`.
+"""Conversion of timm models to a chosen encoding: `set_encoding`, `get_encoding`.
 
 A conversion is written down where timm writes the arguments that it built a model with, so that a model that was saved
 by `timm.models.save_for_hf(model, directory)` comes back with its encoding: every encoding with every option that it
@@ -10,15 +10,11 @@ where visionpos is not imported. timm records arguments since 1.0.31; with an ol
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Sequence
 from itertools import zip_longest
-from pathlib import Path
 from typing import Any
 
-import timm
-from timm.models._features import FeatureGetterNet
-from torch import Tensor, nn
+from torch import nn
 
 from .encoding import LayerFacts, PositionEncoding
 from .hosts.host import Host, discover, find_host, first, fits_stem, mixes_tokens
@@ -33,101 +29,12 @@ from .registry import (
     is_registered,
     parse_spec,
 )
-from .weights.load import create_with_weights
 
-__all__ = ["ARCHITECTURE", "create_model", "get_encoding", "set_encoding"]
+__all__ = ["ARCHITECTURE", "convert_model", "get_encoding", "items_of", "set_encoding"]
 
 ARCHITECTURE = "visionpos"  # the entry point that converts any timm model, and the prefix of the others
 Item = tuple[str, dict[str, Any]] | PositionEncoding  # of a spec, as `parse_spec` returns it
 Layers = list[list[PositionEncoding]]
-
-
-def create_model(
-    name: str,
-    encoding: Spec | None = None,
-    *,
-    weights: str | Path | Mapping[str, Any] | None = None,
-    **kwargs: Any,
-) -> nn.Module:
-    """Build a timm model by name and convert it: `timm.create_model`, then `set_encoding`, then weights.
-
-    Args:
-        name: a timm model name.
-        encoding: an encoding spec; None keeps the model's own.
-        weights: a checkpoint, as `load_weights` takes it. The model gets its sizes (image, patch, channels, classes,
-            window), unless kwargs say others: tables are carried over to another size, and another number of classes
-            gets a new head. What differs by the encoding is said in one line.
-        kwargs: everything that `timm.create_model` takes: pretrained, img_size, patch_size, num_classes ... With
-            features_only=True the levels and their layout are those of the family, out of a `FeatureExtractor`.
-
-    Raises:
-        ValueError: an unknown encoding or option, or a model that is no host, both checked before the model is built;
-            weights that do not fit the architecture.
-
-    Example:
-        >>> model = vp.create_model("vit_tiny_patch16_224", encoding="rope_axial", img_size=(32, 48), depth=2)
-        >>> model(torch.randn(1, 3, 32, 48)).shape
-        torch.Size([1, 1000])
-    """
-    spec = None if encoding is None else _items(encoding)
-    if weights is not None:
-        return create_with_weights(partial(_create, name, spec), weights, kwargs)
-    return _create(name, spec, **kwargs)
-
-
-def _items(spec: Spec) -> list[Item]:
-    """Return the items of a spec; a name may be one that only a family has, and all families are known from here on."""
-    discover()
-    return parse_spec(spec)
-
-
-def _create(name: str, spec: list[Item] | None, **kwargs: Any) -> nn.Module:
-    if spec is None:
-        return timm.create_model(name, **kwargs)
-    if kwargs.get("features_only"):
-        return _create_extractor(name, spec, **kwargs)
-    return _set_encoding(timm.create_model(name, **kwargs), spec)
-
-
-class FeatureExtractor(FeatureGetterNet):
-    """timm's feature extractor by `forward_intermediates`, which keeps a converted model whole.
-
-    Swin's own in timm is made of the model's parts, among which input encodings would be missing. Its layout,
-    (B, H, W, C), is one that timm's `forward_intermediates` does not give.
-    """
-
-    def __init__(self, model: nn.Module, out_indices: int | Sequence[int], output_fmt: str = "NCHW", **_: Any):
-        super().__init__(model, out_indices=out_indices)
-        self.channels_last = output_fmt == "NHWC"
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        """Return the features of images (B, C, H, W), one tensor for each level."""
-        levels = super().forward(x)
-        return [level.permute(0, 2, 3, 1) for level in levels] if self.channels_last else levels
-
-
-def _create_extractor(
-    name: str, spec: list[Item], feature_cls: str | Callable[..., nn.Module] = "getter", **kwargs: Any
-) -> nn.Module:
-    """Return a feature extractor around a model that is converted first: timm's wrappers cut layers away.
-
-    Those that take a model apart are refused: they lose its input encodings.
-    """
-    if isinstance(feature_cls, str) and feature_cls != "getter":
-        raise ValueError(f"feature_cls must be 'getter', which keeps a converted model whole, got {feature_cls!r}")
-    wrap = FeatureExtractor if feature_cls == "getter" else feature_cls
-
-    def convert(model: nn.Module, out_indices, output_fmt: str = "NCHW", **_: Any) -> nn.Module:
-        layout = output_fmt if find_host(model).channels_last_features else "NCHW"  # timm says that of tokens, too
-        return wrap(_set_encoding(model, spec), out_indices=out_indices, output_fmt=layout)
-
-    features = timm.create_model(name, feature_cls=convert, **kwargs)
-    if isinstance(features, FeatureGetterNet):  # what timm writes down names the host alone, and `convert`
-        arguments = {**getattr(features, "_model_args", {}), **getattr(features.model, "_model_args", {})}
-        features._model_args = {key: value for key, value in arguments.items() if key != "feature_cls"}
-        features.pretrained_cfg = {**features.pretrained_cfg, "architecture": ARCHITECTURE}
-        features.default_cfg = features.pretrained_cfg
-    return features
 
 
 def set_encoding(model: nn.Module, encoding: Spec) -> nn.Module:
@@ -161,7 +68,7 @@ def set_encoding(model: nn.Module, encoding: Spec) -> nn.Module:
         >>> [len(block.attn.encodings) for block in model.blocks]
         [0, 1]
     """
-    return _set_encoding(model, _items(encoding))
+    return convert_model(model, items_of(encoding))
 
 
 def get_encoding(model: nn.Module) -> list[PositionEncoding]:
@@ -181,6 +88,12 @@ def get_encoding(model: nn.Module) -> list[PositionEncoding]:
     return _distinct(inputs, layers)
 
 
+def items_of(spec: Spec) -> list[Item]:
+    """Return the items of a spec; a name may be one that only a family has, and all families are known from here on."""
+    discover()
+    return parse_spec(spec)
+
+
 def _converted(model: nn.Module) -> tuple[Host, list[PositionEncoding], Layers]:
     """Return the host of a model and what the model has, converted if it was not yet."""
     host = find_host(model)
@@ -198,7 +111,8 @@ def _distinct(inputs: list[PositionEncoding], layers: Layers) -> list[PositionEn
     return list(dict.fromkeys([*inputs, *(encoding for layer in layers for encoding in layer)]))
 
 
-def _set_encoding(model: nn.Module, spec: list[Item]) -> nn.Module:
+def convert_model(model: nn.Module, spec: list[Item]) -> nn.Module:
+    """Convert a model in place to the items of a spec, as `set_encoding` does, and return it."""
     host, old_inputs, old_layers = _converted(model)
     stems, layer_facts = host.stems(model), host.layer_facts(model)
     if not layer_facts:

@@ -4,7 +4,8 @@ from . import layers
 from .analysis.plots import plot_encoding
 from .augment import CoordinateAugmentation
 from .bias.alibi import alibi_slopes
-from .convert import create_model, get_encoding, set_encoding
+from .convert import get_encoding, set_encoding
+from .create import create_model
 from .description import describe
 from .encoding import PositionEncoding
 from .hosts.host import supported_hosts

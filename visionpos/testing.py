@@ -14,7 +14,8 @@ import torch
 from timm.models import save_for_hf
 from torch import Tensor
 
-from .convert import create_model, get_encoding, set_encoding
+from .convert import get_encoding, set_encoding
+from .create import create_model
 from .encoding import PositionEncoding
 from .hosts.host import find_host, mixes_tokens
 from .places import BiasEncoding

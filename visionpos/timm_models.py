@@ -54,7 +54,7 @@ def _build(
 
     If the host is asked for features, `levels` gets which ones and in which layout.
     """
-    from .convert import create_model
+    from .create import create_model
 
     def note(model: nn.Module, out_indices, output_fmt: str = "NCHW", **_: Any) -> nn.Module:
         levels.update(out_indices=out_indices, output_fmt=output_fmt)
@@ -80,7 +80,7 @@ def _create(
     encoded_size: Sequence[int] | None = None,
     **kwargs: Any,
 ) -> nn.Module:
-    from .convert import FeatureExtractor
+    from .create import FeatureExtractor
     from .weights.load import fit_pretrained
 
     levels = {"feature_cls": FeatureExtractor, "flatten_sequential": True}  # timm reads it after the host was built

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from ..convert import create_model
+from ..create import create_model
 from ..input.sinusoidal import sincos_1d
 from ..registry import encoding_info, list_encodings
 from ..rotary.scaling import FrequencyRotary
