@@ -23,10 +23,10 @@ def random(*shape):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape))).to(DEVICE)
 
 
-def inputs(table_shape="per_head", dtype=torch.float32):
-    angles = random(*TABLES[table_shape], T, DIM // 2)
+def inputs(table_shape="per_head", dtype=torch.float32, dim=DIM):
+    angles = random(*TABLES[table_shape], T, dim // 2)
     angles[..., :PREFIX, :] = 0
-    return random(B, T, 3, HEADS, DIM).to(dtype).requires_grad_(), torch.stack([angles.cos(), angles.sin()]), angles
+    return random(B, T, 3, HEADS, dim).to(dtype).requires_grad_(), torch.stack([angles.cos(), angles.sin()]), angles
 
 
 def oracle(qkv, angles, layout):
@@ -59,6 +59,15 @@ def test_outputs_and_gradients(table_shape, layout, dtype):
         assert a.dtype == dtype
         assert (a - b).abs().max() <= TOLERANCE[dtype] * b.abs().max()
     assert kernels.report()["rotate_qkv"] == "fused"
+
+
+@pytest.mark.parametrize("layout", ["interleaved", "half"])
+@pytest.mark.parametrize("dim", [8, 64, 80, 128])
+def test_heads_of_other_widths(dim, layout):
+    qkv, table, angles = inputs(dim=dim)
+    got, expected = kernels.rotate_qkv(qkv, table, layout), oracle(qkv.detach().double(), angles, layout)
+    for a, b in zip(got, expected, strict=True):
+        assert (a - b).abs().max() <= TOLERANCE[torch.float32] * b.abs().max()
 
 
 @pytest.mark.parametrize("layout", ["interleaved", "half"])

@@ -17,7 +17,7 @@ UNALIGNED = {"H", "W", "T", "num_windows"}  # numbers that need not be multiples
 
 
 def resources(kernel, constants, num_warps, path, dtype="bf16"):
-    """Registers of a thread, and bytes of its stack and of its local memory."""
+    """Registers of a thread, bytes of its stack and of its local memory, and the program."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
@@ -32,7 +32,8 @@ def resources(kernel, constants, num_warps, path, dtype="bf16"):
     compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": num_warps})
     path.write_bytes(compiled.asm["cubin"])
     usage = subprocess.run([TOOL, "-res-usage", path], capture_output=True, text=True, check=True).stdout
-    return [int(re.search(rf"{what}:(\d+)", usage)[1]) for what in ("REG", "STACK", "LOCAL")]
+    print(kernel.fn.__name__, constants, dtype, usage.splitlines()[-1])
+    return *(int(re.search(rf"{what}:(\d+)", usage)[1]) for what in ("REG", "STACK", "LOCAL")), compiled.asm["ptx"]
 
 
 @pytest.mark.skipif(not TOOL.exists(), reason="no cuobjdump beside triton")
@@ -44,8 +45,7 @@ def test_window_attention(window, dtype, tmp_path):
     (h, w), size = window, 64 if window[0] > 4 else 32
     constants = {"HEADS": 3, "D": 32, "C": 32, "WH": h, "WW": w, "SY": h // 2, "SX": w // 2, "M": size, "SPLIT": 176}
     for kernel in (forward_kernel, backward_kernel):
-        registers, stack, local = resources(kernel, constants, 4, tmp_path / "cubin", dtype)
-        print(kernel.fn.__name__, window, dtype, registers, "registers")
+        _, stack, local, _ = resources(kernel, constants, 4, tmp_path / "cubin", dtype)
         assert (stack, local) == (0, 0)
 
 
@@ -55,9 +55,9 @@ def test_window_attention(window, dtype, tmp_path):
 def test_rotation(dtype, layout, tmp_path):
     from visionpos.kernels.rotation_triton import rotate_pairs
 
-    step, gap = (2, 1) if layout == "interleaved" else (1, 32)
-    constants = {"PARTS": 3, "HEADS": 6, "PAIRS": 32, "STEP": step, "GAP": gap, "SIGN": -1.0, "BLOCK": 1024}
-    registers, stack, local = resources(rotate_pairs, constants, 4, tmp_path / "cubin", dtype)
-    print(dtype, layout, registers, "registers")
+    interleaved = layout == "interleaved"
+    constants = {"PARTS": 3, "HEADS": 6, "PAIRS": 32, "INTERLEAVED": interleaved, "SIGN": -1.0, "BLOCK": 1024}
+    registers, stack, local, program = resources(rotate_pairs, constants, 4, tmp_path / "cubin", dtype)
     assert (stack, local) == (0, 0)
     assert registers <= 64
+    assert {width for width in re.findall(r"(?:ld|st)\.global\S*?\.(v\d\.b\d+|b\d+)", program)} == {"v4.b32"}  # 16 bytes

@@ -13,14 +13,22 @@ BLOCK = 1024  # pairs that a program rotates
 
 
 @triton.jit
+def locate(index, T, HEADS: tl.constexpr, WIDTH: tl.constexpr):
+    """Return the sample, token, head and place in the head of things numbered in that order, WIDTH in a head."""
+    row = index // (WIDTH * HEADS)
+    return row // T, row % T, index // WIDTH % HEADS, index % WIDTH
+
+
+@triton.jit
 def rotate_pairs(
     Q, K, V, OUT, COS, SIN, num_pairs, T, x_b, x_h, x_t, table_b, table_h, table_t,
-    PARTS: tl.constexpr, HEADS: tl.constexpr, PAIRS: tl.constexpr, STEP: tl.constexpr, GAP: tl.constexpr,
-    SIGN: tl.constexpr, BLOCK: tl.constexpr,
+    PARTS: tl.constexpr, HEADS: tl.constexpr, PAIRS: tl.constexpr, INTERLEAVED: tl.constexpr, SIGN: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Rotate Q and K, (B, heads, T, d) of any strides, to OUT (B, T, PARTS, heads, d); a third part, V, is copied.
 
-    The channels of pair p are p * STEP and p * STEP + GAP.
+    The channels of pair p are 2 p and 2 p + 1 if INTERLEAVED, else p and PAIRS + p. Either way every thread reads and
+    writes runs of 16 bytes.
     """
     part = tl.program_id(1)
     X = Q
@@ -28,21 +36,29 @@ def rotate_pairs(
         X = K
     if part == 2:
         X = V
-    pair = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)  # numbered in the order (b, t, head, p)
+    pair = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = pair < num_pairs
-    p, h, row = pair % PAIRS, pair // PAIRS % HEADS, pair // (PAIRS * HEADS)
-    b, t = row // T, row % T
-    channels = (p * STEP)[:, None] + (tl.arange(0, 2) * GAP)[None, :]  # (BLOCK, 2)
-
-    x = tl.load(X + (b * x_b + h * x_h + t * x_t)[:, None] + channels, mask=inside[:, None])
-    first, second = tl.split(x.to(tl.float32))
+    b, t, h, p = locate(pair, T, HEADS, PAIRS)
     angle = b * table_b + h * table_h + t * table_t + p
     rotated = pair < tl.where(part < 2, num_pairs, 0)
     cos = tl.load(COS + angle, mask=rotated, other=1.0)
     sin = tl.load(SIN + angle, mask=rotated, other=0.0) * SIGN
-    turned = tl.join(first * cos - second * sin, first * sin + second * cos)
-    at = ((row * PARTS + part) * HEADS + h) * (2 * PAIRS)
-    tl.store(OUT + at[:, None] + channels, turned.to(OUT.dtype.element_ty), mask=inside[:, None])
+    if INTERLEAVED:
+        channel = tl.program_id(0) * (2 * BLOCK) + tl.arange(0, 2 * BLOCK)
+        inside = channel < 2 * num_pairs
+        b, t, h, c = locate(channel, T, HEADS, 2 * PAIRS)
+        x = tl.load(X + b * x_b + h * x_h + t * x_t + c, mask=inside)
+        first, second = tl.split(tl.reshape(x.to(tl.float32), (BLOCK, 2)))
+        turned = tl.reshape(tl.join(first * cos - second * sin, first * sin + second * cos), (2 * BLOCK,))
+        at = OUT + (((b * T + t) * PARTS + part) * HEADS + h) * (2 * PAIRS) + c
+        tl.store(at, turned.to(OUT.dtype.element_ty), mask=inside)
+    else:
+        at = X + b * x_b + h * x_h + t * x_t + p
+        first = tl.load(at, mask=inside).to(tl.float32)
+        second = tl.load(at + PAIRS, mask=inside).to(tl.float32)
+        at = OUT + (((b * T + t) * PARTS + part) * HEADS + h) * (2 * PAIRS) + p
+        tl.store(at, (first * cos - second * sin).to(OUT.dtype.element_ty), mask=inside)
+        tl.store(at + PAIRS, (first * sin + second * cos).to(OUT.dtype.element_ty), mask=inside)
 
 
 def launch(parts: list[Tensor], cos: Tensor, sin: Tensor, interleaved: bool, sign: float) -> Tensor:
@@ -58,8 +74,7 @@ def launch(parts: list[Tensor], cos: Tensor, sin: Tensor, interleaved: bool, sig
     with torch.cuda.device_of(out):
         rotate_pairs[(triton.cdiv(num_pairs, BLOCK), len(parts))](
             parts[0], parts[1], parts[-1], out, cos, sin, num_pairs, T, *parts[0].stride()[:3], *cos.stride()[:3],
-            PARTS=len(parts), HEADS=H, PAIRS=d // 2, STEP=2 if interleaved else 1, GAP=1 if interleaved else d // 2,
-            SIGN=sign, BLOCK=BLOCK,
+            PARTS=len(parts), HEADS=H, PAIRS=d // 2, INTERLEAVED=interleaved, SIGN=sign, BLOCK=BLOCK,
         )  # fmt: skip
     return out
 
