@@ -60,4 +60,4 @@ def test_rotation(dtype, layout, tmp_path):
     registers, stack, local, program = resources(rotate_pairs, constants, 4, tmp_path / "cubin", dtype)
     assert (stack, local) == (0, 0)
     assert registers <= 64
-    assert {width for width in re.findall(r"(?:ld|st)\.global\S*?\.(v\d\.b\d+|b\d+)", program)} == {"v4.b32"}  # 16 bytes
+    assert set(re.findall(r"(?:ld|st)\.global\S*?\.(v\d\.b\d+|b\d+)", program)) == {"v4.b32"}  # 16 bytes
