@@ -314,6 +314,7 @@ def test_many_sizes_stay_compiled(monkeypatch):
     limits = []
 
     def compiled(q, k, v, **options):
+        assert choose.one_thread.locked()
         limits.append((torch._dynamo.config.recompile_limit, torch._dynamo.config.accumulated_recompile_limit))
         return q
 

@@ -1,5 +1,8 @@
 """Which of torch's backends gets attention with a bias: seen without a GPU, on stand-in CUDA tensors."""
 
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -46,6 +49,17 @@ def test_without_gradients_and_on_a_cpu_nothing_is_kept_from_it(seen):
         run(64)
     run(64, device="cpu")
     assert seen == [True, True]
+
+
+def test_threads_do_not_leave_each_others_choice_behind():
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(run, [64] * 80))
+    finally:
+        sys.setswitchinterval(interval)
+    assert torch.backends.cuda.cudnn_sdp_enabled()
 
 
 SWIN = {"embed_dim": 32, "depths": (1,), "num_heads": (1,), "window_size": 8, "img_size": (32, 64)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ def _valid(mode: str, source: str) -> str:
 _mode = _valid(os.environ.get(VARIABLE, "auto"), f"the environment variable {VARIABLE}")
 TOLERANCE = 1e-3  # of float32, relative to the largest value: a few times the plain version's own error
 HALF_TOLERANCES = {torch.float16: 5e-3, torch.bfloat16: 3e-2}
+one_thread = threading.Lock()  # at a time may change, for a call, what torch has set for the whole process
 _kernels: dict[str, Kernel] = {}
 _selftests: dict[tuple, str] = {}  # what the first use of a kernel found: "" or what was wrong
 _choices: dict[str, str] = {}

@@ -12,6 +12,7 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from ..materialize import materialize
 from ..places import BORDER
 from ..positions import Positions
+from .choose import one_thread
 
 BLOCK = 128  # tokens, FlexAttention's
 # Tiles that leave registers for a formula. With torch's own the forward kernel takes 6.5 times as long on an H200.
@@ -43,7 +44,8 @@ def attend(
         options["kernel_options"] = TILES
     if torch.compiler.is_compiling():
         return flex_attention(q, k, v, **options)
-    with torch._dynamo.config.patch(recompile_limit=MAX_GRAPHS, accumulated_recompile_limit=MAX_GRAPHS):
+    limits = torch._dynamo.config.patch(recompile_limit=MAX_GRAPHS, accumulated_recompile_limit=MAX_GRAPHS)
+    with one_thread, limits:
         return _compiled(q, k, v, **options)
 
 

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from .choose import one_thread
+
 WITHOUT_CUDNN = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
@@ -20,6 +22,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float
     so low that their sum of exponentials is below 1 / FLT_MAX (https://github.com/pytorch/pytorch/issues/196678). Such
     attention goes to another backend.
     """
-    wrong = bias is not None and q.is_cuda and torch.is_grad_enabled() and k.shape[-2] % 128 == 64
-    with sdpa_kernel(WITHOUT_CUDNN) if wrong else nullcontext():
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout_p, scale=scale)
+    options = {"attn_mask": bias, "dropout_p": dropout_p, "scale": scale}
+    if bias is None or not q.is_cuda or not torch.is_grad_enabled() or k.shape[-2] % 128 != 64:
+        return F.scaled_dot_product_attention(q, k, v, **options)
+    with nullcontext() if torch.compiler.is_compiling() else one_thread, sdpa_kernel(WITHOUT_CUDNN):
+        return F.scaled_dot_product_attention(q, k, v, **options)
