@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.utils import ModelEmaV3
 from tqdm import tqdm
 
 import visionpos as vp
@@ -186,7 +185,7 @@ def around(owner: Any, name: str, change: Callable) -> Callable[[Hit], None]:
 POINTS: dict[str, Callable[[Hit], None]] = {
     "before a step": before(Trainer, "_one_step"),
     "after backward": before(Trainer, "_update"),
-    "between the weights and their average": before(ModelEmaV3, "update"),
+    "between the weights and their average": before(Trainer, "_average"),
     "before an evaluation": before(Trainer, "evaluate"),
     "after an evaluation": after(Trainer, "evaluate"),
     "half a line of the log": around(RunDirectory, "log", half_a_line),

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -70,8 +71,7 @@ def test_averages_are_those_of_timm_and_whole_numbers_are_copied():
                 parameter -= parameter.grad
         expected.update(model, step)
         averaged, copied = corresponding(ema.module, model)
-        torch._foreach_lerp_(*averaged, weight=1 - ema.get_decay(step))
-        torch._foreach_copy_(*copied)
+        Trainer._average(SimpleNamespace(averaged=averaged, copied=copied), ema.get_decay(step))
     assert expected.module[1].num_batches_tracked == 2
     for name, tensor in expected.module.state_dict().items():
         assert torch.equal(ema.module.state_dict()[name], tensor), name

@@ -186,10 +186,14 @@ class Trainer:
         elif not self.first_bad.isfinite():
             self.optimizer.step()
         self.step += 1
-        if self.ema is not None:  # as its own `update`, which looks all tensors up by name in every step
-            torch._foreach_lerp_(*self.averaged, weight=1 - self.ema.get_decay(self.step))
-            if self.copied[0]:
-                torch._foreach_copy_(*self.copied)
+        if self.ema is not None:
+            self._average(self.ema.get_decay(self.step))
+
+    def _average(self, decay: float) -> None:
+        """Do what `update` of the averaged weights does, which looks all tensors up by name every time."""
+        torch._foreach_lerp_(*self.averaged, weight=1 - decay)
+        if self.copied[0]:
+            torch._foreach_copy_(*self.copied)
 
     def evaluate(self) -> dict[str, dict[str, float]]:
         """Return the objective's measure on every split of the source, of the raw and of the averaged weights."""
