@@ -98,14 +98,22 @@ def _create(
 
 
 @register_model
-def visionpos(pretrained: bool = False, *, host: str, pretrained_cfg: Any = None, **kwargs: Any) -> nn.Module:
+def visionpos(
+    pretrained: bool = False, *, host: str | None = None, pretrained_cfg: Any = None, **kwargs: Any
+) -> nn.Module:
     """Build any timm model that takes encodings, by its name as `host`. Saved conversions come back through it.
 
     Raises:
-        ValueError: the model is no host, or an unknown encoding.
+        ValueError: the model is no host, or an unknown encoding; no host, as where timm saved a model without the
+            arguments that made it.
     """
     from .convert import ARCHITECTURE
 
+    if host is None:
+        raise ValueError(
+            "host: not given; accepted: the name of a timm model. Where a saved model is loaded, it was saved by a timm "
+            "older than 1.0.31 without model_args={'host': ..., 'encoding': ..., and what else made it}"
+        )
     known, given = get_pretrained_cfg(host), pretrained_cfg or {}
     has_weights = not isinstance(given, dict) or any(map(given.get, ("file", "url", "hf_hub_id", "state_dict")))
     if known is not None and not has_weights:

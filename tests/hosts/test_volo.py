@@ -9,9 +9,10 @@ from timm.layers import create_feature_extractor
 from timm.models.volo import VOLO
 
 import visionpos as vp
-from tests.small import in_turn, pictures, randomised
+from tests.small import in_turn, needs_newer_timm, pictures, randomised
 from visionpos.convert import find_host
 
+pytestmark = needs_newer_timm
 SIZE, OTHER = (64, 96), (96, 32)
 SMALL = {
     "layers": (1, 2, 1),

@@ -69,6 +69,7 @@ class VOLOHost(StagedHost):
     """The family of VOLO. The first `learned` is `pos_embed`, which timm adds by itself, on its own grid alone."""
 
     name = "VOLO"
+    since = "1.0.31"  # runs without its table
     models: ClassVar = {VOLO: EncodedVOLO}
     parts: ClassVar = {Transformer: EncodedTransformer, Attention: EncodedAttention, Downsample: EncodedDownsample}
     input_part = "network.1"

@@ -5,6 +5,7 @@ import pytest
 
 from visionpos.analysis.measure import PROPERTIES, measure
 from visionpos.training.data.tasks import TASKS
+from visionpos.training.reports import claims
 from visionpos.training.reports.claims import CLAIMS, claims_table, rank_correlation
 
 LABELS = ("none", "alibi2d", "rope_axial", "sincos2d", "lookhere", "learned(init_std=0.2)", "relative_table")
@@ -49,6 +50,15 @@ def test_a_property_that_ranks_as_the_models_do_correlates_by_one():
     assert row[3].startswith("+1.00 over 6 encodings; by chance in ")
     opposite = claims_table([study(lambda label: -directed.get(label, 0))])
     assert opposite.rows[0][3].startswith("-1.00 over 6")
+
+
+def test_what_differs_by_rounding_alone_is_a_tie(monkeypatch):
+    found = []
+    for noise in (0, 3e-8, -3e-8):
+        values = {"alibi2d": 0.5, "rope_axial": 0.5 + noise, "sincos2d": 0.3 - noise, "lookhere": 0.3}
+        monkeypatch.setattr(claims, "measure", lambda name, *_, v=values, **__: {"directionality": v.get(name, 0.1)})
+        found.append(claims_table([study(lambda label: LABELS.index(label) / 9)]).rows)
+    assert found[0] == found[1] == found[2]
 
 
 def test_other_sizes_count_for_the_claims_about_them_and_the_first_study_for_what_two_have():

@@ -68,7 +68,7 @@ def claims_table(contents: Sequence[dict[str, Any]]) -> Table | None:
         wanted = f"{PROPERTIES[claim.key].label}: {'much' if claim.sign > 0 else 'little'}"
         verdict = f"only {len(pairs)} encodings: none"
         if len(pairs) >= FEWEST:
-            values = np.array([claim.sign * value for value in pairs.values()])
+            values = np.array([claim.sign * float(f"{value:.6g}") for value in pairs.values()])  # the rest is rounding
             correlation, chance = rank_correlation(values, np.array([found[label] for label in pairs]))
             verdict = f"{correlation:+.2f} over {len(pairs)} encodings; by chance in {chance:.1%}"
         rows.append([claim.text, wanted, f"{claim.task}, {claim.outcome}", verdict])
