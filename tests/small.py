@@ -8,6 +8,9 @@ from visionpos.hosts.host import timm_is_from
 
 SIZE = (32, 48)
 needs_newer_timm = pytest.mark.skipif(not timm_is_from("1.0.31"), reason="this timm is older than 1.0.31")
+needs_newer_torch = pytest.mark.skipif(
+    tuple(map(int, torch.__version__.split(".")[:2])) < (2, 9), reason="this torch is older than 2.9"
+)
 VIT = {"img_size": SIZE, "patch_size": 4, "num_classes": 5, "embed_dim": 48, "depth": 2, "num_heads": 3}
 SWIN = {
     "img_size": (64, 96),

@@ -95,7 +95,7 @@ def test_any_host_by_its_name():
     model = timm.create_model("visionpos", encoding="alibi2d", **options)
     assert model(pictures((32, 32))).shape == (2, 5)
     assert model.pretrained_cfg["hf_hub_id"] == timm.models.get_pretrained_cfg("vit_tiny_patch16_224").hf_hub_id
-    with pytest.raises(ValueError, match=r"host: not given; .*timm older than 1.0.31 without model_args=.'host'"):
+    with pytest.raises(ValueError, match=r"host: not given; .*older than 1.0.31 without model_args=.'host'"):
         timm.create_model("visionpos", encoding="alibi2d")
     with pytest.raises(ValueError, match="ResNet is not a supported host"):
         timm.create_model("visionpos", host="resnet18", encoding="alibi2d")

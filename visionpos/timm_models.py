@@ -111,7 +111,7 @@ def visionpos(
 
     if host is None:
         raise ValueError(
-            "host: not given; accepted: the name of a timm model. Where a saved model is loaded, it was saved by a timm "
+            "host: not given; accepted: the name of a timm model. A saved model that says none was saved by a timm "
             "older than 1.0.31 without model_args={'host': ..., 'encoding': ..., and what else made it}"
         )
     known, given = get_pretrained_cfg(host), pretrained_cfg or {}

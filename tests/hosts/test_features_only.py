@@ -7,7 +7,7 @@ import timm
 import torch
 
 import visionpos as vp
-from tests.small import SWIN, VIT, pictures, randomised
+from tests.small import SWIN, VIT, needs_newer_timm, pictures, randomised
 
 SMALL = {**VIT, "depth": 4}
 PYRAMID = {**SWIN, "depths": (1, 1, 1), "num_heads": (2, 4, 4)}
@@ -47,6 +47,7 @@ def test_levels_and_layout_are_the_hosts(host, route, levels):
     assert torch.equal(pickle.loads(pickle.dumps(model))(x)[-1], found[-1])
 
 
+@needs_newer_timm
 @pytest.mark.parametrize("host", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
 def test_features_are_those_of_the_whole_model(host):
     """Encodings know the depth of the model, not that of what is left of it."""

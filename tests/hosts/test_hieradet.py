@@ -8,7 +8,7 @@ import torch
 from timm.layers import create_feature_extractor
 
 import visionpos as vp
-from tests.small import in_turn, pictures, randomised
+from tests.small import in_turn, needs_newer_timm, pictures, randomised
 from visionpos.convert import find_host
 
 SIZE, OTHER = (64, 96), (64, 32)
@@ -70,6 +70,7 @@ def test_the_table_has_timms_names_where_it_is_timms():
     assert model.pos_embed_window.shape == (1, 16, 8, 8)
 
 
+@needs_newer_timm
 def test_facts_of_windows_grids_and_pooled_queries():
     model = hieradet()
     vp.get_encoding(model)

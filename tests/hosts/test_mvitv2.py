@@ -12,7 +12,7 @@ from timm.models import save_for_hf
 from timm.models.mvitv2 import MultiScaleVit, MultiScaleVitCfg
 
 import visionpos as vp
-from tests.small import in_turn, pictures, randomised
+from tests.small import in_turn, needs_newer_timm, pictures, randomised
 from visionpos.convert import find_host
 
 SIZE, OTHER = (64, 64), (64, 40)
@@ -158,6 +158,7 @@ def test_what_has_no_place_is_one_line():
         assert type(model) is MultiScaleVit
 
 
+@needs_newer_timm
 @torch.no_grad()
 def test_saved_and_loaded_it_is_the_same_function(tmp_path):
     """The smallest that timm's factory builds."""

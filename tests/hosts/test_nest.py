@@ -9,7 +9,7 @@ from timm.models.nest import Nest
 
 import visionpos as vp
 from tests.hosts.same_bits import OWN, check_same_bits
-from tests.small import in_turn, pictures, randomised
+from tests.small import in_turn, needs_newer_timm, pictures, randomised
 
 SIZE = (64, 64)
 SMALL = {"embed_dims": (24, 48, 96), "num_heads": (2, 3, 3), "depths": (1, 2, 1), "num_classes": 4}
@@ -20,6 +20,7 @@ def nest(size=SIZE, **options):
     return randomised(Nest(img_size=size, drop_path_rate=0.0, **{**SMALL, **options}))
 
 
+@needs_newer_timm
 @pytest.mark.parametrize("size", [SIZE, (96, 96)])
 @torch.no_grad()
 def test_converting_to_what_the_host_has_changes_no_bit(size):

@@ -8,7 +8,7 @@ import torch
 
 import visionpos as vp
 from tests.hosts.same_bits import OWN, shapes
-from tests.small import pictures, randomised
+from tests.small import needs_newer_timm, pictures, randomised
 
 KINDS = {  # windows divide the grid, or do not; pictures of the model's size, or of any
     (64, 96): {"window_size": 4},
@@ -64,6 +64,7 @@ def test_attention_is_the_formula_beside_another_encoding():
     assert (attn(x) - attn.proj(out.transpose(1, 2).flatten(2))).abs().max() < 1e-10
 
 
+@needs_newer_timm
 @torch.no_grad()
 def test_the_input_size_changes_as_in_timm():
     plain, model = plain_model(), plain_model()

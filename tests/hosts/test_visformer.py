@@ -6,7 +6,7 @@ import torch
 
 import visionpos as vp
 from tests.hosts.same_bits import OWN, check_same_bits
-from tests.small import pictures, randomised
+from tests.small import needs_newer_timm, pictures, randomised
 
 SIZE, OTHER = (64, 96), (96, 32)
 OPTIONS = {"init_channels": 8, "embed_dim": 48, "depth": (1, 2, 1), "num_heads": 3, "num_classes": 4}
@@ -17,6 +17,7 @@ def plain_model(size=SIZE, name="visformer_tiny", **options):
     return randomised(timm.create_model(name, img_size=size, **OPTIONS, **options))
 
 
+@needs_newer_timm
 @pytest.mark.parametrize(
     "options", [{}, {"use_pos_embed": False}, {"attn_stage": "111", "spatial_conv": "000"}], ids=str
 )

@@ -10,6 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention.flex_attention import flex_attention
 
 import visionpos as vp
+from tests.small import needs_newer_torch
 from visionpos import kernels
 from visionpos.hosts import attention
 from visionpos.kernels import choose, coordinates, coordinates_flex
@@ -107,6 +108,7 @@ def test_gradients_of_attention(name):
         assert (a - b).abs().max() <= 1e-5 * b.abs().max()
 
 
+@needs_newer_torch
 def test_where_coordinates_are_taken():
     encoding, positions = build("alibi2d", "prefix")
     table = vp.create_encoding("relative_table", num_heads=12, feat_shape=(17, 20))
@@ -194,6 +196,7 @@ class Quadrants(vp.BiasEncoding):
         return torch.stack([torch.stack([0 * side + 1, 0 * side], -1), torch.stack([0 * side, side], -1)], dim=1)
 
 
+@needs_newer_torch
 @pytest.mark.unhooked
 @pytest.mark.parametrize("batched", [False, True])
 @pytest.mark.parametrize("name", ["ring", "quadrants", "example", "lookhere"])
@@ -298,10 +301,16 @@ def test_many_tokens_on_a_gpu_are_traced_with_flex_attention(name, ring, monkeyp
     assert kernels.report()["coordinate_attention"] == "fused"
 
 
+@needs_newer_torch
 @pytest.mark.parametrize(("device", "head_dim", "tiles"), [("cuda", 64, TILES), ("cuda", 80, None), ("cpu", 64, None)])
 def test_tiles_are_those_of_narrow_heads_on_a_gpu(device, head_dim, tiles, monkeypatch):
     seen = {}
-    monkeypatch.setattr(coordinates_flex, "_compiled", lambda *args, **options: seen.update(options))
+
+    def compiled(q, k, v, **options):
+        seen.update(options)
+        return q
+
+    monkeypatch.setattr(coordinates_flex, "_compiled", compiled)
     encoding = vp.create_encoding("alibi2d", num_heads=2)
     with FakeTensorMode(allow_non_fake_inputs=True):
         q = torch.empty(1, 2, 35, head_dim, device=device)

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import visionpos as vp
+from tests.small import needs_newer_timm
 from tests.weights.make_fixtures import FOLDER, images
 from tests.weights.test_refused import refused
 
@@ -52,6 +53,7 @@ def build(name, **options):
     return vp.create_model(host, weights=path(name), **{**own, **options})
 
 
+@needs_newer_timm
 @pytest.mark.parametrize("name", CASES)
 def test_a_model_of_a_checkpoint_computes_what_its_library_computes(name):
     """In float64, where a lost or a misplaced tensor shows and rounding does not."""
@@ -161,6 +163,7 @@ def test_a_checkpoint_in_pieces(tmp_path):
     assert (ours - theirs).abs().max() < 1e-6
 
 
+@needs_newer_timm
 @pytest.mark.parametrize("name", CASES)
 def test_half_a_file_and_another_family_are_one_line(name):
     weights = vp.weights.read.read_weights(path(name))

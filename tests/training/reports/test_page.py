@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.small import needs_newer_torch
 from tests.training.scripts.test_report import row_of, write_evaluation, write_run
 from train.report import command, report
 from visionpos.training.errors import ConfigError, run_command
@@ -13,6 +14,7 @@ from visionpos.training.reports.page import page, study_content
 ROOT = Path(__file__).parents[3]
 
 
+@needs_newer_torch
 def test_the_page_is_current():
     contents = {folder.name: study_content(folder) for folder in sorted((ROOT / "results").iterdir())}
     text = (ROOT / "docs" / "results.md").read_text()

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.small import needs_newer_torch
 from visionpos.training.errors import ConfigError
 from visionpos.training.run.engine import mixed_precision, pick_device
 
@@ -56,5 +57,6 @@ def test_the_devices_there_are(mps, cuda, auto, monkeypatch):
         pick_device(f"cuda:{cuda}")
 
 
+@needs_newer_torch
 def test_a_mac_computes_in_float32_unless_asked():
     assert not mixed_precision(torch.device("mps"), "auto")._enabled

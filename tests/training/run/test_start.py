@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from timm.models import save_for_hf
 
 import visionpos as vp
-from tests.small import randomised
+from tests.small import needs_newer_timm, randomised
 from tests.training.tiny_run import config, picture_config, write_pictures
 from visionpos.training.errors import ConfigError, run_command
 from visionpos.training.run import start
@@ -54,6 +54,7 @@ def flags(init, encoding="learned"):
     return "--init", init, "--encoding", encoding, "--model.options.drop_path_rate", "0"
 
 
+@needs_newer_timm
 @pytest.mark.parametrize("form", ["file", "directory", "local-dir", "file of a directory"])
 @pytest.mark.parametrize("encoding", ["learned", "rope_axial", "learned+rope_mixed"])
 def test_every_form_gives_its_weights_to_another_head_size_and_encoding(form, encoding, tmp_path):
@@ -88,6 +89,7 @@ def test_mean_std_size_and_crop_are_those_of_the_weights_unless_said_otherwise(f
     assert data.std == (STATISTICS["std"] if known else None)
 
 
+@needs_newer_timm
 def test_a_run_from_a_directory_is_trained_evaluated_and_repeated(tmp_path, capsys):
     init = saved("directory", pretrained("rope_axial"), tmp_path)
     run = picture_config(tmp_path, *flags(init, "rope_axial"), "--recipe.epochs", "1")
@@ -101,6 +103,7 @@ def test_a_run_from_a_directory_is_trained_evaluated_and_repeated(tmp_path, caps
     capsys.readouterr()
 
 
+@needs_newer_timm
 def test_a_finished_run_is_found_again_by_the_same_command(tmp_path, capsys):
     init = saved("directory", pretrained(), tmp_path)
     for _ in range(2):
@@ -108,6 +111,7 @@ def test_a_finished_run_is_found_again_by_the_same_command(tmp_path, capsys):
     assert "is finished" in capsys.readouterr().out
 
 
+@needs_newer_timm
 @pytest.mark.parametrize("key", ["pretrained_cfg_overlay", "checkpoint_path"])
 def test_weights_that_the_models_own_options_name_are_loaded_as_the_run_builds_it(key, tmp_path):
     """The check knows neither the classes nor the size of the data; that must not refuse a file that fits the run."""
@@ -127,6 +131,7 @@ def test_weights_that_the_models_own_options_name_are_loaded_as_the_run_builds_i
     assert result["encoding_parameters"] == 7 * 16
 
 
+@needs_newer_timm
 @pytest.mark.parametrize(
     ("options", "init", "line"),
     [
