@@ -11,11 +11,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import visionpos as vp
+from tests.small import needs_newer_torch
 from visionpos.kernels import choose, coordinates
 from visionpos.kernels.coordinates_flex import modifiers
 from visionpos.masked.masks import MASKINGS, draw_mask
 
-pytestmark = pytest.mark.unhooked
+pytestmark = [pytest.mark.unhooked, needs_newer_torch]  # whose stand-in CUDA tensors need no driver
 ENCODINGS = [name for name in vp.list_encodings() if name != "none"]
 FACTS = {"num_heads": 3, "head_dim": 16, "dim": 48, "layer": 0, "depth": 2, "feat_shape": (4, 6), "grid_size": (4, 6)}
 VIT = {"img_size": (16, 24), "patch_size": 4, "embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 5}
