@@ -1,9 +1,8 @@
 """Training throughput on pictures of CIFAR's size: ours, and timm's pieces as timm's train.py puts them together.
 
-Command   python -m benchmarks.throughput [--models vit_192x9 swin_96] [--batch 512] [--compile auto] [--output FILE]
+Command   python -m benchmarks.throughput [--models vit_192x9 swin_96] [--batch 512] [--steps 40] [--output FILE.json]
 Clock     wall time of whole steps, data included, after a warm-up; in turns, medians over the rounds
-Ours      pictures on the device, batched augmentation, compiled (--compile, as for `train.classify`) and in bf16 on a
-          GPU, eager and in fp32 on a CPU
+Ours      pictures on the device, batched augmentation, compiled and in bf16 on a GPU, eager and in fp32 on a CPU
 timm's    PIL pictures, `create_loader` with its prefetcher, RandAugment (rand-m9-mstd0.5) and random erasing, `Mixup`,
           AdamW, averaged weights, bf16 autocast on a GPU; eager, as train.py is without --torchcompile
 
@@ -53,10 +52,10 @@ def made_up(count: int) -> Pictures:
     return Pictures(images, torch.arange(count) % CLASSES, tuple(map(str, range(CLASSES))))
 
 
-def ours(model: dict, encoding: str, pictures: Pictures, batch: int, device: torch.device, compiled: str) -> Step:
+def ours(model: dict, encoding: str, pictures: Pictures, batch: int, device: torch.device) -> Step:
     """Return the step of our trainer with the full augmentation policy."""
     recipe = Recipe(**read_yaml(CONFIGS / "recipe" / "cifar_200_epochs.yaml") | {"batch_size": batch})
-    config = Config(Model(**model), Data("cifar10"), recipe, encoding, compile=compiled)
+    config = Config(Model(**model), Data("cifar10"), recipe, encoding)
     source = PictureSource(pictures, pictures, "test", recipe, 0, device)
     host = timm.create_model(model["name"], **model["options"], img_size=32, num_classes=CLASSES)
     trainer = Trainer(vp.set_encoding(host, encoding), Classification(source, config), config, Distributed(device))
@@ -112,13 +111,10 @@ def timms(model: dict, pictures: Pictures, batch: int, device: torch.device) -> 
     return train
 
 
-def measure(name: str, batch: int, steps: int, rounds: int, device: torch.device, compiled: str) -> dict:
+def measure(name: str, batch: int, steps: int, rounds: int, device: torch.device) -> dict:
     """Return the images per second of both, with one model."""
     model, pictures = read_yaml(CONFIGS / "model" / f"{name}.yaml"), made_up(max(4 * batch, 2048))
-    sides = {
-        "ours": ours(model, OWN[name], pictures, batch, device, compiled),
-        "timm": timms(model, pictures, batch, device),
-    }
+    sides = {"ours": ours(model, OWN[name], pictures, batch, device), "timm": timms(model, pictures, batch, device)}
     rates: dict[str, list[float]] = {side: [] for side in sides}
     for train in sides.values():
         train(max(3, steps // 10))
@@ -128,8 +124,7 @@ def measure(name: str, batch: int, steps: int, rounds: int, device: torch.device
             train(steps)
             rates[side].append(batch * steps / (time.perf_counter() - started))
     medians = {side: statistics.median(each) for side, each in rates.items()}
-    row = {"model": name, "batch": batch, "compile": compiled, "images_per_second": medians}
-    return row | {"times": medians["ours"] / medians["timm"]}
+    return {"model": name, "batch": batch, "images_per_second": medians, "times": medians["ours"] / medians["timm"]}
 
 
 def main() -> None:
@@ -140,11 +135,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--compile", choices=("auto", "on", "graphs", "off"), default="auto")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     device = pick_device(args.device)
-    rows = [measure(name, args.batch, args.steps, args.rounds, device, args.compile) for name in args.models]
+    rows = [measure(name, args.batch, args.steps, args.rounds, device) for name in args.models]
     print("| model | batch | ours, images/s | timm, images/s | times |\n|---|---|---|---|---|")
     for row in rows:
         each = row["images_per_second"]
