@@ -70,7 +70,8 @@ case $part in
   check)
     cores=$(env -u OMP_NUM_THREADS nproc) status=0
     limited "$python" -m pytest -q -n "$((cores < 8 ? cores : 8))" -m gpu tests/test_on_gpu.py \
-      tests/training/data tests/training/run/test_training_on_gpu.py tests/kernels/interpreted_*.py >"$out/check.txt" 2>&1 || { status=$?; [ $status = 5 ] && status=0; }
+      tests/training/data tests/training/run/test_training_on_gpu.py tests/kernels/interpreted_*.py \
+      >"$out/check.txt" 2>&1 || { status=$?; [ $status = 5 ] && status=0; }
     tail -n 3 "$out/check.txt"
     limited "$python" -m benchmarks.capture --output "$out/check.json" || status=1
     ;;

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.kernels.place import DEVICE, MARKS
+from tests.kernels.device import DEVICE, MARKS
 from visionpos import kernels
 from visionpos.kernels.rotation_triton import RotateQKV, rotate_qk, rotate_qkv_backward
 

@@ -8,7 +8,7 @@ import triton.language as tl
 from triton.runtime import interpreter
 
 import visionpos as vp
-from tests.kernels.place import DEVICE, MARKS
+from tests.kernels.device import DEVICE, MARKS
 from visionpos import kernels
 from visionpos.kernels.window_triton import window_attention as operator
 

@@ -21,7 +21,7 @@ TILES = {
     **{"bwd_BLOCK_M1": 64, "bwd_BLOCK_N1": 64, "bwd_BLOCK_M2": 64, "bwd_BLOCK_N2": 64},
     **{"bwd_num_warps": 4, "bwd_num_stages": 2},
 }
-TILES_MAX_HEAD_DIM = 64  # wider heads would not fit into the memory of a processor
+TILES_MAX_HEAD_DIM = 64  # what they were measured with; wider heads take more of a processor's memory
 MAX_GRAPHS = 1024  # of sizes, dtypes, formulas and modes; beyond its 8 torch would compute all pairs in memory
 BEYOND = 1e9  # grid steps: how far a prefix token reaches, which sees and is seen from everywhere
 

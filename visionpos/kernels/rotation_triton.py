@@ -13,7 +13,7 @@ BLOCK = 1024  # pairs that a program rotates
 
 
 @triton.jit
-def locate(index, T, HEADS: tl.constexpr, WIDTH: tl.constexpr):
+def unravel(index, T, HEADS: tl.constexpr, WIDTH: tl.constexpr):
     """Return the sample, token, head and place in the head of things numbered in that order, WIDTH in a head."""
     row = index // (WIDTH * HEADS)
     return row // T, row % T, index // WIDTH % HEADS, index % WIDTH
@@ -27,8 +27,8 @@ def rotate_pairs(
 ):  # fmt: skip
     """Rotate Q and K, (B, heads, T, d) of any strides, to OUT (B, T, PARTS, heads, d); a third part, V, is copied.
 
-    The channels of pair p are 2 p and 2 p + 1 if INTERLEAVED, else p and PAIRS + p. Either way every thread reads and
-    writes runs of 16 bytes.
+    The channels of pair p are 2 p and 2 p + 1 if INTERLEAVED, else p and PAIRS + p. Either way a thread reads and
+    writes runs of 16 bytes, if PAIRS is a multiple of 8.
     """
     part = tl.program_id(1)
     X = Q
@@ -38,7 +38,7 @@ def rotate_pairs(
         X = V
     pair = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = pair < num_pairs
-    b, t, h, p = locate(pair, T, HEADS, PAIRS)
+    b, t, h, p = unravel(pair, T, HEADS, PAIRS)
     angle = b * table_b + h * table_h + t * table_t + p
     rotated = pair < tl.where(part < 2, num_pairs, 0)
     cos = tl.load(COS + angle, mask=rotated, other=1.0)
@@ -46,7 +46,7 @@ def rotate_pairs(
     if INTERLEAVED:
         channel = tl.program_id(0) * (2 * BLOCK) + tl.arange(0, 2 * BLOCK)
         inside = channel < 2 * num_pairs
-        b, t, h, c = locate(channel, T, HEADS, 2 * PAIRS)
+        b, t, h, c = unravel(channel, T, HEADS, 2 * PAIRS)
         x = tl.load(X + b * x_b + h * x_h + t * x_t + c, mask=inside)
         first, second = tl.split(tl.reshape(x.to(tl.float32), (BLOCK, 2)))
         turned = tl.reshape(tl.join(first * cos - second * sin, first * sin + second * cos), (2 * BLOCK,))
