@@ -47,7 +47,6 @@ def test_levels_and_layout_are_the_hosts(host, route, levels):
     assert torch.equal(pickle.loads(pickle.dumps(model))(x)[-1], found[-1])
 
 
-@needs_newer_timm
 @pytest.mark.parametrize("host", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
 def test_features_are_those_of_the_whole_model(host):
     """Encodings know the depth of the model, not that of what is left of it."""
@@ -59,7 +58,14 @@ def test_features_are_those_of_the_whole_model(host):
     want = whole.forward_intermediates(x, indices=[0, 1], output_fmt="NCHW", intermediates_only=True)
     want = [level.permute(0, 2, 3, 1) if "swin" in host else level for level in want]
     assert all(torch.equal(a, b) for a, b in zip(features(x), want, strict=True))
-    architecture = features.pretrained_cfg["architecture"]
+
+
+@needs_newer_timm
+@pytest.mark.parametrize("host", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
+def test_what_timm_records_makes_the_extractor_again(host):
+    options = {**HOSTS[host], "encoding": "learned+lookhere"}
+    features = randomised(vp.create_model(host, **options, features_only=True, out_indices=(0, 1)))
+    x, architecture = pictures(options["img_size"]), features.pretrained_cfg["architecture"]
     again = timm.create_model(architecture, **features._model_args).eval()
     again.load_state_dict(features.state_dict())
     assert all(torch.equal(a, b) for a, b in zip(features(x), again(x), strict=True))

@@ -70,7 +70,6 @@ def test_the_table_has_timms_names_where_it_is_timms():
     assert model.pos_embed_window.shape == (1, 16, 8, 8)
 
 
-@needs_newer_timm
 def test_facts_of_windows_grids_and_pooled_queries():
     model = hieradet()
     vp.get_encoding(model)
@@ -79,6 +78,12 @@ def test_facts_of_windows_grids_and_pooled_queries():
     assert [layer.dim_in for layer in facts] == [16, 16, 16, 32, 32]
     assert [layer.dim for layer in facts] == [16, 16, 32, 32, 64]
     assert find_host(model).mixing_layers(model) == [0, 2, 4]
+
+
+@needs_newer_timm
+def test_what_is_pruned_has_no_facts():
+    model = hieradet()
+    vp.get_encoding(model)
     model.prune_intermediate_layers([1])
     assert len(find_host(model).layer_facts(model)) == 4
     assert vp.set_encoding(model, "alibi2d")(pictures(SIZE)).isfinite().all()

@@ -66,10 +66,9 @@ def test_swin_block_is_timms_to_the_last_bit(grid, shift):
     assert found[1 + names.index("relative_position_bias_table")].abs().max() > 1e-3
 
 
-@needs_newer_timm
 @pytest.mark.parametrize("tau", [10, 32, 33, 100])
 @pytest.mark.parametrize("shift", SHIFTS[::2])
-@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("grid", [GRIDS[0], pytest.param(GRIDS[1], marks=needs_newer_timm)])
 def test_swin_v2_block_agrees_with_timms(grid, shift, tau):
     """With a tau of 100, timm's -100 does not hide a key fully; such models are trained so."""
     theirs = timm_block(SwinTransformerV2Block, grid, shift)

@@ -9,7 +9,7 @@ import torch
 from timm.models import save_for_hf
 
 import visionpos as vp
-from tests.small import needs_newer_timm, pictures, randomised
+from tests.small import pictures, randomised
 from tests.tiny_timm_models import SMALL, SMALL_SWIN, SWIN, VIT, small
 from visionpos.analysis.zoo import ZOO
 
@@ -101,7 +101,7 @@ def test_a_table_of_ones_own_where_the_host_had_another_is_built_as_it_was_saved
         assert torch.equal(loaded(x), model(x))
 
 
-@needs_newer_timm
+@recorded
 def test_an_encoding_that_is_new_does_not_come_back_as_the_hosts_own(tmp_path):
     """BEiT's own relative_table has three rows for the class token; the default of that name has not."""
     options = {"img_size": (32, 48), "patch_size": 8, "embed_dim": 48, "depth": 1, "num_heads": 3}

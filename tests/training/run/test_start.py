@@ -42,7 +42,9 @@ def saved(form, model, folder):
     if form == "file":
         save_file(model.state_dict(), folder / "alone.safetensors")
         return str(folder / "alone.safetensors")
-    save_for_hf(model, folder / "saved", safe_serialization=True)
+    made = {"img_size": model.patch_embed.img_size, "num_classes": model.num_classes, **SHAPE}
+    made |= {"embed_dim": model.embed_dim, "depth": len(model.blocks), **getattr(model, "_model_args", {})}
+    save_for_hf(model, folder / "saved", safe_serialization=True, model_args=made)  # timm records them since 1.0.31
     return {
         "directory": str(folder / "saved"),
         "local-dir": f"local-dir:{folder / 'saved'}",
@@ -54,7 +56,6 @@ def flags(init, encoding="learned"):
     return "--init", init, "--encoding", encoding, "--model.options.drop_path_rate", "0"
 
 
-@needs_newer_timm
 @pytest.mark.parametrize("form", ["file", "directory", "local-dir", "file of a directory"])
 @pytest.mark.parametrize("encoding", ["learned", "rope_axial", "learned+rope_mixed"])
 def test_every_form_gives_its_weights_to_another_head_size_and_encoding(form, encoding, tmp_path):
@@ -89,7 +90,6 @@ def test_mean_std_size_and_crop_are_those_of_the_weights_unless_said_otherwise(f
     assert data.std == (STATISTICS["std"] if known else None)
 
 
-@needs_newer_timm
 def test_a_run_from_a_directory_is_trained_evaluated_and_repeated(tmp_path, capsys):
     init = saved("directory", pretrained("rope_axial"), tmp_path)
     run = picture_config(tmp_path, *flags(init, "rope_axial"), "--recipe.epochs", "1")
@@ -103,7 +103,6 @@ def test_a_run_from_a_directory_is_trained_evaluated_and_repeated(tmp_path, caps
     capsys.readouterr()
 
 
-@needs_newer_timm
 def test_a_finished_run_is_found_again_by_the_same_command(tmp_path, capsys):
     init = saved("directory", pretrained(), tmp_path)
     for _ in range(2):
@@ -111,8 +110,7 @@ def test_a_finished_run_is_found_again_by_the_same_command(tmp_path, capsys):
     assert "is finished" in capsys.readouterr().out
 
 
-@needs_newer_timm
-@pytest.mark.parametrize("key", ["pretrained_cfg_overlay", "checkpoint_path"])
+@pytest.mark.parametrize("key", [pytest.param("pretrained_cfg_overlay", marks=needs_newer_timm), "checkpoint_path"])
 def test_weights_that_the_models_own_options_name_are_loaded_as_the_run_builds_it(key, tmp_path):
     """The check knows neither the classes nor the size of the data; that must not refuse a file that fits the run."""
     model = pretrained(size=(8, 12), classes=3)
@@ -131,7 +129,6 @@ def test_weights_that_the_models_own_options_name_are_loaded_as_the_run_builds_i
     assert result["encoding_parameters"] == 7 * 16
 
 
-@needs_newer_timm
 @pytest.mark.parametrize(
     ("options", "init", "line"),
     [
