@@ -71,6 +71,33 @@ def test_one_seed_is_not_enough(tmp_path):
     assert "Different from none" not in text
 
 
+def test_several_seeds_without_their_answers_are_not_called_one_seed(tmp_path):
+    for encoding in ("none", "rope_axial"):
+        for seed in (3, 4, 7):
+            write_run(tmp_path, encoding, seed, predictions=False)
+    flags = ["--what", "Made up", "--command", "none", "--commit", "0123abc"]
+    command([str(tmp_path / "runs"), "--pack", str(tmp_path / "made"), *flags])
+    study = tmp_path / "made" / "study.json"
+    study.write_text(json.dumps({**json.loads(study.read_text()), "contrast": [["rope_axial", "none"]]}))
+    content = study_content(tmp_path / "made")
+    each = content["contrasts"][0]["difference"]["test"]["per_seed"]
+    assert list(each) == [3, 4, 7]
+    told = ", ".join(f"{100 * value:+.1f}" for value in each.values())
+    text = page({"made": content})
+    assert "The answers to the pictures were not kept: no difference from none has an interval." in text
+    assert f"points (seed by seed {told}; without an interval)." in text
+    assert "Not enough seeds" not in text
+    assert "by one seed" not in text
+
+
+def test_a_study_of_one_encoding_ranks_nothing(tmp_path):
+    text = page({"made": study_content(packed(tmp_path, (0, 1), ("shaw",)))})
+    answer = text.split("**Answer.** ")[1].split("\n")[0]
+    assert answer.startswith("The mean of shaw is ")
+    assert answer.endswith(" %.")
+    assert "highest" not in text
+
+
 def test_a_difference_that_is_sure_is_said_and_one_that_is_not_is_not(tmp_path):
     pairs = [["rope_axial", "none"], ["sincos2d", "shaw"], ["rope_axial", "peg"]]
     folder = packed(tmp_path, range(5), ("none", "rope_axial", "sincos2d", "shaw"), question="Which?", contrast=pairs)

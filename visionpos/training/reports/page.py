@@ -106,9 +106,10 @@ def answers(content: dict[str, Any]) -> list[str]:
 def ranking(rows: list[dict[str, Any]], split: str) -> str:
     """Return which encodings have the highest and the lowest mean accuracy."""
     order = sorted(rows, key=lambda row: -row["accuracy"][split]["mean"])
-    best, worst = (
-        f"{row['encoding']} with {percent(row['accuracy'][split], '{:.1f}')} %" for row in (order[0], order[-1])
-    )
+    named = [(row["encoding"], f"{percent(row['accuracy'][split], '{:.1f}')} %") for row in order]
+    if len(named) == 1:
+        return "The mean of {} is {}.".format(*named[0])
+    best, worst = ("{} with {}".format(*each) for each in (named[0], named[-1]))
     return f"Of {len(rows)} encodings the highest mean is that of {best}, the lowest that of {worst}."
 
 
@@ -119,6 +120,8 @@ def above(rows: list[dict[str, Any]], split: str, content: dict[str, Any]) -> st
         return ""
     if all(difference["low"] is None for difference in found.values()):
         one = f"no difference from {content['baseline']} has an interval"
+        if all(len(difference["per_seed"]) > 1 for difference in found.values()):
+            return f"The answers to the pictures were not kept: {one}."
         return f"Not enough seeds: {one}, and the order may change with the next."
     sure = [name for name, each in found.items() if each["holds"]]
     unsure = [name for name in found if name not in sure]
@@ -136,10 +139,13 @@ def contrast(rows: list[dict[str, Any]], content: dict[str, Any], split: str) ->
             continue
         difference, names = pair["difference"][split], f"{pair['encodings'][0]} minus {pair['encodings'][1]}"
         text = f"{names} is {percent(difference, '{:+.1f}')} points"
-        if difference["low"] is None:
+        seeds = len(difference["per_seed"])
+        if difference["low"] is None and seeds > 1:
+            each = ", ".join(f"{100 * value:+.1f}" for value in difference["per_seed"].values())
+            text += f" (seed by seed {each}; without an interval)"
+        elif difference["low"] is None:
             text += ", by one seed, which says nothing of the next"
         else:
-            seeds = len(difference["per_seed"])
             text += f" ({seeds} seeds): " + ("0 is excluded" if difference["holds"] else "not different at this scale")
             text += ", though by fewer than five seeds" if seeds < ENOUGH_SEEDS else ""
         sentences.append(text + ".")
