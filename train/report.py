@@ -106,6 +106,8 @@ def command(argv: Sequence[str]) -> None:
             Path(flags.pack), [run.path for run in found.runs], given | {"vary": found.varied, "tune": found.tuned}
         )
         print(f"{len(found.runs)} runs are in {flags.pack}; {len(found.unfinished)} are not finished")
+        if bare := [run.path.name for run in found.runs if not run.right]:
+            print(f"without predictions.safetensors, so without intervals: {', '.join(bare)}")
         return
     if flags.page is not None:
         write_page(paths, Path(flags.page))

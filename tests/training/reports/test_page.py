@@ -71,6 +71,14 @@ def test_one_seed_is_not_enough(tmp_path):
     assert "Different from none" not in text
 
 
+def test_packing_says_which_runs_lack_their_answers(tmp_path, capsys):
+    packed(tmp_path, (0, 1))
+    assert "without" not in capsys.readouterr().out
+    bare = write_run(tmp_path, "shaw", 2, predictions=False)
+    command([str(tmp_path / "runs"), "--pack", str(tmp_path / "results" / "made")])
+    assert f"without predictions.safetensors, so without intervals: {bare.name}\n" in capsys.readouterr().out
+
+
 def test_several_seeds_without_their_answers_are_not_called_one_seed(tmp_path):
     for encoding in ("none", "rope_axial"):
         for seed in (3, 4, 7):
@@ -80,12 +88,10 @@ def test_several_seeds_without_their_answers_are_not_called_one_seed(tmp_path):
     study = tmp_path / "made" / "study.json"
     study.write_text(json.dumps({**json.loads(study.read_text()), "contrast": [["rope_axial", "none"]]}))
     content = study_content(tmp_path / "made")
-    each = content["contrasts"][0]["difference"]["test"]["per_seed"]
-    assert list(each) == [3, 4, 7]
-    told = ", ".join(f"{100 * value:+.1f}" for value in each.values())
+    mean = content["contrasts"][0]["difference"]["test"]["mean"]
     text = page({"made": content})
     assert "The answers to the pictures were not kept: no difference from none has an interval." in text
-    assert f"points (seed by seed {told}; without an interval)." in text
+    assert f"rope_axial minus none is {100 * mean:+.1f} points (3 seeds), without an interval." in text
     assert "Not enough seeds" not in text
     assert "by one seed" not in text
 
@@ -93,7 +99,7 @@ def test_several_seeds_without_their_answers_are_not_called_one_seed(tmp_path):
 def test_a_study_of_one_encoding_ranks_nothing(tmp_path):
     text = page({"made": study_content(packed(tmp_path, (0, 1), ("shaw",)))})
     answer = text.split("**Answer.** ")[1].split("\n")[0]
-    assert answer.startswith("The mean of shaw is ")
+    assert answer.startswith("The only encoding is shaw with ")
     assert answer.endswith(" %.")
     assert "highest" not in text
 

@@ -106,10 +106,11 @@ def answers(content: dict[str, Any]) -> list[str]:
 def ranking(rows: list[dict[str, Any]], split: str) -> str:
     """Return which encodings have the highest and the lowest mean accuracy."""
     order = sorted(rows, key=lambda row: -row["accuracy"][split]["mean"])
-    named = [(row["encoding"], f"{percent(row['accuracy'][split], '{:.1f}')} %") for row in order]
-    if len(named) == 1:
-        return "The mean of {} is {}.".format(*named[0])
-    best, worst = ("{} with {}".format(*each) for each in (named[0], named[-1]))
+    best, worst = (
+        f"{row['encoding']} with {percent(row['accuracy'][split], '{:.1f}')} %" for row in (order[0], order[-1])
+    )
+    if len(rows) == 1:
+        return f"The only encoding is {best}."
     return f"Of {len(rows)} encodings the highest mean is that of {best}, the lowest that of {worst}."
 
 
@@ -140,11 +141,10 @@ def contrast(rows: list[dict[str, Any]], content: dict[str, Any], split: str) ->
         difference, names = pair["difference"][split], f"{pair['encodings'][0]} minus {pair['encodings'][1]}"
         text = f"{names} is {percent(difference, '{:+.1f}')} points"
         seeds = len(difference["per_seed"])
-        if difference["low"] is None and seeds > 1:
-            each = ", ".join(f"{100 * value:+.1f}" for value in difference["per_seed"].values())
-            text += f" (seed by seed {each}; without an interval)"
-        elif difference["low"] is None:
+        if seeds == 1:
             text += ", by one seed, which says nothing of the next"
+        elif difference["low"] is None:
+            text += f" ({seeds} seeds), without an interval"
         else:
             text += f" ({seeds} seeds): " + ("0 is excluded" if difference["holds"] else "not different at this scale")
             text += ", though by fewer than five seeds" if seeds < ENOUGH_SEEDS else ""
