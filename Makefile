@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
 # tests start many processes: they keep what they compile, also where the environment says that nothing may be kept
-PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(JOBS)
+PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 CHECK_SHAPES := -p tests.type_checker --jaxtyping-packages=visionpos,tests.type_checker.check
 
 .DEFAULT_GOAL := help
@@ -37,7 +37,7 @@ test-oldest:  ## the fast tests with the oldest supported torch and timm, in an 
 	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
 	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check \
 		torch==2.8.0 torchvision==0.23.0 timm==1.0.26 --editable '.[dev]'
-	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(OLDEST)/bin/python -m pytest -n $(JOBS) -m 'not slow'
+	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(OLDEST)/bin/python -m pytest -n $(JOBS) --dist worksteal -m 'not slow'
 
 lint: install  ## style, format, and which imports are allowed
 	$(BIN)/ruff check .
