@@ -14,15 +14,16 @@ def draw(augmentation, positions, seed):
 
 
 @pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("grid", [(3, 5), (1, 4), (6, 2)])
+@pytest.mark.parametrize("grid", [(3, 5), (1, 4), (6, 2), (7,), (2, 3, 4)])
 def test_formula(grid, seed):
     positions = vp.Positions.grid(grid, num_prefix_tokens=1)
     got = draw(vp.CoordinateAugmentation(shift=0.3, jitter=1.5, rescale=2.0), positions, seed)
-    u = (torch.rand(5, generator=torch.Generator().manual_seed(seed)) * 2 - 1).tolist()
+    axes = len(grid)
+    u = (torch.rand(2 * axes + 1, generator=torch.Generator().manual_seed(seed)) * 2 - 1).tolist()
     for token, moved in zip(positions.coords.tolist(), got.coords.tolist(), strict=True):
-        for axis in (0, 1):
+        for axis in range(axes):
             box = (token[axis] + 0.5) / grid[axis] * 2 - 1
-            box = (box + 0.3 * u[axis]) * 1.5 ** u[2 + axis] * 2 ** u[4]
+            box = (box + 0.3 * u[axis]) * 1.5 ** u[axes + axis] * 2 ** u[-1]
             assert moved[axis] == pytest.approx((box + 1) / 2 * grid[axis] - 0.5, abs=1e-5)
     assert (got.feat_shape, got.num_prefix_tokens, got.is_grid) == (grid, 1, False)
 

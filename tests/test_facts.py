@@ -188,12 +188,32 @@ def test_a_class_that_asks_for_what_no_model_knows_is_refused(scratch_registry):
     assert "asks" not in vp.list_encodings()
 
 
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"name": "relative_table", "feat_shape": (5, 5, 5)},
+        {"name": "rope_axial", "reference_shape": (5, 5, 5)},
+        {"name": "log_cpb", "pretrained_window": (5,)},
+        vp.create_encoding("rope_axial", num_heads=3, head_dim=16, reference_shape=(7,)),
+    ],
+)
+def test_an_encoding_for_another_number_of_axes_is_refused_before_anything_changes(spec):
+    model = vp.set_encoding(vit(), "alibi2d")
+    x = torch.randn(2, 3, *model.patch_embed.img_size)
+    want = model(x)
+    with pytest.raises(ValueError, match=r" needs [13] coordinates of a token, .* got 2$"):
+        vp.set_encoding(model, spec)
+    assert torch.equal(model(x), want)
+
+
 def test_only_some_layers():
     model = vp.set_encoding(vit(), {"name": "alibi2d", "layers": [0, 2]})
     assert [len(block.attn.encodings) for block in model.blocks] == [1, 0, 1]
     for layers in ([3], [-1], [1, 1]):
         with pytest.raises(ValueError, match=r"alibi2d: layers must be different indices from 0 to 2, got \["):
             vp.set_encoding(model, {"name": "alibi2d", "layers": layers})
+    with pytest.raises(ValueError, match="alibi2d: layers must be different indices from 0 to 2, got none"):
+        vp.set_encoding(model, {"name": "alibi2d", "layers": []})
     with pytest.raises(ValueError, match=r"learned acts in no layer, and takes no layers; got \[0\]"):
         vp.set_encoding(model, {"name": "learned", "layers": [0]})
     line = r"alibi2d: layers must be a list of integers or a slice such as '3::4', got "

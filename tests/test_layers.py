@@ -92,6 +92,49 @@ def test_tokens_that_are_left_keep_their_places(name):
         )
 
 
+ROTARY = [
+    *((name, {}) for name in vp.list_encodings(place="rotary")),
+    ("rope_axial", {"scaling": "yarn"}),
+    ("rope_axial", {"layout": "half_per_axis", "zero_fraction": 0.5}),
+    ("rope_eva", {"register_temperature": 100.0}),
+]
+
+
+@pytest.mark.parametrize("grid", [(2, 3), (3, 5)])
+@pytest.mark.parametrize(("name", "options"), ROTARY)
+def test_angles_turn_as_the_layer_does_or_are_refused(name, options, grid):
+    layer = layers.Rope2d((2, 3), 2, 16, num_prefix_tokens=5, encoding=name, **options)
+    positions = vp.Positions.grid(grid, 5)
+    q, k = torch.randn(2, 1, 2, positions.num_tokens, 16)
+    more = name in ("comrope", "liere", "string", "harope", "pope")
+    if more or ("yarn" in options.values() and grid != (2, 3)):
+        with pytest.raises(ValueError, match=f"^{name} does more here than turn by angles"):
+            layer.get_embed(positions)
+        return
+    angles = layer.get_embed(positions)
+    for x, turned in zip((q, k), layer(q, k, positions), strict=True):
+        assert torch.allclose(vp.apply_rotary(x, angles, layer.encoding.layout), turned, atol=1e-5)
+
+
+@pytest.mark.parametrize("need_weights", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_mask_in_the_dtype_of_the_queries_fits_torchs_attention(dtype, need_weights):
+    bias, attention = layers.RelPosBias((2, 3), 2, 1, encoding="alibi2d"), nn.MultiheadAttention(8, 2, batch_first=True)
+    x = torch.randn(3, 7, 8, dtype=dtype)
+    mask = bias.to(dtype).as_attn_mask(3).to(dtype)
+    assert attention.to(dtype)(x, x, x, attn_mask=mask, need_weights=need_weights)[0].dtype == dtype
+
+
+def test_only_a_name_is_taken():
+    for encoding in ({"name": "learned"}, vp.create_encoding("sincos2d", dim=8), None, ["learned"]):
+        with pytest.raises(ValueError, match="^here an encoding is a name, one of .* got "):
+            layers.PosEmbed((2, 3), 8, encoding=encoding)
+    for call in (vp.create_encoding, vp.encoding_info, vp.check_encoding):
+        for encoding in (None, ["learned"]):
+            with pytest.raises(ValueError, match="^here an encoding is a name, one of .* got "):
+                call(encoding)
+
+
 def test_the_table_of_timms_vit():
     model = vit().requires_grad_(False)
     nn.init.normal_(model.pos_embed)

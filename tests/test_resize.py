@@ -89,6 +89,24 @@ def test_equal_token_counts_are_not_equal_grids(old, new):
     assert vp.resize_position_table(table, old, old) is table
 
 
+def test_tables_in_a_stack_are_resized_one_by_one():
+    tables = torch.randn(2, 3, 1 + 12, 5)
+    got = vp.resize_position_table(tables, (5, 7), (3, 4), 1)
+    alone = [[vp.resize_position_table(table, (5, 7), (3, 4), 1) for table in row] for row in tables]
+    assert torch.allclose(got, torch.stack([torch.stack(row) for row in alone]), atol=1e-6)
+
+
+def test_sizes_that_are_no_pairs_are_named():
+    for call, name in (
+        (lambda: vp.resize_position_table(torch.randn(4, 3), 5, (2, 2)), "new_size"),
+        (lambda: vp.resize_position_table(torch.randn(4, 3), (5, 2), 2), "old_size"),
+        (lambda: vp.sincos_2d(14, 192), "feat_shape"),
+        (lambda: vp.rope_angles_axial(14, 64), "feat_shape"),
+    ):
+        with pytest.raises(ValueError, match=f"^{name} must be .* positive integers, got "):
+            call()
+
+
 def test_prefix_rows_are_copied_and_dtype_kept():
     table = torch.randn(1, 3 + 15, 4).bfloat16()
     out = vp.resize_position_table(table, (6, 4), (3, 5), num_prefix_tokens=3)

@@ -49,10 +49,10 @@ class CoordinateAugmentation:
 
     def __call__(self, positions: Positions, generator: torch.Generator | None = None) -> Positions:
         """Return the same tokens at other coordinates, drawn on the coordinates' device, without waiting for it."""
-        coords = positions.coords
-        draws = torch.rand(5, device=coords.device, dtype=coords.dtype, generator=generator) * 2 - 1  # U[-1, 1]
-        shift = self.shift * draws[:2]
-        scale = (math.log(self.jitter) * draws[2:4] + math.log(self.rescale) * draws[4]).exp()
+        coords, axes = positions.coords, len(positions.feat_shape)
+        draws = torch.rand(2 * axes + 1, device=coords.device, dtype=coords.dtype, generator=generator) * 2 - 1
+        shift = self.shift * draws[:axes]  # of U[-1, 1]
+        scale = (math.log(self.jitter) * draws[axes:-1] + math.log(self.rescale) * draws[-1]).exp()
         if self.token_jitter:  # drawn after the others, which stay what they are without it
             own = torch.rand(coords.shape, device=coords.device, dtype=coords.dtype, generator=generator) * 2 - 1
             coords = coords + self.token_jitter * own

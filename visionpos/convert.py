@@ -19,6 +19,7 @@ from torch import nn
 from .encoding import LayerFacts, PositionEncoding
 from .hosts.host import Host, discover, find_host, first, fits_stem, mixes_tokens
 from .hosts.parameters import copy_encoding, has_parameters
+from .positions import Positions
 from .registry import (
     FIXED,
     Spec,
@@ -170,8 +171,9 @@ def _choose_layers(item: Item, cls: type[PositionEncoding], mixing: list[int], o
         if indices := range(len(old))[slice(*bounds)]:
             return sorted(indices)
         raise ValueError(f"{cls.name}: layers {chosen!r} are none of the {len(old)} layers of the model")
-    if not all(0 <= index < len(old) for index in chosen) or len(set(chosen)) < len(chosen):
-        raise ValueError(f"{cls.name}: layers must be different indices from 0 to {len(old) - 1}, got {list(chosen)}")
+    if not chosen or not all(0 <= index < len(old) for index in chosen) or len(set(chosen)) < len(chosen):
+        got = f"got {list(chosen)}" if chosen else "got none"
+        raise ValueError(f"{cls.name}: layers must be different indices from 0 to {len(old) - 1}, {got}")
     return chosen
 
 
@@ -193,6 +195,7 @@ def _build(item: Item, facts: list[LayerFacts], old: Layers) -> list[PositionEnc
         spec = {"name": name, **complete_options(cls, options, fact)}
         alike = (other for other in built if other._spec == spec and not has_parameters(other))
         encoding = next(alike, None) or cls(**{key: value for key, value in spec.items() if key != "name"})
+        _check_axes(encoding, fact)
         encoding._spec = spec
         built.append(encoding)
     return built
@@ -201,6 +204,12 @@ def _build(item: Item, facts: list[LayerFacts], old: Layers) -> list[PositionEnc
 def _check_fit(encoding: PositionEncoding, facts: LayerFacts) -> None:
     dimensions = [key for key in FIXED if key not in ("layer", "depth") and hasattr(encoding, key)]
     check_agreement(type(encoding), {key: getattr(encoding, key) for key in dimensions}, facts)
+    _check_axes(encoding, facts)
+
+
+def _check_axes(encoding: PositionEncoding, facts: LayerFacts) -> None:
+    """Check that the tokens of a layer have as many coordinates as an encoding takes; ValueError if not."""
+    encoding.promote(Positions.grid(facts.feat_shape))
 
 
 def _check_width(encoding: PositionEncoding, before: list[PositionEncoding]) -> None:

@@ -137,8 +137,7 @@ class PositionEncoding(OneNode, nn.Module):
         super().__init__()
         if reference_shape is not None:
             reference_shape = check_size(f"{self.name}: reference_shape", reference_shape, self.axes)
-        self.reference_shape = reference_shape
-        self.extrapolate = extrapolate
+        self.reference_shape, self.extrapolate = reference_shape, extrapolate
 
     def encode(self, positions: Positions) -> Tensor:
         """Return the encoding of tokens at `positions`: the one method that an author writes.
@@ -188,8 +187,7 @@ class PositionEncoding(OneNode, nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Return the names of the parameters, in `owner`, that weight decay must not touch: all of them."""
         owner, names, _ = self.__dict__.get("_bound", (self, {}, None))
-        theirs = {*names.values()}
-        return {name for name, _ in owner.named_parameters() if owner is self or name.split(".")[0] in theirs}
+        return {name for name, _ in owner.named_parameters() if owner is self or name.split(".")[0] in names.values()}
 
     # A host has its own name and place for a table, on which optimisers and checkpoints rely. The encoding reads it
     # there, so that it exists once: `_bound` is (owner, {own name: the owner's}, view), see `hosts.parameters`.
@@ -210,6 +208,8 @@ class PositionEncoding(OneNode, nn.Module):
         owner, names, view = self.__dict__.get("_bound", (None, {}, None))
         if name not in names:
             return super().__getattr__(name)
+        if "_is_replica" in self.__dict__:  # which torch made without telling it of the replica's owner
+            raise TypeError(f"nn.DataParallel cannot copy {self.name} of a model: take DistributedDataParallel")
         value = getattr(owner, names[name])
         return value if view is None else view.read(value)
 

@@ -17,11 +17,10 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .encoding import LayerFacts, Place, PositionEncoding
+from .encoding import LayerFacts, Place, PositionEncoding, full_precision
 from .hosts.parameters import bind_parameters
 from .positions import Positions
 from .registry import check_options, complete_options, get_encoding_class, list_encodings
@@ -217,7 +216,10 @@ class RelPosBias(PositionLayer):
         return bias if bias.ndim == 4 else bias.unsqueeze(0)
 
     def as_attn_mask(self, batch: int, positions: Positions | None = None) -> Float[Tensor, "samples t t"]:
-        """Return the bias as the `attn_mask` of `nn.MultiheadAttention` for `batch` samples: (batch * heads, T, T)."""
+        """Return the bias as the `attn_mask` of `nn.MultiheadAttention` for `batch` samples: (batch * heads, T, T).
+
+        It is in float32 or better, and attention in another dtype wants it in its own: `.to(queries.dtype)`.
+        """
         bias = self.get_bias(positions)
         return bias.expand(batch, -1, -1, -1).flatten(0, 1)
 
@@ -270,9 +272,19 @@ class Rope2d(PositionLayer):
         super().__init__(encoding, feat_shape, num_prefix_tokens, options, **facts)
 
     def get_embed(self, positions: Positions | None = None) -> Float[Tensor, "*batch heads t pairs"]:
-        """Return the angles in radians, ([B,] heads or 1, prefix + N, head_dim / 2), for `vp.apply_rotary`."""
-        positions = self.positions if positions is None else positions
-        return F.pad(self.encoding.angles(positions), (0, 0, positions.num_prefix_tokens, 0))
+        """Return the angles in radians, ([B,] heads or 1, prefix + N, head_dim / 2), for `vp.apply_rotary`.
+
+        Raises:
+            ValueError: the encoding does more than turn pairs of channels by angles: call the layer.
+        """
+        encoding = self.encoding
+        positions = encoding.promote(self.positions if positions is None else positions)
+        if not encoding.turns_by_angles(positions):
+            raise ValueError(
+                f"{encoding.name} does more here than turn by angles, which is all that get_embed() returns"
+            )
+        with full_precision(positions):
+            return encoding.token_angles(positions).to(positions.coords.dtype)
 
     def forward(
         self, q: Float[Tensor, "b heads t d"], k: Float[Tensor, "b heads t d"], positions: Positions | None = None

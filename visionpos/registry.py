@@ -113,6 +113,8 @@ def get_encoding_class(name: str) -> type[PositionEncoding]:
         ValueError: no encoding has it; lists the valid names.
     """
     discover()
+    if not isinstance(name, str):
+        raise ValueError(f"here an encoding is a name, one of {', '.join(list_encodings())}; got {name!r}")
     if name in _NATIVE:
         return _NATIVE[name]
     if name not in _REGISTRY:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .frequencies import to_float64
 from .materialize import is_plain_eager
-from .windows import same_grid
+from .windows import check_size, same_grid
 
 Mode = Literal["bicubic", "bilinear"]
 CPU = torch.device("cpu")
@@ -114,7 +114,7 @@ def resize_position_table(
         >>> vp.resize_position_table(table, new_size=(1, 4), old_size=(1, 2), mode="bilinear").flatten().tolist()
         [0.0, 0.25, 0.75, 1.0]
     """
-    (h, w), (height, width) = old_size, new_size
+    (h, w), (height, width) = check_size("old_size", old_size), check_size("new_size", new_size)
     if table.shape[-2] != num_prefix_tokens + h * w:
         raise ValueError(
             f"the table has {table.shape[-2]} rows, but {num_prefix_tokens} prefix tokens and a grid of {h} x {w} need "
@@ -125,7 +125,9 @@ def resize_position_table(
     prefix, patches = table.split([num_prefix_tokens, h * w], dim=-2)
     sizes = (height, h), (width, w)
     matrices = [resize_matrix(new, old, mode, antialias, table.device) for new, old in sizes]
-    patches = _resample(patches.reshape(h, w, -1), matrices).reshape(*table.shape[:-2], height * width, -1)
+    patches = patches.movedim(-2, 0)  # (h * w, [tables,] dim)
+    resized = _resample(patches.reshape(h, w, -1), matrices).reshape(height * width, *patches.shape[1:])
+    patches = resized.movedim(0, -2)
     return torch.cat([prefix, patches], dim=-2)
 
 

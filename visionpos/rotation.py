@@ -36,7 +36,8 @@ def in_pairs(x: Tensor) -> Tensor:
 
 def as_pairs(x: Tensor) -> Tensor:
     """Return x (..., D) as complex numbers (..., D / 2) of neighbours; a copy where the memory does not allow it."""
-    x = x if lies_in_pairs(x) else x.clone(memory_format=torch.contiguous_format)
+    hidden = torch._C._are_functorch_transforms_active()  # axes of `vmap`, whose strides nobody tells
+    x = x if lies_in_pairs(x) and not hidden else x.clone(memory_format=torch.contiguous_format)
     return torch.view_as_complex(in_pairs(x))
 
 

@@ -48,3 +48,4 @@ def test_gradcheck(name, options, kind):
 
     parameters = [parameter.detach().clone().requires_grad_() for parameter in encoding.parameters()]
     assert torch.autograd.gradcheck(function, parameters, fast_mode=True)
+    assert torch.autograd.gradgradcheck(function, parameters, fast_mode=True)

@@ -147,6 +147,37 @@ def test_meta_device_then_weights_then_buffers(family, spec):
     close(model.eval()(x), source(x), 1e-6)
 
 
+@everywhere(spec=[None, "relative_table+lookhere+t5"])
+def test_timms_init_weights_leaves_no_buffer_as_memory_was(family, spec):
+    """After `to_empty` it draws all parameters, and sets all buffers; a family that has none asks nobody."""
+    model, _ = build(family)
+    vp.get_encoding(model) if spec is None else vp.set_encoding(model, fitting(family, spec))
+    if not hasattr(model, "init_weights"):
+        return
+    encodings = [module for module in model.modules() if isinstance(module, vp.PositionEncoding)]
+    want = [buffer.clone() for encoding in encodings for buffer in encoding.buffers()]
+    for buffer in model.buffers():
+        buffer.data.fill_(3)
+    model.init_weights()
+    got = [buffer for encoding in encodings for buffer in encoding.buffers()]
+    assert all(torch.equal(*pair) for pair in zip(got, want, strict=True))
+
+
+@pytest.mark.parametrize("family", ["ViT, class token", "Swin", "BEiT"])
+def test_a_copy_by_data_parallel_is_refused_where_it_would_read_the_parameters_of_the_model(family):
+    """torch gives a replica of an encoding no way to the replica of the layer whose table it reads."""
+    model, x = build(family)
+    vp.get_encoding(model)
+    modules = list(model.modules())
+    copies = {module: module._replicate_for_data_parallel() for module in modules}
+    for module, copied in copies.items():
+        copied._modules.update({name: child and copies[child] for name, child in module._modules.items()})
+        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+            setattr(copied, name, None if tensor is None else tensor.data)
+    with pytest.raises(TypeError, match="^nn.DataParallel cannot copy .* of a model: take DistributedDataParallel$"):
+        copies[model](torch.randn(2, 3, *x))
+
+
 @pytest.mark.parametrize("family", [family for family in ZOO if family not in CHANNELS])
 def test_layer_decay_puts_encodings_into_their_own_layer(family):
     model, _ = converted(family, "relative_table")

@@ -115,8 +115,8 @@ ROPE = [
                 "self.dialect.temperature if temperature is",
                 "100.0 if temperature is",
             ),
-            ("sections of pairs of the picture", "zip(theta.T, self.sections", "zip(theta.T, self.sections[::-1]"),
-            ("sections one too long", "(rounds < n)", "(rounds <= n)"),
+            ("sections of pairs of the picture", "for n in self.sections]", "for n in self.sections[::-1]]"),
+            ("sections one too long", "[rounds < n ", "[rounds <= n "),
             ("one learned series for all heads", 'num_heads if learn_frequencies == "per_head" else 1', "1"),
             ("learned at another start", "self.dialect).log())", "self.dialect))"),
             (

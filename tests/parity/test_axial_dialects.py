@@ -140,6 +140,20 @@ def test_against_timms_mrope(head_dim, sections, grid):
     assert (got - want).abs().max() < 3e-6
 
 
+@pytest.mark.parametrize(("pairs", "sections"), [(64, (24, 20, 20)), (32, (12, 9, 11)), (12, (4, 2, 3))])
+def test_pairs_that_the_sections_of_mrope_leave_turn_with_the_time_of_a_video(pairs, sections):
+    """As Qwen3-VL deals them out: pairs 1, 4, ... to y and 2, 5, ... to x, as many as the section has, others to t."""
+    rope = build("mrope", num_heads=1, head_dim=2 * pairs, sections=sections)
+    positions = vp.Positions.grid((3, 4, 5))
+    theta = 10000.0 ** (-torch.arange(pairs, dtype=torch.float64) / pairs)
+    axis = torch.zeros(pairs, dtype=torch.long)
+    for which in (1, 2):
+        axis[which : 3 * sections[which] : 3] = which
+    want = positions.coords.double()[:, axis] * theta
+    assert (rope.angles(positions)[0] - want).abs().max() < 1e-6
+    assert (rope.angles(positions.keep(torch.tensor([59, 7])))[0] - want[[59, 7]]).abs().max() < 1e-6
+
+
 @pytest.mark.parametrize("grid", [(3, 5), (4, 2)])
 @pytest.mark.parametrize("head_dim", [8, 24])
 def test_against_timms_gemma4(head_dim, grid):

@@ -212,3 +212,10 @@ def test_transformations_of_functions_take_the_definition():
     _, tangents = torch.func.jvp(lambda one: split_qkv(one, turn().detach(), "half"), (qkv,), (qkv,))
     for got, part in zip(tangents, want, strict=True):
         assert (got - part).abs().max() < 1e-6
+
+
+def test_rotation_of_a_mapped_axis_whose_strides_are_odd():
+    """`vmap` hides it, and complex numbers cannot be read from every second real one."""
+    x, angles = torch.randn(3, 33)[:, :32].view(3, 4, 8), torch.randn(4, 4)
+    want = torch.stack([vp.apply_rotary(each, angles) for each in x])
+    assert torch.equal(torch.vmap(lambda each: vp.apply_rotary(each, angles))(x), want)

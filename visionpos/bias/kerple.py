@@ -23,6 +23,12 @@ def _clamped(parameter: Tensor, low: float, high: float | None) -> Tensor:
     return parameter + (parameter.clamp(low, high) - parameter).detach()
 
 
+def power(distance: Tensor, exponent: Tensor) -> Tensor:
+    """Return distance ** exponent, both positive or the distance 0, where it and all its derivatives are 0."""
+    apart = distance > 0
+    return torch.where(apart, torch.where(apart, distance, 1) ** exponent, 0)
+
+
 @register_encoding("kerple")
 class Kerple(BiasEncoding):
     """A learned fall with distance, one shape per head: b = -r1 log(1 + r2 d), or b = -r1 d ** r2.
@@ -74,6 +80,6 @@ class Kerple(BiasEncoding):
 
         def bias(delta: Tensor) -> Tensor:
             distance = torch.linalg.vector_norm(delta, dim=-1, keepdim=True)
-            return -r1 * (torch.log1p(r2 * distance) if self.preset == "log" else distance**r2)
+            return -r1 * (torch.log1p(r2 * distance) if self.preset == "log" else power(distance, r2))
 
         return bias_of_offsets(bias, queries, keys)

@@ -70,7 +70,7 @@ class RelativeTable(BiasEncoding):
         self.feat_shape, self.preset = tuple(feat_shape), preset
         self.init_std = self.dialect.init_std if init_std is None else init_std
         self.interpolation = interpolation or self.dialect.interpolation
-        self.register_buffer("relative_position_index", self.dialect.index(self.feat_shape), persistent=False)
+        self.register_buffer("relative_position_index", torch.empty(0, dtype=torch.long), persistent=False)
         num_rows = math.prod(self.dialect.shape(self.feat_shape)) + self.dialect.class_rows
         self.relative_position_bias_table = nn.Parameter(torch.empty(num_rows, num_heads))
         self.reset_parameters()
@@ -86,7 +86,11 @@ class RelativeTable(BiasEncoding):
         return PRESETS[self.preset]
 
     def reset_parameters(self) -> None:
-        """Draw the table from a normal distribution of standard deviation `init_std`, cut at +-2 as in Swin's code."""
+        """Draw the table from a normal distribution of standard deviation `init_std`, cut at +-2 as in Swin's code.
+
+        The index is computed again: what timm calls after `to_empty` sets buffers as well.
+        """
+        self.reinit_buffers()
         if self.init_std:
             nn.init.trunc_normal_(self.relative_position_bias_table, std=self.init_std)
         else:

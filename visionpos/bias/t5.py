@@ -83,11 +83,12 @@ class T5(BiasEncoding):
             raise ValueError(f"max_distance must be more than num_buckets / 4 = {num_buckets // 4}, got {max_distance}")
         self.num_buckets, self.max_distance, self.init_std = num_buckets, max_distance, init_std
         self.relative_attention_bias = nn.Parameter(torch.empty(2, num_buckets, num_heads))
-        self.register_buffer("starts", bucket_starts(num_buckets, max_distance), persistent=False)
+        self.register_buffer("starts", torch.empty(0, dtype=torch.long), persistent=False)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the tables from a normal distribution of standard deviation `init_std`."""
+        """Draw the tables from a normal distribution of standard deviation `init_std`, and compute the buffer again."""
+        self.reinit_buffers()
         nn.init.normal_(self.relative_attention_bias, std=self.init_std)
 
     def reinit_buffers(self) -> None:

@@ -61,8 +61,8 @@ def sincos_2d(
         >>> table.shape, table[0].tolist()
         (torch.Size([6, 8]), [0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 1.0, 1.0])
     """
-    coords = Positions.grid(tuple(feat_shape), device=device).coords
-    return _encode(coords, tuple(feat_shape), dim, temperature, preset).to(dtype or torch.get_default_dtype())
+    grid = Positions.grid(feat_shape, device=device)
+    return _encode(grid.coords, grid.feat_shape, dim, temperature, preset).to(dtype or torch.get_default_dtype())
 
 
 @register_encoding("sincos2d")

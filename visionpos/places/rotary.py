@@ -103,13 +103,16 @@ class RotaryEncoding(PositionEncoding):
 
     def prepare(self, positions: Positions) -> Tensor:
         """Return cosines and sines, (2, [B,] heads or 1, prefix + N, head_dim / 2)."""
-        positions, count = self.promote(positions), positions.num_prefix_tokens
+        positions = self.promote(positions)
         with full_precision(positions):
-            angles = self.encode(self.locate(positions))
-            prefix = self.encode_prefix(count, angles.device) if count else None
-            angles = put_in_front(angles, prefix, count)  # ([B,] heads or 1, prefix + N, head_dim / 2)
-            angles = self.keep_still(angles, positions)
+            angles = self.token_angles(positions)
             return torch.stack([angles.cos(), angles.sin()]).to(positions.coords.dtype)
+
+    def token_angles(self, positions: Positions) -> Tensor:
+        """Return angles of prefix and patch tokens, ([B,] heads or 1, prefix + N, head_dim / 2), not rounded yet."""
+        angles, count = self.encode(self.locate(positions)), positions.num_prefix_tokens
+        prefix = self.encode_prefix(count, angles.device) if count else None
+        return self.keep_still(put_in_front(angles, prefix, count), positions)
 
     def take_tokens(self, prepared: Any, index: Tensor, num_prefix_tokens: int) -> Any:
         """Return the part of what `prepare` returned for a whole grid that belongs to the patch tokens index (B, K).
@@ -133,9 +136,12 @@ class RotaryEncoding(PositionEncoding):
 
         So it is unless a subclass says otherwise, in the two layouts that kernels know.
         """
+        return RotaryEncoding.turns_by_angles(self, None) and self.layout != "half_per_axis"
+
+    def turns_by_angles(self, positions: Positions | None) -> bool:
+        """Return whether the angles of these tokens say all that happens to q and k."""
         own, base = type(self), RotaryEncoding
-        same = all(getattr(own, name) is getattr(base, name) for name in ("rotate", "rotate_qk", "modify_attention"))
-        return same and self.layout != "half_per_axis"
+        return all(getattr(own, name) is getattr(base, name) for name in ("rotate", "rotate_qk", "modify_attention"))
 
     def modify_attention(self, tensors: AttentionTensors, prepared: Tensor) -> None:
         """Turn the queries and keys of an attention layer."""

@@ -114,11 +114,7 @@ def rope_angles_axial(
         >>> angles.shape, vp.apply_rotary(torch.randn(1, 4, 6, 8), angles).shape
         (torch.Size([6, 4]), torch.Size([1, 4, 6, 8]))
     """
-    coords, pairs, dialect = (
-        Positions.grid(tuple(feat_shape), device=device).coords,
-        head_dim // 2,
-        DIALECTS["rope_vit"],
-    )
+    grid, pairs, dialect = Positions.grid(feat_shape, device=device), head_dim // 2, DIALECTS["rope_vit"]
     require_multiple("head_dim", head_dim, 4, "pairs of channels for each of two axes")
-    theta = axial_frequencies(pairs, temperature, dialect, len(feat_shape), device)
-    return axial_angles(coords, theta, pairs, dialect).squeeze(0).to(dtype or torch.get_default_dtype())
+    theta = axial_frequencies(pairs, temperature, dialect, len(grid.feat_shape), device)
+    return axial_angles(grid.coords, theta, pairs, dialect).squeeze(0).to(dtype or torch.get_default_dtype())

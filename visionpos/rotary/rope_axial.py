@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..frequencies import require_multiple, to_float64
@@ -41,8 +42,8 @@ class RopeAxial(FrequencyRotary):
         temperature: of the frequencies. None: the preset's; rope_vit has 50 in its Swin.
         layout: "interleaved", "half" or "half_per_axis". None: the preset's.
         preset: which pairs turn with which axis, and how fast.
-        sections: (t, y, x) of mrope, as its configurations say it: of the pairs of y and of x so many turn, the first
-            ones. None: all.
+        sections: (t, y, x) of mrope, as its configurations say it: of the pairs of y and of x so many turn with them,
+            the first ones, and the others with the time, at their own frequencies. None: all turn with their own axis.
         learn_frequencies: theta is learned as its logarithm, "shared" by the heads or "per_head"; the directions stay
             on the axes. At the start it is the formula's.
         scaling: of the frequencies on a larger grid, see `visionpos.rotary.scaling.FrequencyRotary`. NTK and YaRN need
@@ -124,17 +125,20 @@ class RopeAxial(FrequencyRotary):
         """Return theta of each of `count` axes in float64, (head_dim / 4, 2), if it is learned with heads in front."""
         if self.log_frequencies is not None:
             return to_float64(self.log_frequencies).exp()
-        theta = axial_frequencies(self.num_angles, self.temperature, self.dialect, count, device)
-        if self.sections is None:
-            return theta
-        rounds = torch.arange(len(theta), device=device)
-        return torch.stack([row * (rounds < n) for row, n in zip(theta.T, self.sections, strict=True)], dim=-1)
+        return axial_frequencies(self.num_angles, self.temperature, self.dialect, count, device)
 
     def encode(self, positions: Positions) -> Tensor:
         self.check_scaling()
-        theta = self.frequencies(len(positions.feat_shape), positions.coords.device)
+        coords = positions.coords
+        theta = self.frequencies(len(positions.feat_shape), coords.device)
         theta = scale_axial(self, theta, positions, self.dialect)
-        return axial_angles(positions.coords, theta, self.num_angles, self.dialect)
+        if self.sections is None:
+            return axial_angles(coords, theta, self.num_angles, self.dialect)
+        rounds = torch.arange(len(theta), device=theta.device)
+        own = torch.stack([rounds < n for n in self.sections], dim=-1)  # (rounds, axes); the others turn with the time
+        coords = F.pad(coords, (3 - coords.shape[-1], 0))  # (t, y, x)
+        parts = (coords, own), (coords[..., :1].expand_as(coords), ~own)
+        return sum(axial_angles(part, theta * turning, self.num_angles, self.dialect) for part, turning in parts)
 
     def _apply(self, fn, recurse=True):
         """Leave learned logarithms in float32, or better, where the model becomes narrower."""

@@ -33,11 +33,12 @@ class RopeEva(FrequencyRotary):
         layout: "interleaved" (the paper) or "half".
         scaling: of the frequencies on a larger grid, see `visionpos.rotary.scaling.FrequencyRotary`.
         register_temperature: gives register tokens positions; 100 in ViT-5 (Wang et al. 2026, arXiv 2602.08071). R
-            registers turn as patches on a grid of sqrt(R) x sqrt(R) do, with this temperature. They are the last of
-            the prefix tokens; a class token in front of them does not turn. None: no prefix token turns.
+            registers turn as patches on a grid of sqrt(R) x sqrt(R) do, with this temperature. The number of prefix
+            tokens says what they are: a square number are registers, one more has a class token in front of them,
+            which does not turn. None: no prefix token turns.
 
     Raises:
-        ValueError: a number of registers that is no square.
+        ValueError: another number of prefix tokens, with `register_temperature`.
     """
 
     paper = "Fang et al. 2023, arXiv 2303.11331"

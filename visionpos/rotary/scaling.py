@@ -192,6 +192,11 @@ class FrequencyRotary(RotaryEncoding):
             return ntk
         return blend(blend(linear, ntk, *BY_PARTS[0]), theta.expand_as(linear), *BY_PARTS[1])
 
+    def turns_by_angles(self, positions: Positions) -> bool:
+        """Return whether angles say all: YaRN also lengthens q and k, on another grid than the trained one."""
+        lengthens = self.scales and self.settings["type"] == "yarn" and positions.feat_shape != self.trained_shape
+        return super().turns_by_angles(positions) and not lengthens
+
     def prepare(self, positions: Positions) -> Any:
         table = super().prepare(positions)
         if not self.scales or self.settings["type"] != "yarn":
