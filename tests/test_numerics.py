@@ -53,14 +53,15 @@ def test_gradcheck(name, grid, kept, prefix):
             setattr(owner, leaf, value)
         return output(encoding, vp.Positions(coords, grid, prefix, is_grid=not kept))
 
-    assert_derivative_is_a_central_difference(along)
+    assert_derivatives_are_central_differences(along)
 
 
-def assert_derivative_is_a_central_difference(along):
-    """Of a function of one number at 0, at every element of its output; with gradcheck's step and tolerances.
+def assert_derivatives_are_central_differences(along):
+    """Of a function of one number at 0: the first at every element, with gradcheck's step and tolerances; the second.
 
     gradcheck takes one backward pass an element. A backward pass is linear in what comes in, so its derivative by that
     has all elements at once; two more passes, with random numbers coming in, say that it is the same without a graph.
+    The second derivative is that of the sum of the elements times these numbers.
     """
     at = torch.zeros((), dtype=torch.float64, requires_grad=True)
     out = along(at) + 0 * at  # steps, as those of `binary`, have no graph
@@ -74,6 +75,15 @@ def assert_derivative_is_a_central_difference(along):
     passes = [torch.autograd.grad(along(at) + 0 * at, at, incoming)[0] for _ in range(2)]
     torch.testing.assert_close(passes[0], (incoming * derivative).sum())
     assert torch.equal(*passes)
+
+    def slope(step):
+        at = torch.full((), step, dtype=torch.float64, requires_grad=True)
+        return at, torch.autograd.grad(along(at) + 0 * at.square(), at, incoming, create_graph=True)[0]
+
+    at, first = slope(0.0)
+    second = torch.autograd.grad(first, at)[0]
+    difference = (slope(1e-5)[1] - slope(-1e-5)[1]).detach() / 2e-5
+    torch.testing.assert_close(second, difference, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("kept", [False, True], ids=["grid", "kept"])

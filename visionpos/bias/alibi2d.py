@@ -11,6 +11,7 @@ from ..places import BiasEncoding
 from ..positions import Positions
 from ..registry import register_encoding
 from .alibi import alibi_slopes
+from .offsets import bias_of_offsets, distance
 
 
 @register_encoding("alibi2d")
@@ -29,10 +30,8 @@ class Alibi2D(BiasEncoding):
     axes = None
 
     def encode(self, queries: Positions, keys: Positions) -> Tensor:
-        delta = queries.coords[..., :, None, :] - keys.coords[..., None, :, :]
-        distance = torch.linalg.vector_norm(delta, dim=-1)  # ([B,] Nq, Nk)
-        slopes = alibi_slopes(self.num_heads, device=distance.device, dtype=distance.dtype)
-        return -slopes[:, None, None] * distance.unsqueeze(-3)
+        slopes = alibi_slopes(self.num_heads, device=queries.coords.device, dtype=queries.coords.dtype)
+        return bias_of_offsets(lambda delta: -slopes * distance(delta), queries, keys)
 
     def formula(self, positions: Positions) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
         slopes = alibi_slopes(self.num_heads, device=positions.coords.device, dtype=positions.coords.dtype)

@@ -11,7 +11,7 @@ from ..options import Count, GridSize, Positive
 from ..places import BiasEncoding
 from ..positions import Positions
 from ..registry import register_encoding
-from .offsets import bias_of_offsets, run_mlp
+from .offsets import bias_of_offsets, distance, run_mlp
 
 
 def fire_input(distance: Tensor, reach: float, c: Tensor, threshold: Tensor) -> Tensor:
@@ -79,7 +79,6 @@ class Fire(BiasEncoding):
         c, threshold = self.c.to(dtype), self.L.to(dtype)
 
         def bias(delta: Tensor) -> Tensor:
-            distance = torch.linalg.vector_norm(delta, dim=-1, keepdim=True)
-            return run_mlp(self.mlp, fire_input(distance, reach, c, threshold))
+            return run_mlp(self.mlp, fire_input(distance(delta), reach, c, threshold))
 
         return bias_of_offsets(bias, queries, keys)

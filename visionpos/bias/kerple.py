@@ -11,7 +11,7 @@ from ..options import Count
 from ..places import BiasEncoding
 from ..positions import Positions
 from ..registry import register_encoding
-from .offsets import bias_of_offsets
+from .offsets import bias_of_offsets, distance
 
 SMALLEST = 0.01
 # upper ends of the uniform distributions that r1 and r2 are drawn from, and the largest r2
@@ -23,10 +23,10 @@ def _clamped(parameter: Tensor, low: float, high: float | None) -> Tensor:
     return parameter + (parameter.clamp(low, high) - parameter).detach()
 
 
-def power(distance: Tensor, exponent: Tensor) -> Tensor:
-    """Return distance ** exponent, both positive or the distance 0, where it and all its derivatives are 0."""
-    apart = distance > 0
-    return torch.where(apart, torch.where(apart, distance, 1) ** exponent, 0)
+def power(base: Tensor, exponent: Tensor) -> Tensor:
+    """Return base ** exponent of numbers from 0 on; where the base is 0 it and all its derivatives are 0."""
+    positive = base > 0
+    return torch.where(positive, torch.where(positive, base, 1) ** exponent, 0)
 
 
 @register_encoding("kerple")
@@ -79,7 +79,7 @@ class Kerple(BiasEncoding):
         r2 = _clamped(self.r2.to(dtype), SMALLEST, PRESETS[self.preset][2])
 
         def bias(delta: Tensor) -> Tensor:
-            distance = torch.linalg.vector_norm(delta, dim=-1, keepdim=True)
-            return -r1 * (torch.log1p(r2 * distance) if self.preset == "log" else power(distance, r2))
+            d = distance(delta)
+            return -r1 * (torch.log1p(r2 * d) if self.preset == "log" else power(d, r2))
 
         return bias_of_offsets(bias, queries, keys)

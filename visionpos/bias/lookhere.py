@@ -15,7 +15,7 @@ from ..options import Count, Finite, Natural
 from ..places import BORDER, HIDDEN, BiasEncoding
 from ..positions import Positions
 from ..registry import register_encoding
-from .offsets import bias_of_offsets
+from .offsets import bias_of_offsets, distance
 
 # The width of every field of view, then the directions of the first and of the second family, in degrees:
 # 0 is right, 90 up, 180 left, 270 down.
@@ -140,8 +140,7 @@ class LookHere(BiasEncoding):
         def bias(delta: Tensor) -> Tensor:
             dy, dx = -delta[..., :1], -delta[..., 1:]  # the key as the query sees it, (..., 1)
             inside = [dy * y + dx * x >= -BORDER for y, x in edges.permute(1, 2, 0)]
-            distance = torch.linalg.vector_norm(delta, dim=-1, keepdim=True)
-            return torch.where(inside[0] & inside[1], -slopes * distance, HIDDEN)
+            return torch.where(inside[0] & inside[1], -slopes * distance(delta), HIDDEN)
 
         return bias_of_offsets(bias, queries, keys)
 

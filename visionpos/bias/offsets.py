@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -30,6 +31,13 @@ def bias_of_offsets(function: Callable[[Tensor], Tensor], queries: Positions, ke
         return table.t().index_select(1, index.flatten()).unflatten(1, index.shape)
     delta = queries.coords[..., :, None, :] - keys.coords[..., None, :, :]
     return function(delta).movedim(-1, -3)
+
+
+def distance(delta: Tensor) -> Tensor:
+    """Return the Euclidean length of offsets (..., A), (..., 1); at the offset 0 it and all its derivatives are 0."""
+    apart = (delta != 0).any(dim=-1, keepdim=True)
+    length = torch.linalg.vector_norm(torch.where(apart, delta, 1), dim=-1, keepdim=True)
+    return torch.where(apart, length, 0)
 
 
 def run_mlp(mlp: nn.Sequential, x: Tensor) -> Tensor:
