@@ -103,6 +103,11 @@ class ForgetsItsBuffer(HalvesItsFrequencies):
         pass
 
 
+class ForgetsItsBufferWhenDrawnAgain(HalvesItsFrequencies):
+    def reset_parameters(self):
+        pass
+
+
 class DoublesItsOption(Distance):
     def __init__(self, num_heads, slope: float = 1.0):
         super().__init__(num_heads)
@@ -158,6 +163,7 @@ LIARS = [
     (SavesItsBuffer, "state"),
     (HalvesItsFrequencies, "dtypes"),
     (ForgetsItsBuffer, "meta_device"),
+    (ForgetsItsBufferWhenDrawnAgain, "meta_device"),
     (StaleCache, "state"),
     (DoublesItsOption, "layers"),
     (TakesItselfForAnother, "layers"),

@@ -140,10 +140,7 @@ class PositionEncoding(OneNode, nn.Module):
         self.reference_shape, self.extrapolate = reference_shape, extrapolate
 
     def encode(self, positions: Positions) -> Tensor:
-        """Return the encoding of tokens at `positions`: the one method that an author writes.
-
-        It works on coordinates alone and is called through the public method of the place.
-        """
+        """Return the encoding of tokens, by their coordinates alone: the one method that an author writes."""
         raise TypeError(f"{type(self).__name__} must define encode()")
 
     def promote(self, positions: Positions) -> Positions:
@@ -180,6 +177,10 @@ class PositionEncoding(OneNode, nn.Module):
     def reinit_buffers(self) -> None:
         """Compute every non-persistent buffer again, for use after meta-device initialisation."""
 
+    def reset_parameters(self) -> None:
+        """Draw the parameters again, and compute the buffers: both are what timm's `init_weights` asks for."""
+        self.reinit_buffers()
+
     def init_non_persistent_buffers(self) -> None:
         """Compute non-persistent buffers again: timm's name for `reinit_buffers`."""
         self.reinit_buffers()
@@ -189,9 +190,7 @@ class PositionEncoding(OneNode, nn.Module):
         owner, names, _ = self.__dict__.get("_bound", (self, {}, None))
         return {name for name, _ in owner.named_parameters() if owner is self or name.split(".")[0] in names.values()}
 
-    # A host has its own name and place for a table, on which optimisers and checkpoints rely. The encoding reads it
-    # there, so that it exists once: `_bound` is (owner, {own name: the owner's}, view), see `hosts.parameters`.
-
+    # `_bound` is (owner, {own name: the owner's}, view) where a table is read in the place that a host has for it.
     @property
     def owner(self) -> nn.Module:
         """Return the module that has the parameters: the encoding itself, or a part of its model."""

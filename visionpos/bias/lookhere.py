@@ -103,10 +103,6 @@ class LookHere(BiasEncoding):
         self.global_slope, self.layer_slopes = global_slope, tuple(layer_slopes)
         self.register_buffer("exponents", torch.empty(num_heads, dtype=torch.long), persistent=False)
         self.register_buffer("edges", torch.empty(num_heads, 2, 2, dtype=torch.long), persistent=False)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Compute the buffers: what timm calls after `to_empty` sets buffers as well as parameters."""
         self.reinit_buffers()
 
     def reinit_buffers(self) -> None:

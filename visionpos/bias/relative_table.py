@@ -86,11 +86,8 @@ class RelativeTable(BiasEncoding):
         return PRESETS[self.preset]
 
     def reset_parameters(self) -> None:
-        """Draw the table from a normal distribution of standard deviation `init_std`, cut at +-2 as in Swin's code.
-
-        The index is computed again: what timm calls after `to_empty` sets buffers as well.
-        """
-        self.reinit_buffers()
+        """Draw the table from a normal distribution of standard deviation `init_std`, cut at +-2 as in Swin's code."""
+        super().reset_parameters()
         if self.init_std:
             nn.init.trunc_normal_(self.relative_position_bias_table, std=self.init_std)
         else:

@@ -87,8 +87,8 @@ class T5(BiasEncoding):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the tables from a normal distribution of standard deviation `init_std`, and compute the buffer again."""
-        self.reinit_buffers()
+        """Draw the tables from a normal distribution of standard deviation `init_std`."""
+        super().reset_parameters()
         nn.init.normal_(self.relative_attention_bias, std=self.init_std)
 
     def reinit_buffers(self) -> None:
