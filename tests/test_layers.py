@@ -125,6 +125,7 @@ def test_a_mask_in_the_dtype_of_the_queries_fits_torchs_attention(dtype, need_we
     assert attention.to(dtype)(x, x, x, attn_mask=mask, need_weights=need_weights)[0].dtype == dtype
 
 
+@pytest.mark.unhooked  # wrong types on purpose
 def test_only_a_name_is_taken():
     for encoding in ({"name": "learned"}, vp.create_encoding("sincos2d", dim=8), None, ["learned"]):
         with pytest.raises(ValueError, match="^here an encoding is a name, one of .* got "):

@@ -96,6 +96,7 @@ def test_tables_in_a_stack_are_resized_one_by_one():
     assert torch.allclose(got, torch.stack([torch.stack(row) for row in alone]), atol=1e-6)
 
 
+@pytest.mark.unhooked  # wrong types on purpose
 def test_sizes_that_are_no_pairs_are_named():
     for call, name in (
         (lambda: vp.resize_position_table(torch.randn(4, 3), 5, (2, 2)), "new_size"),

@@ -70,10 +70,10 @@ class RelativeTable(BiasEncoding):
         self.feat_shape, self.preset = tuple(feat_shape), preset
         self.init_std = self.dialect.init_std if init_std is None else init_std
         self.interpolation = interpolation or self.dialect.interpolation
-        self.register_buffer("relative_position_index", torch.empty(0, dtype=torch.long), persistent=False)
+        self.register_buffer("relative_position_index", self.dialect.index(self.feat_shape), persistent=False)
         num_rows = math.prod(self.dialect.shape(self.feat_shape)) + self.dialect.class_rows
         self.relative_position_bias_table = nn.Parameter(torch.empty(num_rows, num_heads))
-        self.reset_parameters()
+        self._draw_table()
 
     @property
     def axes(self) -> int:
@@ -88,6 +88,9 @@ class RelativeTable(BiasEncoding):
     def reset_parameters(self) -> None:
         """Draw the table from a normal distribution of standard deviation `init_std`, cut at +-2 as in Swin's code."""
         super().reset_parameters()
+        self._draw_table()
+
+    def _draw_table(self) -> None:
         if self.init_std:
             nn.init.trunc_normal_(self.relative_position_bias_table, std=self.init_std)
         else:
