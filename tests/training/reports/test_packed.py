@@ -46,6 +46,19 @@ def test_pictures_that_do_not_give_the_accuracy_are_refused(tmp_path):
         pack(tmp_path / "run", tmp_path / "run.json")
 
 
+def test_an_evaluation_of_an_earlier_step_is_none_of_the_finished_run(tmp_path):
+    write_run(tmp_path / "run")
+    for name, key, step in (("result.json", "steps", 120), ("evaluate.json", "step", 22)):
+        file = tmp_path / "run" / name
+        file.write_text(json.dumps(json.loads(file.read_text()) | {key: step}))
+    with pytest.raises(
+        ValueError, match="evaluate.json is of step 22, and the run ended at step 120: evaluate it again"
+    ):
+        pack(tmp_path / "run", tmp_path / "run.json")
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"step": 120}))
+    pack(tmp_path / "run", tmp_path / "run.json")
+
+
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_every_kept_run_is_whole(path):
     text = path.read_text()

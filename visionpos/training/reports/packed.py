@@ -85,7 +85,8 @@ def read_directory(run: Path) -> dict[str, Any]:
     """Return a run directory's result, evaluations and what was right, (pictures,) bool by the names above.
 
     Raises:
-        ConfigError: A file is damaged, or what was right does not give the accuracy that was reported.
+        ConfigError: A file is damaged, an evaluation is of another step than the last, or what was right does not give
+            the accuracy that was reported.
     """
     result = read_json(run / "result.json", *RESULT_KEYS)
     if "chance" not in result:
@@ -94,6 +95,10 @@ def read_directory(run: Path) -> dict[str, Any]:
     reported = {f"final {split}": share for split, share in result["final"].items()}
     found = {file: read_json(file, "rows") for file in sorted(run.glob("evaluate*.json"))}
     for file, report in found.items():
+        if report.get("step", result.get("steps")) != result.get("steps"):
+            raise ConfigError(
+                f"{file} is of step {report['step']}, and the run ended at step {result['steps']}: evaluate it again"
+            )
         coordinates, answers = report["coordinates"], load(file.with_suffix(".safetensors"))
         for row in report["rows"] if answers else ():  # nothing kept: a mean without interval
             key, place = name_of(row), f"{row['size'][0]}x{row['size'][1]} {row['part']}"
